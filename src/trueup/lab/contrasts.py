@@ -1,0 +1,278 @@
+"""Contrasts: one number a seed, positive in the claimed direction.
+
+The seed is the statistical unit, so a contrast first brings all cells of a seed (arms, conditions, nets)
+together into one number; ``verdict`` then judges these numbers. The constructors below cover what papers
+claim; :func:`custom` takes any function of a seed's cells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from scipy import stats
+
+Test: TypeAlias = Literal["superiority", "equivalence", "non-inferiority"]
+At: TypeAlias = Mapping[str, Any]
+
+
+class SeedCells:
+    """What the report cells of one seed returned, looked up by arm and condition.
+
+    Args:
+        cells: ``(arm, condition)`` pairs with the cell's scored numbers and its series; the condition is a
+            dictionary.
+        higher: metric name -> is larger better?
+    """
+
+    def __init__(
+        self,
+        cells: Sequence[tuple[str, At, Mapping[str, float], Mapping[str, Sequence[float]]]],
+        higher: Mapping[str, bool],
+    ) -> None:
+        self._cells = list(cells)
+        self._higher = dict(higher)
+
+    def sign(self, metric: str) -> float:
+        """+1 if larger is better, -1 if smaller is."""
+        return 1.0 if self._higher[metric] else -1.0
+
+    def select(
+        self, arm: str, at: At | None = None
+    ) -> list[tuple[At, Mapping[str, float], Mapping[str, Any]]]:
+        """The cells of an arm, at the conditions named in ``at`` (all of the others)."""
+        found = [
+            (condition, numbers, series)
+            for name, condition, numbers, series in self._cells
+            if name == arm and all(condition.get(k) == v for k, v in (at or {}).items())
+        ]
+        if not found:
+            raise LookupError(f"no cell of arm {arm!r}" + (f" at {dict(at)}" if at else ""))
+        return found
+
+    def mean(self, arm: str, metric: str, at: At | None = None) -> float:
+        """The metric, averaged over the conditions that ``at`` leaves open."""
+        return float(np.mean([numbers[metric] for _, numbers, _ in self.select(arm, at)]))
+
+    def sweep(self, arm: str, metric: str, over: str, at: At | None = None) -> tuple[list[Any], list[float]]:
+        """``(values of the condition, metric)``, the other conditions averaged, in increasing order."""
+        groups: dict[Any, list[float]] = {}
+        for condition, numbers, _ in self.select(arm, at):
+            groups.setdefault(condition[over], []).append(numbers[metric])
+        keys = sorted(groups)
+        return keys, [float(np.mean(groups[k])) for k in keys]
+
+    def series(self, arm: str, name: str, at: At | None = None) -> list[float]:
+        """A series of the one cell that ``arm`` and ``at`` name."""
+        found = self.select(arm, at)
+        if len(found) > 1:
+            raise LookupError(f"series {name!r} of {arm!r}: {len(found)} cells; name every condition in `at`")
+        return list(found[0][2][name])
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One number a seed and how it is judged.
+
+    Attributes:
+        value: ``value(cells)`` for the :class:`SeedCells` of one seed; positive supports the claim.
+        test: ``superiority`` (d > m), ``equivalence`` (-m < d < m) or ``non-inferiority`` (d > -m).
+        scale: ``difference``; ``log`` (d is a log ratio and m becomes log(1 + min_effect)); ``correlation``.
+        arms: arms whose cells are needed; ``metrics``: and metrics; ``conditions``: and conditions.
+        links: for an ordering, the pairwise contrasts of which all must hold.
+        against: builds the same contrast with a control in place of the baseline; ``None`` where the claim
+            is no gain over something.
+        text: short words for tables, "AdamP - Adam, accuracy".
+        metric: whose unit the effect is in; "" if it has none.
+    """
+
+    value: Callable[[SeedCells], float]
+    test: Test = "superiority"
+    scale: Literal["difference", "log", "correlation"] = "difference"
+    arms: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
+    links: tuple[Contrast, ...] = ()
+    against: Callable[[str], Contrast] | None = field(default=None, compare=False)
+    text: str = ""
+    metric: str = ""
+
+
+def difference(better: str, worse: str, metric: str, at: At | None = None) -> Contrast:
+    """How much better one arm is than another, averaged over the conditions that ``at`` leaves open.
+
+    >>> cells = SeedCells([("sgd", {}, {"loss": 0.5}, {}), ("adam", {}, {"loss": 0.3}, {})], {"loss": False})
+    >>> round(difference("adam", "sgd", "loss").value(cells), 6)  # lower is better: 0.2 better
+    0.2
+    """
+    return _two_arms(better, worse, metric, at, "superiority")
+
+
+def equivalence(a: str, b: str, metric: str, at: At | None = None) -> Contrast:
+    """The two arms differ by less than the claim's ``min_effect``, either way."""
+    return _two_arms(a, b, metric, at, "equivalence")
+
+
+def non_inferiority(arm: str, reference: str, metric: str, at: At | None = None) -> Contrast:
+    """The arm is not worse than the reference by as much as the claim's ``min_effect``."""
+    return _two_arms(arm, reference, metric, at, "non-inferiority")
+
+
+def log_ratio(better: str, worse: str, metric: str, at: At | None = None) -> Contrast:
+    """The log of how many times better one arm is; the metric must be > 0 and ``min_effect`` is a gain.
+
+    >>> cells = SeedCells([("a", {}, {"norm": 1.0}, {}), ("b", {}, {"norm": 2.0}, {})], {"norm": False})
+    >>> round(log_ratio("a", "b", "norm").value(cells), 4)  # half the norm: log 2
+    0.6931
+    """
+
+    def value(cells: SeedCells) -> float:
+        a, b = cells.mean(better, metric, at), cells.mean(worse, metric, at)
+        if a <= 0 or b <= 0:
+            raise ValueError(
+                f"log_ratio of {metric!r} needs values > 0, got {better}={a:g}, {worse}={b:g}: use difference"
+            )
+        return cells.sign(metric) * math.log(a / b)
+
+    return Contrast(
+        value,
+        scale="log",
+        arms=(better, worse),
+        metrics=(metric,),
+        conditions=tuple(at or ()),
+        against=lambda control: log_ratio(better, control, metric, at),
+        text=f"{better} / {worse}, {metric}",
+        metric=metric,
+    )
+
+
+def ordering(chain: str, metric: str, at: At | None = None) -> Contrast:
+    """Several arms in order of merit, worst first: ``"large < scaled <= ghost < adapted"``.
+
+    ``a < b`` asks that b is better by more than ``min_effect``; ``a <= b`` that it is not worse by that
+    much. The gain that a control has to explain is that of the last arm.
+    """
+    tokens = chain.split()
+    names, signs = tokens[0::2], tokens[1::2]
+    if len(names) < 2 or len(names) != len(signs) + 1 or not set(signs) <= {"<", "<="}:
+        raise ValueError(
+            f"ordering {chain!r}: write arm names with < or <= between them, spaces around the signs"
+        )
+    links = tuple(
+        (difference if sign == "<" else non_inferiority)(b, a, metric, at)
+        for a, sign, b in zip(names, signs, names[1:], strict=False)
+    )
+    return Contrast(
+        lambda cells: (
+            cells.sign(metric) * (cells.mean(names[-1], metric, at) - cells.mean(names[0], metric, at))
+        ),
+        arms=tuple(names),
+        metrics=(metric,),
+        conditions=tuple(at or ()),
+        links=links,
+        against=lambda control: difference(names[-1], control, metric, at),
+        text=f"{chain}, {metric}",
+        metric=metric,
+    )
+
+
+def monotone(arm: str, metric: str, over: str, *, improves: bool = True, at: At | None = None) -> Contrast:
+    """The metric gets better (``improves=False``: worse) at every step of a condition: the smallest step."""
+
+    def value(cells: SeedCells) -> float:
+        _, y = cells.sweep(arm, metric, over, at)
+        sign = cells.sign(metric) * (1 if improves else -1)
+        return float(np.min(sign * np.diff(y))) if len(y) > 1 else 0.0
+
+    return Contrast(
+        value,
+        arms=(arm,),
+        metrics=(metric,),
+        conditions=(over, *(at or ())),
+        text=f"smallest step of {arm} over {over}, {metric}",
+        metric=metric,
+    )
+
+
+def rank_correlation(
+    arm: str, x: str, y: str, *, method: Literal["kendall", "spearman"] = "kendall", at: At | None = None
+) -> Contrast:
+    """Kendall's tau (or Spearman's rho) within the seed between two series, or a condition and a metric.
+
+    ``x`` and ``y`` name series that the cell returns (one entry a net, say); or ``x`` is a condition and
+    ``y`` a metric. A constant series correlates 0. For a negative correlation negate a series in the cell.
+    """
+
+    def value(cells: SeedCells) -> float:
+        if any(x in condition for condition, _, _ in cells.select(arm, at)):
+            xs, ys = cells.sweep(arm, y, x, at)
+        else:
+            xs, ys = cells.series(arm, x, at), cells.series(arm, y, at)
+        if np.ptp(xs) == 0 or np.ptp(ys) == 0:
+            return 0.0
+        return float((stats.kendalltau if method == "kendall" else stats.spearmanr)(xs, ys).statistic)
+
+    return Contrast(
+        value,
+        scale="correlation",
+        arms=(arm,),
+        conditions=tuple(at or ()),
+        text=f"{method} of {x} and {y}, {arm}",
+    )
+
+
+def spread(steadier: str, other: str, metric: str, over: str, at: At | None = None) -> Contrast:
+    """How much less one arm's metric varies over a sweep (largest minus smallest value) than another's."""
+
+    def value(cells: SeedCells) -> float:
+        return float(
+            np.ptp(cells.sweep(other, metric, over, at)[1])
+            - np.ptp(cells.sweep(steadier, metric, over, at)[1])
+        )
+
+    return Contrast(
+        value,
+        arms=(steadier, other),
+        metrics=(metric,),
+        conditions=(over, *(at or ())),
+        against=lambda control: spread(steadier, control, metric, over, at),
+        text=f"spread over {over}: {other} - {steadier}, {metric}",
+        metric=metric,
+    )
+
+
+def custom(
+    value: Callable[[SeedCells], float],
+    arms: Sequence[str],
+    *,
+    text: str,
+    metrics: Sequence[str] = (),
+    test: Test = "superiority",
+    against: Callable[[str], Contrast] | None = None,
+) -> Contrast:
+    """Any function of a seed's cells; name the arms whose cells it needs."""
+    return Contrast(
+        value,
+        test=test,
+        arms=tuple(arms),
+        metrics=tuple(metrics),
+        against=against,
+        text=text,
+        metric=metrics[0] if len(metrics) == 1 else "",
+    )
+
+
+def _two_arms(a: str, b: str, metric: str, at: At | None, test: Test) -> Contrast:
+    return Contrast(
+        lambda cells: cells.sign(metric) * (cells.mean(a, metric, at) - cells.mean(b, metric, at)),
+        test=test,
+        arms=(a, b),
+        metrics=(metric,),
+        conditions=tuple(at or ()),
+        against=(lambda control: _two_arms(a, control, metric, at, test)) if test == "superiority" else None,
+        text=f"{a} - {b}, {metric}",
+        metric=metric,
+    )

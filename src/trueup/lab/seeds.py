@@ -1,0 +1,48 @@
+"""Seeds: which ones a verdict may use, and the named generators that a seed opens.
+
+Seeds 0-99 are for development and tuning. Published seeds come from a hash, so that nobody picks them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+DEVELOPMENT = range(100)
+
+
+def tuning_seeds(n: int) -> list[int]:
+    """The first ``n`` development seeds."""
+    return list(range(n))
+
+
+def published_seeds(slug: str, protocol: int, look: int, n: int) -> list[int]:
+    """``n`` fresh seeds of one look, drawn from sha256(slug, protocol, look) and outside 0-99.
+
+    >>> published_seeds("adamp", 1, 1, 2) == published_seeds("adamp", 1, 1, 10)[:2]
+    True
+    """
+    return _draw(f"{slug}/{protocol}/{look}", n)
+
+
+def replicate_seeds(slug: str, protocol: int, attempt: int, look: int, n: int) -> list[int]:
+    """Seeds of the ``attempt``-th replication of a published verdict: fresh again."""
+    return _draw(f"{slug}/{protocol}/{look}/replicate-{attempt}", n)
+
+
+def child_sequence(seed: int, name: str) -> np.random.SeedSequence:
+    """The child generator's seed for one use (``"split"``, ``"init"``); equal across arms."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return np.random.SeedSequence([seed, *np.frombuffer(digest[:16], dtype=np.uint32).tolist()])
+
+
+def _draw(text: str, n: int) -> list[int]:
+    seeds: list[int] = []
+    counter = 0
+    while len(seeds) < n:
+        seed = int.from_bytes(hashlib.sha256(f"{text}/{counter}".encode()).digest()[:4], "big")
+        if seed not in DEVELOPMENT and seed not in seeds:
+            seeds.append(seed)
+        counter += 1
+    return seeds
