@@ -1,0 +1,33 @@
+"""Options of the whole test run.
+
+``--golden-dir DIR`` holds the adapters against the reference values in DIR instead of ``tests/golden``.
+
+``--shapes`` checks the jaxtyping shapes in trueup's signatures while the tests run. The hook sees a wrong
+argument before our own error does, and breaks full-graph compilation; so it is for a run of its own, over
+golden values, mathematics and doctests:
+``pytest --shapes tests/golden tests/nn/test_mathematics.py --doctest-modules src/trueup``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden-dir",
+        type=Path,
+        default=Path(__file__).parent / "golden",
+        help="folder of the <slug>.npz reference values (default: tests/golden)",
+    )
+    parser.addoption("--shapes", action="store_true", help="check shapes in trueup's signatures")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--shapes"):
+        from jaxtyping import install_import_hook
+
+        # Never uninstalled: the hook acts when a module is imported, and tests import all through the run.
+        install_import_hook("trueup", "beartype.beartype")
