@@ -1,0 +1,101 @@
+"""Plain supervised training: shuffled mini-batches, one gradient step a batch, one record an update.
+
+It builds no loader, picks no device and logs nothing; the caller drives it. There is nothing here that a
+reader's own loop would not have: it exists so that every arm of a study is trained by the same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+Step = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One gradient step, from 1: the loss before it, and the gradient's norm before clipping."""
+
+    step: int
+    loss: float
+    grad_norm: float
+
+
+def minibatches(
+    n: int, batch_size: int, epochs: int, generator: torch.Generator
+) -> Iterator[Int[Tensor, " batch"]]:
+    """Row numbers of shuffled mini-batches; the last, smaller batch of an epoch is left out.
+
+    Args:
+        n: rows; ``batch_size``: at most ``n``.
+        generator: draws the order; the same generator state gives the same batches.
+
+    Raises:
+        ValueError: if ``batch_size`` is not between 1 and ``n``.
+
+    >>> sorted(torch.cat(list(minibatches(4, 2, 1, torch.Generator().manual_seed(0)))).tolist())
+    [0, 1, 2, 3]
+    """
+    if not 1 <= batch_size <= n:
+        raise ValueError(f"batch_size must be between 1 and the {n} rows, got {batch_size}")
+    for _ in range(epochs):
+        order = torch.randperm(n, generator=generator)
+        yield from order[: n - n % batch_size].split(batch_size)
+
+
+def train(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    *,
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    max_norm: float = float("inf"),
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+) -> Iterator[Update]:
+    """Train in place, one record an update; stop iterating and training stops.
+
+    Args:
+        model: put into training mode.
+        batches: ``(inputs, targets)`` pairs.
+        loss: ``loss(model(inputs), targets)``.
+        max_norm: clips the global gradient norm.
+        scheduler: stepped after every update.
+
+    >>> net, x, y = nn.Linear(2, 2), torch.randn(4, 2), torch.tensor([0, 1, 0, 1])
+    >>> [u.step for u in train(net, [(x, y)] * 3, torch.optim.SGD(net.parameters(), 0.1))]
+    [1, 2, 3]
+    """
+    model.train()
+    for step, (inputs, targets) in enumerate(batches, start=1):
+        optimizer.zero_grad(set_to_none=True)
+        value = loss(model(inputs), targets)
+        value.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        yield Update(step, float(value.detach()), float(norm))
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, inputs: Tensor, targets: Int[Tensor, " n"], *, batch_size: int = 1024
+) -> dict[str, float]:
+    """Accuracy in [0, 1] and mean negative log likelihood (nats), in evaluation mode; the mode is restored.
+
+    >>> logits, targets = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0])
+    >>> evaluate(nn.Identity(), logits, targets)["accuracy"]
+    0.5
+    """
+    was_training = model.training
+    model.eval()
+    logits: Float[Tensor, "n classes"] = torch.cat([model(part) for part in inputs.split(batch_size)]).float()
+    model.train(was_training)
+    return {
+        "accuracy": float((logits.argmax(1) == targets).float().mean()),
+        "nll": float(nn.functional.cross_entropy(logits, targets)),
+    }
