@@ -1,0 +1,175 @@
+"""The ledger: published desk verdicts, one file shipped with the package.
+
+It is written by :func:`publish` only, from an outcome that followed the protocol on its published seeds.
+An entry whose code has changed since is stale, and said to be so wherever it is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from trueup.lab.spec import StudyError
+
+FORMAT = 1
+MARK = "<!-- ledger -->"
+SHIPPED = Path(__file__).parent.parent / "ledger.json"
+
+_CLAIM_FIELDS = (
+    *("name", "statement", "origin", "primary", "kind", "outcome", "note", "sentence", "control_sentence"),
+    *("survives", "contrast", "mean", "low", "high", "level", "n", "unit", "scale_factor", "scale"),
+    *("min_effect", "margin", "test", "pvalue", "look"),
+)
+
+
+class LedgerError(StudyError):
+    """An outcome that may not be published, or a ledger that cannot be read or written."""
+
+
+def read(path: Path = SHIPPED) -> dict[str, Any]:
+    """Slug -> entry; empty if nothing is published yet.
+
+    Raises:
+        LedgerError: if the file is damaged or written by a newer trueup.
+    """
+    if not path.exists():
+        return {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        found = document["format"]
+        entries: dict[str, Any] = document["entries"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LedgerError(f"{path} is not a ledger: {error}") from None
+    if found > FORMAT:
+        raise LedgerError(f"{path} is of format {found}, this trueup reads {FORMAT}: upgrade trueup")
+    return entries
+
+
+def entry(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """What the ledger keeps of an outcome document."""
+    provenance = outcome["provenance"]
+    return {
+        "slug": outcome["slug"],
+        "scale": outcome["scale"],
+        "protocol": outcome["protocol"],
+        "protocols": outcome["protocols"],
+        "verdict": outcome["verdict"],
+        "scope_sentence": outcome["scope_sentence"],
+        "claims": [{k: claim[k] for k in _CLAIM_FIELDS if k in claim} for claim in outcome["claims"]],
+        "cost": {k: outcome["cost"][k] for k in ("cells", "cpu_seconds")},
+        "provenance": {k: provenance.get(k, "") for k in ("trueup", "torch", "date", "fingerprint")},
+        "replications": [],
+    }
+
+
+def publish(outcome: Mapping[str, Any], path: Path = SHIPPED) -> dict[str, Any]:
+    """Write an outcome's verdict into the ledger, and return the entry.
+
+    Raises:
+        LedgerError: if the outcome is not at desk scale on the protocol's seeds, or is incomplete.
+    """
+    slug = outcome["slug"]
+    if outcome["scale"] != "desk" or not outcome["published"]:
+        raise LedgerError(
+            f"{slug}: only desk verdicts on the protocol's own seeds are published; this one is at "
+            f"{outcome['scale']} scale ({outcome['seeds_note']}): run `trueup run {slug}` first"
+        )
+    bad = [c["name"] for c in outcome["claims"] if c["outcome"] in ("incomplete", "invalid")]
+    if bad or outcome["verdict"]["outcome"] in ("incomplete", "none"):
+        raise LedgerError(
+            f"{slug}: {', '.join(bad) or 'the verdict'} is incomplete: run `trueup run {slug}` first"
+        )
+    entries = read(path)
+    new = entry(outcome)
+    old = entries.get(slug)
+    if old is not None:
+        tried = {p["protocol"]: p for p in old["protocols"]} | {p["protocol"]: p for p in new["protocols"]}
+        new["protocols"] = [tried[n] for n in sorted(tried)]
+        if old["provenance"]["fingerprint"] == new["provenance"]["fingerprint"]:
+            new["replications"] = old["replications"]
+    _write({**entries, slug: new}, path)
+    return new
+
+
+def add_replication(outcome: Mapping[str, Any], attempt: int, path: Path = SHIPPED) -> bool:
+    """Note whether a replication on fresh seeds agrees with the published verdict, and return that."""
+    entries = read(path)
+    published = entries[outcome["slug"]]
+    before = {c["name"]: c["outcome"] for c in published["claims"] if c["primary"]}
+    after = {c["name"]: c["outcome"] for c in outcome["claims"] if c["primary"]}
+    record = {
+        "attempt": attempt,
+        "date": outcome["provenance"]["date"],
+        "outcome": outcome["verdict"]["outcome"],
+        "agrees": before == after,
+        "claims": after,
+    }
+    kept = [r for r in published["replications"] if r["attempt"] != attempt]
+    published["replications"] = sorted([*kept, record], key=lambda r: int(r["attempt"]))
+    _write(entries, path)
+    return before == after
+
+
+def q_values(entries: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    """Benjamini-Hochberg q-values of all published primary statistical claims, by (slug, claim)."""
+    keys = [
+        (slug, claim["name"], claim["pvalue"])
+        for slug, published in entries.items()
+        for claim in published["claims"]
+        if claim["primary"] and claim.get("pvalue") is not None
+    ]
+    if not keys:
+        return {}
+    adjusted = stats.false_discovery_control([p for _, _, p in keys])
+    return {(slug, name): float(q) for (slug, name, _), q in zip(keys, adjusted, strict=True)}
+
+
+def readme_table(entries: Mapping[str, Any], papers: Sequence[Any]) -> str:
+    """The ledger as a Markdown table: every paper with a method, in the catalogue's order."""
+    lines = ["| paper | verdict at desk scale | its control | in a sentence |", "| --- | --- | --- | --- |"]
+    for paper in papers:
+        if paper.state != "available":
+            continue
+        published = entries.get(paper.slug)
+        if published is None:
+            lines.append(f"| `{paper.slug}` | not published yet | | |")
+        else:
+            verdict = published["verdict"]
+            sentence = verdict["sentence"].replace("|", "\\|")
+            control = verdict["control"] or "not asked"
+            lines.append(f"| `{paper.slug}` | **{verdict['outcome']}** | {control} | {sentence} |")
+    planned = sum(paper.state != "available" for paper in papers)
+    return "\n".join([*lines, f"| *{planned} more* | planned | | |"])
+
+
+def renew_readme(path: Path, entries: Mapping[str, Any], papers: Sequence[Any]) -> None:
+    """Put the ledger's table between the two ``<!-- ledger -->`` marks of a README."""
+    text = path.read_text(encoding="utf-8")
+    parts = text.split(MARK)
+    if len(parts) != 3:
+        raise LedgerError(f"{path} must hold {MARK} twice, around the ledger's table")
+    renewed = f"{parts[0]}{MARK}\n{readme_table(entries, papers)}\n{MARK}{parts[2]}"
+    path.write_text(renewed, encoding="utf-8")
+
+
+def _write(entries: Mapping[str, Any], path: Path) -> None:
+    text = json.dumps(
+        {"format": FORMAT, "entries": dict(sorted(entries.items()))}, indent=1, ensure_ascii=False
+    )
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text + "\n")
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise LedgerError(f"cannot write {path}: {error.strerror}; publish from a checkout you own") from None
