@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME...] [--rounds N] [--json FILE]`: run the named benchmarks (all by default), print one table.
+"""`python -m benchmarks [NAME...] [--rounds N] [--json FILE]`: run benchmarks, print one table.
 
 The exit code is 0 when every bound holds, 1 when one does not or a benchmark could not run, 2 for bad usage.
 """

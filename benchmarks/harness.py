@@ -1,15 +1,15 @@
 """Time two callables against each other on a machine that is not quiet.
 
 Absolute times drift with neighbours, clock speed and the allocator's mood; what lasts is a ratio between two
-calls made one right after the other. So a `Row` is timed in rounds: each round runs ours and theirs, in an order
-that flips every other round, and gives one ratio. The row's figure is the median of those ratios with its
-quartiles, and it holds when the median is within the bound.
+calls made one right after the other. So a `Row` is timed in rounds: each round runs ours and theirs, in an
+order that flips every other round, and gives one ratio. The row's figure is the median of those ratios with
+its quartiles, and it holds when the median is within the bound.
 
-What is not a ratio of two times (milliseconds a cell, seconds a report, megabytes) is a `Measured`: the benchmark
-measures it itself and the harness only compares and prints.
+What is not a ratio of two times (milliseconds a cell, seconds a report, megabytes) is a `Measured`: the
+benchmark measures it itself and the harness only compares and prints.
 
-A benchmark module exposes `rows()`, a generator of either: it is advanced only when the row before is finished and
-forgotten, so the memory of one row is free when the next is built.
+A benchmark module exposes `rows()`, a generator of either: it is advanced only when the row before is
+finished and forgotten, so the memory of one row is free when the next is built.
 """
 
 from __future__ import annotations

@@ -1,0 +1,207 @@
+"""The skeleton of an optimizer with two routes.
+
+The blocked route steps a CPU tensor block by block through cache (`blocks.py`) and may read values. The
+device route steps lists of tensors with `torch._foreach_*` operations and never reads a value back, so that
+it runs without synchronisation on accelerators and inside `torch.compile(opt.step)`. Both must give the
+same numbers; a subclass writes one method for each and this class does what they share: collecting tensors,
+choosing the route, checking input, and loading state.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT, StateDict
+
+from trueup.optim.blocks import in_memory_order, takes_blocks
+from trueup.optim.radial import accumulation_dtype
+
+Group = dict[str, Any]
+
+
+class TwoRouteOptimizer(Optimizer):
+    """Base of optimizers that step each parameter on its own.
+
+    A subclass names its state in `state_names` ("step" is a 0-d count, everything else has the parameter's
+    shape and dtype), its constructor arguments that older state dicts may lack in `optional`, and
+    implements `_check`, `_step_blocks` and `_step_foreach`.
+    """
+
+    state_names: ClassVar[tuple[str, ...]]
+    optional: ClassVar[Group] = {"foreach": None, "maximize": False}
+
+    def __init__(self, params: ParamsT, defaults: Group) -> None:
+        super().__init__(params, defaults)
+
+    @abstractmethod
+    def _check(self, group: Group) -> None:
+        """Raise ValueError for hyperparameters out of range."""
+
+    @abstractmethod
+    def _step_blocks(self, group: Group, rows: int, param: Tensor, grad: Tensor, *state: Tensor) -> None:
+        """Step one CPU tensor, flat in memory order; `rows` is its size along dimension 0, 0 below 2-d."""
+
+    @abstractmethod
+    def _step_foreach(
+        self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
+    ) -> None:
+        """Step lists of tensors without reading any value."""
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add parameters with hyperparameters of their own, as `torch.optim.Optimizer.add_param_group`.
+
+        Raises:
+            ValueError: a hyperparameter is out of range.
+            RuntimeError: a parameter is complex.
+        """
+        self._check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        for param in self.param_groups[-1]["params"]:
+            if param.is_complex():
+                del self.param_groups[-1]
+                raise RuntimeError(
+                    f"{type(self).__name__} needs real parameters; got one of dtype {param.dtype} and shape "
+                    f"{tuple(param.shape)}: store real and imaginary parts (torch.view_as_real)"
+                )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: recomputes the loss and its gradients; called once, with gradients enabled.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params: list[Tensor] = []
+            grads: list[Tensor] = []
+            state: list[list[Tensor]] = [[] for _ in self.state_names]
+            self._init_group(group, params, grads, *state)
+            if torch.compiler.is_compiling():
+                self._step_foreach(group, params, grads, *state)
+            else:
+                self._step_eagerly(group, params, grads, state)
+        return loss
+
+    def _step_eagerly(
+        self, group: Group, params: list[Tensor], grads: list[Tensor], state: list[list[Tensor]]
+    ) -> None:
+        # foreach kernels are fast only on lists of one device and dtype
+        alike: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = defaultdict(list)
+        for tensors in zip(params, grads, *state):
+            param = tensors[0]
+            if takes_blocks(param, group["foreach"]):
+                counted = self.state_names[0] == "step"
+                shaped = tensors[:2] + tensors[2 + counted :]
+                flat = in_memory_order(*shaped)
+                if flat is not None:
+                    rows = param.size(0) if param.dim() > 1 else 0
+                    self._step_blocks(group, rows, *flat[:2], *tensors[2 : 2 + counted], *flat[2:])
+                    continue
+            alike[param.device, param.dtype].append(tensors)
+        for members in alike.values():
+            self._step_foreach(group, *(list(column) for column in zip(*members)))
+
+    # torch.compile knows this method by its name: it runs it outside the graph and maps the lists it fills.
+    def _init_group(
+        self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
+    ) -> None:
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            if param.grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"{type(self).__name__} needs dense gradients; got layout {param.grad.layout}: build the "
+                    "embedding with sparse=False, or give it an optimizer of its own (torch.optim.SparseAdam)"
+                )
+            own = self.state[param]
+            for name in self.state_names:
+                if name not in own:
+                    own[name] = (
+                        torch.zeros((), dtype=accumulation_dtype(param.dtype), device=param.device)
+                        if name == "step"
+                        else torch.zeros_like(param, memory_format=torch.preserve_format)
+                    )
+            params.append(param)
+            grads.append(param.grad)
+            for tensors, name in zip(state, self.state_names):
+                tensors.append(own[name])
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Load a state dict of this class or of the official implementation.
+
+        Raises:
+            ValueError: it belongs to another optimizer, or to parameters of other shapes.
+        """
+        name = type(self).__name__
+        needed = self.defaults.keys() - self.optional.keys()
+        for group in state_dict["param_groups"]:
+            if missing := sorted(needed - group.keys()):
+                raise ValueError(
+                    f"{name}.load_state_dict needs a state dict of {name}; got one whose param_groups lack "
+                    f"{', '.join(missing)}: load it into the optimizer that saved it"
+                )
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        for index, param in zip(saved, params):
+            own = state_dict["state"].get(index)
+            if not own:
+                continue
+            if missing := sorted(set(self.state_names) - own.keys()):
+                raise ValueError(
+                    f"{name}.load_state_dict needs {', '.join(self.state_names)} for every parameter; got "
+                    f"{', '.join(own)}: load it into the optimizer that saved it"
+                )
+            for key in self.state_names:
+                if key != "step" and own[key].shape != param.shape:
+                    raise ValueError(
+                        f"{name}.load_state_dict needs {key} of the parameter's shape {tuple(param.shape)}; "
+                        f"got {tuple(own[key].shape)}: pass the saved run's parameters, in their order"
+                    )
+        super().load_state_dict(state_dict)
+
+    def __setstate__(self, state: StateDict) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.optional.items():
+                group.setdefault(name, value)
+        for param, own in self.state.items():
+            if (
+                "step" in own
+            ):  # a Python int in the official code, and maybe on another device in a checkpoint
+                own["step"] = torch.as_tensor(
+                    own["step"], dtype=accumulation_dtype(param.dtype), device=param.device
+                )
+
+
+def check_range(
+    name: str, value: object, low: float, high: float = math.inf, *, open_end: bool = False
+) -> None:
+    """Raise ValueError unless low <= value <= high (< high with `open_end`).
+
+    One-element tensors pass: reading one could synchronise.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"{name} must be a number or a tensor of one element; got shape {tuple(value.shape)}"
+            )
+        return
+    if not (low <= value < high if open_end else low <= value <= high):  # type: ignore[operator]
+        interval = f"[{low:g}, {high:g}{')' if open_end else ']'}" if high < math.inf else f"at least {low:g}"
+        raise ValueError(f"{name} must be {'in ' if high < math.inf else ''}{interval}; got {value}")
