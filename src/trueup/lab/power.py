@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 from scipy import optimize, stats
+
+from trueup.lab.verdict import Judgement, fewest_seeds
 
 
 def power(effect_sd: float, n: int, alpha: float) -> float:
@@ -38,3 +42,38 @@ def seeds_needed(effect_sd: float, alpha: float, wanted: float = 0.8, most: int 
         middle = (low + high) // 2
         low, high = (low, middle) if power(effect_sd, middle, alpha) >= wanted else (middle + 1, high)
     return low
+
+
+def more_seeds(judgement: Judgement, links: Sequence[Judgement] = ()) -> int | None:
+    """How many seeds beyond its own an undecided judgement needs, if its effect is as it looks now.
+
+    The effect is the distance of the mean from the nearest line of decision; an ordering needs what its most
+    demanding undecided link needs. ``None``: seeds do not help (decided, a problem that did not arise, a
+    grid's edge), the mean lies on the line, or more than a thousand seeds would be needed.
+
+    >>> from trueup.lab.verdict import judge
+    >>> more_seeds(judge([1.0, -0.4, 0.9, -0.1, 0.8, -0.2], 0.1, alpha=0.025))
+    54
+    """
+    if judgement.outcome != "inconclusive":
+        return None
+    undecided = [link for link in links if link.outcome == "inconclusive"]
+    if undecided:
+        each = [more_seeds(link) for link in undecided]
+        return None if None in each else max(more for more in each if more is not None)
+    if judgement.note not in ("", "uneven seeds", "too few seeds") or judgement.mean is None:
+        return None
+    fewest = max(1, fewest_seeds(judgement.alpha) - judgement.n)
+    if judgement.n < 2:
+        return fewest  # one seed says nothing of the spread
+    m = judgement.margin
+    distance = {
+        "superiority": abs(judgement.mean - m),
+        "non-inferiority": abs(judgement.mean + m),
+        "equivalence": abs(abs(judgement.mean) - m),
+    }[judgement.test]
+    sd = float(np.std(judgement.d, ddof=1))
+    if sd == 0:
+        return fewest if judgement.note == "too few seeds" else None
+    needed = seeds_needed(distance / sd, judgement.alpha)
+    return None if needed is None else max(fewest, needed - judgement.n)

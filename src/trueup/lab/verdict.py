@@ -8,9 +8,9 @@ handful of seeds decides alone. Under strong skew the one-sided error can still 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from scipy import stats
@@ -52,6 +52,26 @@ class Judgement:
     @property
     def level(self) -> float:
         return 1 - 2 * self.alpha
+
+    def to_dict(self, seeds: Sequence[Hashable]) -> dict[str, Any]:
+        """Plain JSON, each contrast beside its seed, as the outcome document has it."""
+        return {
+            "outcome": self.outcome,
+            "note": self.note,
+            "test": self.test,
+            "margin": self.margin,
+            "alpha": self.alpha,
+            "level": self.level,
+            "n": self.n,
+            "mean": self.mean,
+            "low": self.low,
+            "high": self.high,
+            "pvalue": self.pvalue,
+            "d": [{"seed": seed, "d": d} for seed, d in zip(seeds, self.d, strict=False)],
+            "wins": sum(d > 0 for d in self.d),
+            "losses": sum(d < 0 for d in self.d),
+            "ties": sum(d == 0 for d in self.d),
+        }
 
 
 def fewest_seeds(alpha: float) -> int:
