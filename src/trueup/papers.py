@@ -426,6 +426,7 @@ CATALOGUE: tuple[Paper, ...] = (
             "trueup.nn.GhostBatchNorm1d",
             "trueup.nn.GhostBatchNorm2d",
             "trueup.nn.GhostBatchNorm3d",
+            "trueup.nn.ghost_batch_norm",
             "trueup.nn.convert",
             "trueup.nn.convert_ghost_batchnorm",
             "trueup.optim.scale_lr",
@@ -480,7 +481,7 @@ CATALOGUE: tuple[Paper, ...] = (
         usage=(
             "fit = trueup.estimators.CompositionalPartialCorrelation().fit(parts)  # rows are samples\n"
             "fit.partial_correlation_  # of each pair, given all other parts\n"
-            "fit.p_values()"
+            "fit.test().adjusted_pvalue"
         ),
     ),
     Paper(
