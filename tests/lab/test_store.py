@@ -1,0 +1,416 @@
+"""The store: what goes in comes out, nothing is half-written, and every refusal says what to do."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trueup.lab.cell import Cell, CellResult
+from trueup.lab.store import SCHEMA, Store, StoreError
+
+CELL = Cell(
+    "adamp",
+    "desk",
+    2,
+    "report",
+    arm="sgd",
+    condition=(("batch", 32), ("noise", 0.5), ("order", "random"), ("warm", True)),
+    hyper=(("lr", 1.0),),
+    seed=2**31 + 5,
+)
+
+
+def result(**changes: object) -> CellResult:
+    fields = {
+        "status": "ok",
+        "numbers": {"accuracy": 0.1 + 0.2, "steps": 40.0},
+        "series": {"loss": [1.5, 0.1 + 0.7]},
+        "arrays": {
+            "image": np.arange(6, dtype=np.uint8).reshape(2, 3),
+            "allow_pickle": np.array([[1e-300]]),  # NumPy's keyword, and a fair name
+        },
+        "seconds": 1.25,
+        "peak_memory": 12345,
+        "environment": {"torch": "2.13.0", "threads": "1"},
+    }
+    return CellResult(**(fields | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "cells.sqlite"
+
+
+def rows(path: Path, table: str = "cells") -> int:
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+
+# -- round trips ---------------------------------------------------------------------------------------------
+def test_a_result_comes_back_as_it_went_in(path: Path) -> None:
+    with Store(path) as store:
+        store.put("a", CELL, result())
+    with Store(path, create=False) as store:
+        back = store.get("a")
+        assert store.get("b") is None
+        [(fingerprint, cell, listed)] = store.cells("adamp")
+    assert back is not None
+    assert vars(back) | {"arrays": {}} == vars(result()) | {"arrays": {}}
+    for name, array in result().arrays.items():
+        np.testing.assert_array_equal(back.arrays[name], array)
+        assert back.arrays[name].dtype == array.dtype
+    assert list(listed.arrays) == ["image", "allow_pickle"]
+    assert (fingerprint, cell, cell.key()) == ("a", CELL, CELL.key())
+    # 1.0 must not come back as 1, nor True as 1: the key would differ
+    assert [type(v) for _, v in (*cell.condition, *cell.hyper)] == [int, float, str, bool, float]
+
+
+def test_a_series_keeps_its_gaps_without_storing_nan(path: Path) -> None:
+    with Store(path) as store:
+        store.put("a", CELL, result(series={"loss": [1.0, math.nan, math.inf, 2.0]}))
+        loss = store.get("a").series["loss"]  # type: ignore[union-attr]
+    np.testing.assert_array_equal(loss, [1.0, math.nan, math.nan, 2.0])
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT series FROM cells").fetchone() == (
+            '{"loss": [1.0, null, null, 2.0]}',
+        )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_is_refused(path: Path, value: float) -> None:
+    with Store(path) as store, pytest.raises(ValueError, match=r"accuracy is .*must be finite"):
+        store.put("a", CELL, result(numbers={"accuracy": value}))
+    assert rows(path) == 0
+
+
+def test_arrays_of_objects_are_refused_whole(path: Path) -> None:
+    with Store(path) as store, pytest.raises(ValueError, match="allow_pickle"):
+        store.put("a", CELL, result(arrays={"x": np.array([{}])}))
+    assert rows(path) == rows(path, "environments") == 0
+
+
+def test_the_first_finished_result_stays_and_a_failed_one_gives_way(path: Path) -> None:
+    with Store(path) as store:
+        store.put("a", CELL, CellResult("failed", error="Traceback one"))
+        assert store.get("a").error == "Traceback one"  # type: ignore[union-attr]
+        store.put("a", CELL, CellResult("failed", error="Traceback two"))
+        assert store.get("a").error == "Traceback two"  # type: ignore[union-attr]
+        store.put("a", CELL, result(status="diverged"))
+        store.put("a", CELL, result(numbers={"accuracy": 0.0}))
+        store.put("a", CELL, CellResult("failed", error="late"))
+        kept = store.get("a")
+        assert kept is not None
+        assert (kept.status, kept.error, kept.numbers) == ("diverged", "", result().numbers)
+        assert kept.peak_memory == 12345
+    assert rows(path) == 1
+
+
+def test_environments_are_kept_once(path: Path) -> None:
+    with Store(path) as store:
+        for i in range(3):
+            store.put(f"a{i}", CELL, result())
+    with Store(path) as store:  # another run on the same machine
+        store.put("b", CELL, result())
+        store.put("c", CELL, result(environment={"torch": "2.14.0"}))
+        assert store.get("b").environment == result().environment  # type: ignore[union-attr]
+        assert store.get("c").environment == {"torch": "2.14.0"}  # type: ignore[union-attr]
+    assert rows(path, "environments") == 2
+
+
+def test_cells_lists_one_study_in_order_across_pages_while_others_are_written(path: Path) -> None:
+    with Store(path) as store:
+        for i in range(600):
+            store.put(f"a{i}", Cell("adamp", "desk", 1, "report", seed=i), CellResult("ok"))
+        store.put("s", Cell("adamp", "smoke", 1, "report"), CellResult("ok"))
+        store.put("o", Cell("other", "desk", 1, "report"), CellResult("ok"))
+        seen = []
+        for fingerprint, cell, _ in store.cells("adamp", "desk"):
+            seen.append((fingerprint, cell.seed))
+            store.put(f"x{cell.seed}", Cell("third", "desk", 1, "report"), CellResult("ok"))
+        assert seen == [(f"a{i}", i) for i in range(600)]
+        assert len(list(store.cells("adamp"))) == 601
+        assert list(store.cells("nothing")) == []
+        assert store.studies() == [
+            ("adamp", "desk"),
+            ("adamp", "smoke"),
+            ("other", "desk"),
+            ("third", "desk"),
+        ]
+
+
+def test_forget_drops_one_cell(path: Path) -> None:
+    with Store(path) as store:
+        store.put("a", CELL, result())
+        store.put("b", CELL, result())
+        store.forget("a")
+        store.forget("never there")
+        assert store.get("a") is None
+        assert store.get("b") is not None
+
+
+def test_protocols_tried_are_remembered_once_each(path: Path) -> None:
+    with Store(path) as store:
+        for protocol in (2, 1, 2):
+            store.note_protocol("adamp", "desk", protocol)
+        store.note_protocol("adamp", "smoke", 7)
+        assert store.protocols("adamp", "desk") == [1, 2]
+        assert store.protocols("other", "desk") == []
+
+
+def test_a_moved_store_finds_its_artefacts(tmp_path: Path) -> None:
+    with Store(tmp_path / "old" / "s") as store:
+        assert store.artefacts == tmp_path / "old" / "s.artefacts"
+        store.put("a", CELL, result(path=str(store.artefacts / "a.npz")))
+        store.put("b", CELL, result(path="/elsewhere/b.npz"))
+        store.put("c", CELL, result())
+    (tmp_path / "old").rename(tmp_path / "new")
+    with Store(tmp_path / "new" / "s") as store:
+        paths = [r.path for _, _, r in store.cells("adamp")]
+    assert paths == [str(tmp_path / "new" / "s.artefacts" / "a.npz"), "/elsewhere/b.npz", ""]
+
+
+# -- refusals ------------------------------------------------------------------------------------------------
+def test_a_newer_store_says_upgrade_and_is_left_alone(path: Path) -> None:
+    Store(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {SCHEMA + 1}")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=rf"schema {SCHEMA + 1}.*pip install --upgrade trueup"):
+        Store(path)
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("arm,seed,metric\n" * 100)
+    with pytest.raises(StoreError, match="is not a store; name another file"):
+        Store(path)
+    assert path.read_text().startswith("arm,seed")
+
+
+def test_a_database_of_something_else_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE photos (id INTEGER)")
+    connection.close()
+    with pytest.raises(StoreError, match="database of something else"):
+        Store(path)
+    assert rows(path, "photos") == 0
+
+
+def test_a_folder_and_a_missing_store_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"is a folder; name a file, such as .*cells\.sqlite"):
+        Store(tmp_path)
+    with pytest.raises(StoreError, match=r"no store at .*missing.*`trueup run` makes one"):
+        Store(tmp_path / "missing", create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_under_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"cannot make or open .*file"):
+        Store(tmp_path / "file" / "cells.sqlite")
+
+
+def test_a_damaged_store_is_refused(path: Path) -> None:
+    with Store(path) as store:
+        for i in range(200):
+            store.put(f"a{i}", CELL, result())
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="is damaged"), Store(path) as store:
+        list(store.cells("adamp"))
+
+
+def test_a_closed_store_refuses(path: Path) -> None:
+    store = Store(path)
+    store.close()
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.get("a")
+
+
+def without_root(action: Callable[[], object]) -> str:
+    """The StoreError that the action raises in a child process that no longer is root."""
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            action()
+            message = "no error"
+        except StoreError as error:
+            message = str(error)
+        except BaseException as error:
+            message = repr(error)
+        os.write(write, message.encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        message = pipe.read().decode()
+    os.waitpid(child, 0)
+    return message
+
+
+@pytest.fixture
+def open_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that another user can reach."""
+    folder = tmp_path_factory.mktemp("open")
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & 0o001:
+            parent.chmod(parent.stat().st_mode | 0o011)
+    return folder
+
+
+def test_a_folder_without_write_permission_is_refused(open_folder: Path) -> None:
+    open_folder.chmod(0o555)
+    assert "mend the folder's permissions" in without_root(lambda: Store(open_folder / "cells.sqlite"))
+    assert "Permission denied" in without_root(lambda: Store(open_folder / "sub" / "cells.sqlite"))
+    open_folder.chmod(0o755)
+    assert list(open_folder.iterdir()) == []
+
+
+def test_a_read_only_file_is_refused_before_any_cell_is_run(open_folder: Path) -> None:
+    path = open_folder / "cells.sqlite"
+    Store(path).close()
+    path.chmod(0o444)
+    open_folder.chmod(0o555)
+    message = without_root(lambda: Store(path))
+    open_folder.chmod(0o755)
+    assert "permissions" in message
+    assert "name another store" in message
+
+
+def fill(store: Store) -> int:
+    """Store cells until the disk is full; how many went in."""
+    big = result(arrays={"x": np.random.default_rng(0).integers(0, 256, 60_000, dtype=np.uint8)})
+    stored = 0
+    with pytest.raises(StoreError, match="the disk is full; cells stored before are safe: free some space"):
+        for stored in range(1000):
+            store.put(f"a{stored}", CELL, big)
+    return stored
+
+
+def test_a_full_disk_is_an_error_and_loses_nothing(path: Path) -> None:
+    with Store(path) as store:
+        store._connection.execute(
+            "PRAGMA max_page_count = 200"
+        )  # SQLite's own limit: same error as a full disk
+        stored = fill(store)
+        assert stored > 3
+        assert store.get(f"a{stored}") is None
+        assert store.get(f"a{stored - 1}") is not None
+        with pytest.raises(StoreError, match="full"):
+            store.put("new", CELL, result(environment={"gone": "with the transaction" * 10_000}))
+        store._connection.execute("PRAGMA max_page_count = 100000")
+        store.put("new", CELL, result(environment={"gone": "with the transaction" * 10_000}))
+        assert store.get("new").environment["gone"]  # type: ignore[union-attr]
+    assert rows(path) == stored + 1
+
+
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("only root can mount a small disk; the test above covers SQLite's side")
+    try:
+        path = tmp_path / "cells.sqlite"
+        with Store(path) as store:
+            stored = fill(store)
+            assert stored > 3
+        with Store(path) as store:
+            assert len(list(store.cells("adamp"))) == stored
+        assert rows(path) == stored
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_a_store_locked_by_another_program_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(path).close()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr("trueup.lab.store._BUSY_SECONDS", 0.05)
+    with pytest.raises(StoreError, match="another program has kept it locked"):
+        Store(path)
+    other.close()
+
+
+# -- several at once -----------------------------------------------------------------------------------------
+def _writer(path: Path, start: object, name: str, n: int) -> None:
+    start.wait()  # type: ignore[attr-defined]
+    with Store(path) as store:
+        for i in range(n):
+            store.put(f"shared{i}", CELL, result(error=name))
+            store.put(f"{name}{i}", CELL, result())
+
+
+def test_processes_open_and_write_one_store_at_once(path: Path) -> None:
+    spawn = multiprocessing.get_context("fork")
+    start = spawn.Event()
+    writers = [spawn.Process(target=_writer, args=(path, start, f"w{k}-", 20)) for k in range(6)]
+    for writer in writers:
+        writer.start()
+    start.set()
+    for writer in writers:
+        writer.join(60)
+    assert [w.exitcode for w in writers] == [0] * 6
+    assert rows(path) == 20 + 6 * 20
+    assert rows(path, "environments") == 1
+
+
+def test_a_reader_is_not_held_up_by_a_writer_and_a_writer_waits_its_turn(path: Path) -> None:
+    with Store(path) as store:
+        store.put("a", CELL, result())
+        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("DELETE FROM cells")
+        assert store.get("a") is not None
+        release = threading.Timer(0.2, other.execute, ["ROLLBACK"])
+        release.start()
+        store.put("b", CELL, result())
+        release.join()
+        other.close()
+        assert [fingerprint for fingerprint, _, _ in store.cells("adamp")] == ["a", "b"]
+
+
+WRITER = """
+import itertools, sys
+from trueup.lab.cell import Cell, CellResult
+from trueup.lab.store import Store
+store = Store(sys.argv[1])
+cell = Cell("adamp", "desk", 1, "report")
+for i in itertools.count():
+    store.put(f"{sys.argv[2]}-{i}", cell, CellResult("ok", {"x": float(i)}))
+    print(i, flush=True)
+"""
+
+
+def test_a_writer_killed_at_any_moment_leaves_whole_cells(path: Path) -> None:
+    for attempt, lines in enumerate((1, 17, 40)):
+        command = [sys.executable, "-c", WRITER, str(path), str(attempt)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            for _ in range(lines):
+                assert writer.stdout.readline()
+            writer.kill()
+            said = lines + sum(line.endswith("\n") for line in writer.stdout)
+        with Store(path) as store:
+            for i in range(said):  # what was reported stored is stored
+                kept = store.get(f"{attempt}-{i}")
+                assert kept is not None
+                assert kept.numbers == {"x": i}
+    rows(path)
