@@ -1,0 +1,79 @@
+"""The lab: studies that anyone can declare, run fairly and have judged by one rule.
+
+A study of your own is one page::
+
+    from trueup.lab import Arm, Claim, Metric, Study, difference
+
+    study = Study(
+        slug="my-study", question="Is b better than a?", cell=my_function,
+        metrics=[Metric("accuracy", higher=True, worst=0.1, unit="%")],
+        arms=[Arm("a", "baseline"), Arm("b", "method"), Arm("c", "control")],
+        claims=[Claim("better", "b beats a", difference("b", "a", "accuracy"), min_effect=0.01,
+                      why="a point is worth the trouble", primary=True)],
+    )
+
+``trueup run my_study.py`` runs it; ``compare`` judges results that you already have.
+"""
+
+from trueup.lab.cell import Cell, CellResult, Run
+from trueup.lab.compare import Comparison, compare, read_results
+from trueup.lab.contrasts import (
+    Contrast,
+    SeedCells,
+    custom,
+    difference,
+    equivalence,
+    log_ratio,
+    monotone,
+    non_inferiority,
+    ordering,
+    rank_correlation,
+    spread,
+)
+from trueup.lab.spec import (
+    Arm,
+    Axis,
+    Claim,
+    Condition,
+    CostClaim,
+    ExactClaim,
+    Figure,
+    Metric,
+    Stage,
+    Study,
+    StudyError,
+)
+from trueup.lab.verdict import Judgement, judge
+
+__all__ = [
+    "Arm",
+    "Axis",
+    "Cell",
+    "CellResult",
+    "Claim",
+    "Comparison",
+    "Condition",
+    "Contrast",
+    "CostClaim",
+    "ExactClaim",
+    "Figure",
+    "Judgement",
+    "Metric",
+    "Run",
+    "SeedCells",
+    "Stage",
+    "Study",
+    "StudyError",
+    "compare",
+    "custom",
+    "difference",
+    "equivalence",
+    "judge",
+    "log_ratio",
+    "monotone",
+    "non_inferiority",
+    "ordering",
+    "rank_correlation",
+    "read_results",
+    "spread",
+]

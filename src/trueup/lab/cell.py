@@ -98,8 +98,8 @@ class Run:
 
     @property
     def tuning(self) -> bool:
-        """Is this a trial, judged on validation rows?"""
-        return self.kind == "tune"
+        """Is this a trial, judged on validation rows (or a stage that trials share)?"""
+        return self.kind == "tune" or (self.kind == "stage" and self.instance == "tune")
 
     def __getitem__(self, name: str) -> Any:
         try:

@@ -1,0 +1,525 @@
+"""Runs a study: stages, tuning, looks, exact and cost claims; whatever the store has is not run again."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from trueup.lab.cell import Cell, CellResult, Items, environment, items
+from trueup.lab.engine import Engine, StudyRef, Task
+from trueup.lab.fingerprint import cell_fingerprint, code_fingerprint
+from trueup.lab.outcome import Evidence, document, judge_claims, undecided
+from trueup.lab.power import detectable
+from trueup.lab.seeds import DEVELOPMENT, published_seeds, replicate_seeds, tuning_seeds
+from trueup.lab.spec import SCALES, Axis, ExactClaim, Study, StudyError
+from trueup.lab.store import Store
+from trueup.lab.tuning import Side, Trial, Tuned, choose, edges, widen
+from trueup.lab.verdict import ALPHA
+
+EXPLORATORY = "development seeds: shown, never published"
+
+
+class Progress(Protocol):
+    """What a caller may show while a study runs."""
+
+    def phase(self, name: str, total: int, reused: int) -> None: ...
+    def done(self, cell: Cell, result: CellResult) -> None: ...
+
+
+class Silent:
+    """No progress."""
+
+    def phase(self, name: str, total: int, reused: int) -> None: ...
+    def done(self, cell: Cell, result: CellResult) -> None: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run.
+
+    Attributes:
+        scale: smoke, desk or paper.
+        seeds: ``None`` follows the protocol's looks on its published seeds; a number runs that many
+            development seeds, which are shown but never published.
+        replicate: k > 0 draws the k-th set of fresh seeds for a replication.
+        fresh: forget what the store has.
+    """
+
+    scale: str = "desk"
+    seeds: int | None = None
+    replicate: int = 0
+    fresh: bool = False
+    device: str = "cpu"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise StudyError(f"unknown scale {self.scale!r}; scales are {', '.join(SCALES)}")
+        if self.seeds is not None and self.seeds < 1:
+            raise StudyError(
+                f"seeds must be at least 1, got {self.seeds}; leave it out to follow the protocol"
+            )
+        if self.threads < 1:
+            raise StudyError(f"threads must be at least 1, got {self.threads}")
+
+
+def run(
+    ref: StudyRef,
+    store: Store,
+    engine: Engine,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run what is missing, and return the outcome document (see ``outcome``)."""
+    return _Session(ref, store, engine, options or Options(), progress or Silent()).outcome()
+
+
+def collect(ref: StudyRef, store: Store, options: Options | None = None) -> dict[str, Any]:
+    """The outcome document from stored cells alone; what is missing is ``incomplete``."""
+    return _Session(ref, store, None, options or Options(), Silent()).outcome()
+
+
+@dataclass
+class Plan:
+    """What a run would do, before any time is spent.
+
+    Attributes:
+        cells: phase -> cells; ``stored``: how many of them the store has. A second look is run only if the
+            first leaves a primary claim undecided; a widened grid adds trials.
+        minutes: expected wall minutes for the rest, from stored cells of the same kind; ``None`` if there
+            are none to go by.
+        detectable: claim -> the smallest effect found with 80 % power at the last look, in the contrast's
+            unit, from the spread over stored development seeds; empty without at least three.
+    """
+
+    cells: dict[str, int] = field(default_factory=dict)
+    stored: dict[str, int] = field(default_factory=dict)
+    minutes: float | None = None
+    detectable: dict[str, float] = field(default_factory=dict)
+
+
+class _Session:
+    def __init__(
+        self, ref: StudyRef, store: Store, engine: Engine | None, options: Options, progress: Progress
+    ) -> None:
+        self.ref, self.store, self.engine, self.options, self.progress = ref, store, engine, options, progress
+        self.study: Study = ref.load()
+        if options.scale not in self.study.scales:
+            known = ", ".join(self.study.scales)
+            raise StudyError(f"{self.study.slug} has no scale {options.scale!r}; it has {known}")
+        self.code = code_fingerprint(ref)
+        self.data = data_records(self.study.data)
+        self.evidence = Evidence()
+        self.conditions = [items(c) for c in self.study.condition_grid()]
+        self.computed = self.reused = 0
+        self.cpu_seconds = self.stage_seconds = 0.0
+        self.peak_memory: int | None = None
+        self.environment: dict[str, str] = {}
+
+    # -- one batch of cells --------------------------------------------------------------------------------
+    def fingerprint(self, cell: Cell) -> str:
+        return cell_fingerprint(self.code, [d["sha256"] for d in self.data], cell)
+
+    def need(self, phase: str, cells: Sequence[Cell]) -> dict[Cell, CellResult]:
+        """Results of these cells, stored or computed now; without an engine some may be missing."""
+        inputs, broken = self._stages(phase, cells)
+        results: dict[Cell, CellResult] = dict(broken)
+        tasks: list[Task] = []
+        for cell in cells:
+            if cell in results:
+                continue
+            fingerprint = self.fingerprint(cell)
+            if self.options.fresh and self.engine is not None:
+                self.store.forget(fingerprint)
+            stored = self.store.get(fingerprint)
+            if stored is not None and (stored.status != "failed" or self.engine is None):
+                results[cell] = stored
+                self._account(cell, stored, reused=True)
+            else:
+                tasks.append(self._task(cell, fingerprint, inputs))
+        if self.engine is None:
+            return results
+        self.progress.phase(phase, len(cells), len(results))
+        for task, result in self.engine.map(tasks):
+            self.store.put(task.fingerprint, task.cell, result)
+            results[task.cell] = result
+            self._account(task.cell, result, reused=False)
+            self.progress.done(task.cell, result)
+        return results
+
+    def _task(
+        self, cell: Cell, fingerprint: str, inputs: Mapping[tuple[Items, int, str], dict[str, str]]
+    ) -> Task:
+        paths = inputs.get((cell.condition, cell.seed, _tuning(cell)), {})
+        return Task(
+            self.ref,
+            cell,
+            fingerprint,
+            tuple(sorted(paths.items())),
+            self.options.device,
+            self.options.threads,
+            timeout=self.study.timeout,
+        )
+
+    def _account(self, cell: Cell, result: CellResult, *, reused: bool) -> None:
+        self.reused += reused
+        self.computed += not reused
+        self.cpu_seconds += result.seconds
+        if result.peak_memory is not None:
+            self.peak_memory = max(self.peak_memory or 0, result.peak_memory)
+        if result.environment:
+            self.environment = dict(result.environment)
+
+    def _stages(
+        self, phase: str, cells: Sequence[Cell]
+    ) -> tuple[dict[tuple[Items, int, str], dict[str, str]], dict[Cell, CellResult]]:
+        """Artefact paths by (condition, seed, tuning), and the cells that a failed stage takes along."""
+        users = [c for c in cells if c.kind in ("tune", "report")]
+        paths: dict[tuple[Items, int, str], dict[str, str]] = {
+            (c.condition, c.seed, _tuning(c)): {} for c in users
+        }
+        errors: dict[tuple[Items, int, str], str] = {}
+        for stage in self.study.stages:
+            wanted: dict[Cell, list[tuple[Items, int, str]]] = {}
+            for key in paths:
+                if key in errors:
+                    continue
+                condition, seed, tuning = key
+                own = tuple((k, v) for k, v in condition if k in stage.conditions)
+                cell = self._cell("stage", stage.name, own, seed=seed, instance=tuning)
+                wanted.setdefault(cell, []).append(key)
+            for cell, result in self._build(f"{phase}: {stage.name}", stage.inputs, wanted, paths).items():
+                for key in wanted[cell]:
+                    if result.status == "failed":
+                        errors[key] = f"stage {stage.name} failed:\n{result.error}"
+                        self.evidence.failures[f"stage {cell}"] = result.error
+                    else:
+                        paths[key][stage.name] = result.path
+        broken = {}
+        for cell in users:
+            if error := errors.get((cell.condition, cell.seed, _tuning(cell))):
+                broken[cell] = CellResult("failed", error=error)
+        return paths, broken
+
+    def _build(
+        self,
+        phase: str,
+        inputs: Sequence[str],
+        wanted: Mapping[Cell, Sequence[tuple[Items, int, str]]],
+        paths: Mapping[tuple[Items, int, str], Mapping[str, str]],
+    ) -> dict[Cell, CellResult]:
+        results: dict[Cell, CellResult] = {}
+        tasks = []
+        for cell, keys in wanted.items():
+            fingerprint = self.fingerprint(cell)
+            artefact = self.store.artefacts / f"{fingerprint}.npz"
+            if self.options.fresh and self.engine is not None:
+                self.store.forget(fingerprint)
+            stored = self.store.get(fingerprint)
+            if stored is not None and stored.status == "ok" and artefact.exists():
+                results[cell] = stored
+                self.stage_seconds += stored.seconds
+                self.reused += 1
+                continue
+            read = tuple((name, paths[keys[0]][name]) for name in inputs)
+            tasks.append(
+                Task(
+                    self.ref,
+                    cell,
+                    fingerprint,
+                    read,
+                    self.options.device,
+                    self.options.threads,
+                    str(artefact),
+                    self.study.timeout,
+                )
+            )
+        if self.engine is None:
+            return results
+        if tasks:
+            self.progress.phase(phase, len(wanted), len(results))
+        for task, result in self.engine.map(tasks):
+            self.store.put(task.fingerprint, task.cell, result)
+            results[task.cell] = result
+            self.stage_seconds += result.seconds
+            self.computed += 1
+            self.progress.done(task.cell, result)
+        return results
+
+    def _cell(self, kind: Any, arm: str, condition: Items = (), **rest: Any) -> Cell:
+        return Cell(self.study.slug, self.options.scale, self.study.protocol, kind, arm, condition, **rest)
+
+    # -- phases --------------------------------------------------------------------------------------------
+    def outcome(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        if self.engine is not None:
+            self.store.note_protocol(self.study.slug, self.options.scale, self.study.protocol)
+        self.exact()
+        if self.study.arms:
+            self.tune()
+            self.looks()
+        self.cost()
+        return document(
+            self.study,
+            self.evidence,
+            scale=self.options.scale,
+            published=self._published,
+            seeds_note=self._seeds_note(),
+            protocols=self.store.protocols(self.study.slug, self.options.scale),
+            cost={
+                "cells": self.computed + self.reused,
+                "reused": self.reused,
+                "cpu_seconds": self.cpu_seconds,
+                "stage_seconds": self.stage_seconds,
+                "wall_seconds": time.perf_counter() - started,
+                "peak_memory": self.peak_memory,
+            },
+            provenance={
+                **(self.environment or environment(self.options.threads, self.options.device)),
+                "date": datetime.date.today().isoformat(),
+                "fingerprint": self.code,
+                "data": self.data,
+            },
+        )
+
+    @property
+    def _published(self) -> bool:
+        return self.options.scale != "smoke" and self.options.seeds is None and not self.options.replicate
+
+    def _seeds_note(self) -> str:
+        if self.options.scale == "smoke":
+            return "one seed, no verdict: a check that everything runs"
+        if self.options.seeds is not None:
+            return EXPLORATORY
+        if self.options.replicate:
+            return f"fresh seeds of replication {self.options.replicate}"
+        return f"seeds drawn from the study's name, protocol {self.study.protocol} and the look"
+
+    def exact(self) -> None:
+        claims = [c for c in self.study.claims if isinstance(c, ExactClaim)]
+        # a smoke run checks that everything runs: the first instance does
+        few = 1 if self.options.scale == "smoke" else None
+        cells = [
+            self._cell(kind, claim.name, instance=name)
+            for claim in claims
+            for name in list(claim.instances)[:few]
+            for kind in ("exact", "exact-control")
+        ]
+        if not cells:
+            return
+        for cell, result in self.need("exact claims", cells).items():
+            into = self.evidence.exact if cell.kind == "exact" else self.evidence.control
+            into.setdefault(cell.arm, {})[cell.instance] = result
+            if result.status == "failed":
+                self.evidence.failures[str(cell)] = result.error
+
+    def cost(self) -> None:
+        for claim in self.study.claims:
+            if claim.kind != "cost":
+                continue
+            # one task a map: nothing else runs beside it
+            cell = self._cell("cost", claim.name)
+            results = self.need(f"cost: {claim.name}", [cell])
+            if cell in results:
+                self.evidence.cost[claim.name] = results[cell]
+
+    def tune(self) -> None:
+        if not self.study.tune or self.options.scale == "smoke":
+            for arm in self.study.arms:
+                first = self.study.grid(arm)[0]
+                for condition in self.conditions:
+                    self.evidence.tuned[arm.name, condition] = Tuned((), first)
+            return
+        axes = {(arm.name, c): self.study.axes(arm) for arm in self.study.arms for c in self.conditions}
+        first_round = self._trials("tuning", axes)
+        widened = self._widened(axes, first_round)
+        second_round = self._trials("tuning, wider grid", widened) if widened != axes else first_round
+        for key, trials in second_round.items():
+            if trials is None or not trials:
+                self.evidence.tuned[key] = None
+                continue
+            winner = choose(trials, self.study.metrics[0])
+            edge = tuple(edges(widened[key], winner.hyper))
+            grew = widened[key] != axes[key]
+            self.evidence.tuned[key] = Tuned(tuple(trials), winner.hyper, edge, grew)
+
+    def _trials(
+        self, phase: str, axes: Mapping[tuple[str, Items], Sequence[Axis]]
+    ) -> dict[tuple[str, Items], list[Trial] | None]:
+        """Scores of every trial; ``None`` where one failed."""
+        seeds = tuning_seeds(self.study.tuning_seeds)
+        grids = {key: self.study.grid(self.study.arm(key[0]), own) for key, own in axes.items()}
+        cells = [
+            self._cell("tune", arm, condition, hyper=items(hyper), seed=seed)
+            for (arm, condition), grid in grids.items()
+            for hyper in grid
+            for seed in seeds
+        ]
+        results = self.need(phase, cells)
+        metric = self.study.metrics[0].name
+        out: dict[tuple[str, Items], list[Trial] | None] = {}
+        for (arm, condition), grid in grids.items():
+            trials: list[Trial] | None = []
+            for hyper in grid:
+                done = [
+                    results.get(self._cell("tune", arm, condition, hyper=items(hyper), seed=s)) for s in seeds
+                ]
+                for result in done:
+                    if result is not None and result.status == "failed":
+                        self.evidence.failures[f"tuning {arm} {dict(condition)} {hyper}"] = result.error
+                if any(r is None or r.status == "failed" for r in done):
+                    trials = None
+                    break
+                assert trials is not None
+                trials.append(Trial(hyper, tuple(r.numbers[metric] for r in done if r is not None)))
+            out[arm, condition] = trials
+        return out
+
+    def _widened(
+        self,
+        axes: Mapping[tuple[str, Items], tuple[Axis, ...]],
+        trials: Mapping[tuple[str, Items], list[Trial] | None],
+    ) -> dict[tuple[str, Items], tuple[Axis, ...]]:
+        """The grids after widening: a shared axis grows for every arm of the condition, on the sides hit."""
+        shared = {axis.name for axis in self.study.tune}
+        hit: dict[tuple[Items, str], set[Side]] = {}
+        for (arm, condition), own in trials.items():
+            if own:
+                winner = choose(own, self.study.metrics[0])
+                for name, side in edges(axes[arm, condition], winner.hyper).items():
+                    if name in shared:
+                        hit.setdefault((condition, name), set()).add(side)
+        return {
+            (arm, condition): tuple(
+                widen(axis, hit[condition, axis.name])
+                if (condition, axis.name) in hit and axis.ordered
+                else axis
+                for axis in own
+            )
+            for (arm, condition), own in axes.items()
+        }
+
+    def plan(self, workers: int) -> Plan:
+        study, plan = self.study, Plan()
+        self.exact()
+        self._plan_phase(
+            plan, "exact claims", 2 * sum(len(getattr(c, "instances", ())) for c in study.claims)
+        )
+        tuned_before = self.reused
+        self.tune()
+        if study.tune and self.options.scale != "smoke":
+            trials = len(study.grid(study.arms[0])) * study.tuning_seeds
+            self._plan_phase(plan, "tuning", trials * len(study.arms) * len(self.conditions), tuned_before)
+        for number, (alpha, seeds) in enumerate(self._planned_looks(), start=1):
+            before = self.reused
+            self._look(number, alpha, seeds)
+            count = len(study.arms) * len(self.conditions) * len(seeds)
+            self._plan_phase(plan, f"look {number}", count, before)
+        plan.minutes = self._minutes(plan, workers)
+        plan.detectable = self._detectable()
+        return plan
+
+    def _plan_phase(self, plan: Plan, name: str, cells: int, reused_before: int = 0) -> None:
+        if cells:
+            plan.cells[name] = cells
+            # a widened grid may hold more stored trials than the plan's own
+            plan.stored[name] = min(cells, self.reused - reused_before)
+
+    def _minutes(self, plan: Plan, workers: int) -> float | None:
+        """Expected wall minutes of the cells not stored, by the mean of stored ones of their phase."""
+        seconds: dict[str, list[float]] = {}
+        for _, cell, result in self.store.cells(self.study.slug, self.options.scale):
+            seconds.setdefault("exact" if cell.kind.startswith("exact") else cell.kind, []).append(
+                result.seconds
+            )
+        total = 0.0
+        for phase, cells in plan.cells.items():
+            kind = {"exact claims": "exact", "tuning": "tune"}.get(phase, "report")
+            known = seconds.get(kind) or seconds.get("report") or seconds.get("tune")
+            left = cells - plan.stored[phase]
+            if left and not known:
+                return None
+            total += left * sum(known or ()) / max(1, len(known or ()))
+        return total / 60 / workers
+
+    def _detectable(self) -> dict[str, float]:
+        """Per claim the margin plus the effect above it that the last look finds with 80 % power."""
+        development = sorted({s for (_, _, s) in self._development().report})
+        if len(development) < 3:
+            return {}
+        n, alpha = self.study.looks[-1]
+        evidence = self._development()
+        evidence.looks = [(alpha, development)]
+        out = {}
+        for judged in judge_claims(self.study, evidence):
+            if judged.statistical.n == len(development):
+                sd = float(np.std(judged.statistical.d, ddof=1))
+                out[judged.claim.name] = judged.statistical.margin + detectable(n, alpha) * sd
+        return out
+
+    def _development(self) -> Evidence:
+        """Stored report cells at development seeds, under the current fingerprint."""
+        evidence = Evidence(tuned=self.evidence.tuned)
+        for fingerprint, cell, result in self.store.cells(self.study.slug, self.options.scale):
+            if cell.kind == "report" and cell.seed in DEVELOPMENT and fingerprint == self.fingerprint(cell):
+                evidence.report[cell.arm, cell.condition, cell.seed] = result
+        return evidence
+
+    def looks(self) -> None:
+        for number, (alpha, seeds) in enumerate(self._planned_looks(), start=1):
+            self._look(number, alpha, seeds)
+            if self.options.scale == "smoke" or not undecided(self.study, self.evidence):
+                break
+
+    def _look(self, number: int, alpha: float, seeds: list[int]) -> None:
+        self.evidence.looks.append((alpha, seeds))
+        cells = [
+            self._cell("report", arm.name, condition, hyper=items(tuned.winner), seed=seed)
+            for arm in self.study.arms
+            for condition in self.conditions
+            if (tuned := self.evidence.tuned.get((arm.name, condition))) is not None
+            for seed in seeds
+        ]
+        for cell, result in self.need(f"look {number}", cells).items():
+            self.evidence.report[cell.arm, cell.condition, cell.seed] = result
+
+    def _planned_looks(self) -> Iterable[tuple[float, list[int]]]:
+        study, options = self.study, self.options
+        if options.scale == "smoke":
+            yield ALPHA, [0]
+            return
+        if options.seeds is not None:
+            yield ALPHA, list(range(options.seeds))
+            return
+        draw: Callable[[int, int], list[int]] = (
+            (lambda look, n: replicate_seeds(study.slug, study.protocol, options.replicate, look, n))
+            if options.replicate
+            else (lambda look, n: published_seeds(study.slug, study.protocol, look, n))
+        )
+        before = 0
+        for number, (n, alpha) in enumerate(study.looks, start=1):
+            yield alpha, draw(number, n - before)
+            before = n
+
+
+def plan(ref: StudyRef, store: Store, options: Options | None = None, workers: int = 1) -> Plan:
+    """What a run would do: cells, minutes, and the smallest effect it could find. Nothing is computed."""
+    return _Session(ref, store, None, options or Options(), Silent()).plan(workers)
+
+
+def _tuning(cell: Cell) -> str:
+    return "tune" if cell.kind == "tune" else ""
+
+
+def data_records(names: Sequence[str]) -> list[dict[str, str]]:
+    """Name, sha256 and licence of the data sets a study declares."""
+    if not names:
+        return []
+    from trueup.data.sets import find
+
+    return [{"name": n, "sha256": find(n).sha256, "licence": find(n).licence} for n in names]

@@ -1,0 +1,246 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy import InlineEngine, write_toy
+from trueup.lab.engine import StudyRef
+
+from trueup.lab import runner
+from trueup.lab.runner import Options
+from trueup.lab.seeds import published_seeds
+from trueup.lab.spec import StudyError
+from trueup.lab.store import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store(tmp_path / "store.sqlite") as opened:
+        yield opened
+
+
+def toy(tmp_path, **effects) -> StudyRef:
+    # a name of its own for each file: a study is loaded once a process
+    name = f"toy_{abs(hash(tuple(sorted(effects.items()))))}.py"
+    return StudyRef("file", write_toy(tmp_path, name=name, **effects))
+
+
+def claim(outcome, name):
+    return next(c for c in outcome["claims"] if c["name"] == name)
+
+
+def test_a_clear_gain_is_reproduced_at_the_first_look_and_survives_its_control(tmp_path, store):
+    outcome = runner.run(toy(tmp_path), store, InlineEngine())
+    better = claim(outcome, "better")
+    assert (better["outcome"], better["look"], better["n"]) == ("reproduced", 1, 10)
+    assert better["survives"] == outcome["verdict"]["control"] == "survives"
+    assert outcome["verdict"]["outcome"] == "reproduced"
+    assert better["mean"] == pytest.approx(1.0, abs=0.3)
+    assert claim(outcome, "sum")["outcome"] == "reproduced"
+    assert outcome["published"]
+    assert [d["seed"] for d in better["d"]] == published_seeds("toy", 1, 1, 10)
+    json.dumps(outcome, allow_nan=False)
+
+
+def test_conditions_are_brought_together_inside_the_seed(tmp_path, store):
+    outcome = runner.run(toy(tmp_path), store, InlineEngine())
+    cells = {(c["arm"], c["condition"]["size"], c["seed"]): c["numbers"]["score"] for c in outcome["cells"]}
+    for record in claim(outcome, "better")["d"]:
+        means = [np.mean([cells[arm, size, record["seed"]] for size in (1, 2)]) for arm in ("ours", "plain")]
+        assert record["d"] == pytest.approx(means[0] - means[1])
+
+
+def test_a_gain_that_the_control_shows_too_is_explained(tmp_path, store):
+    outcome = runner.run(toy(tmp_path, control=1.0, noise=0.02), store, InlineEngine())
+    assert claim(outcome, "better")["survives"] == "explained"
+
+
+def test_an_undecided_primary_claim_gets_the_second_look_and_no_third(tmp_path, store):
+    outcome = runner.run(toy(tmp_path, gain=0.1, noise=1.0), store, InlineEngine())
+    better = claim(outcome, "better")
+    assert (better["outcome"], better["look"], better["n"]) == ("inconclusive", 2, 20)
+    assert [look["alpha"] for look in outcome["looks"]] == [0.005, 0.02]
+    assert [d["seed"] for d in better["d"]][10:] == published_seeds("toy", 1, 2, 10)
+
+
+def test_without_the_illness_nothing_is_cured(tmp_path, store):
+    outcome = runner.run(toy(tmp_path, gain=-1.0), store, InlineEngine())
+    assert claim(outcome, "better")["outcome"] == "contradicted"
+    same = claim(outcome, "same")
+    assert same["outcome"] == "inconclusive"
+    assert "did not arise" in same["note"]
+    assert outcome["verdict"]["outcome"] == "contradicted"
+    assert outcome["verdict"]["control"] is None
+
+
+def test_a_second_run_computes_nothing_and_says_the_same(tmp_path, store):
+    ref = toy(tmp_path)
+    first = runner.run(ref, store, InlineEngine())
+    engine = InlineEngine()
+    second = runner.run(ref, store, engine)
+    assert engine.done == []
+    assert second["claims"] == first["claims"]
+    assert runner.collect(ref, store)["claims"] == first["claims"]
+    assert second["cost"]["reused"] == second["cost"]["cells"] == first["cost"]["cells"]
+
+
+def test_fresh_runs_everything_again(tmp_path, store):
+    ref = toy(tmp_path)
+    first, second = InlineEngine(), InlineEngine()
+    runner.run(ref, store, first)
+    runner.run(ref, store, second, Options(fresh=True))
+    assert sorted(map(str, second.done)) == sorted(map(str, first.done))
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 7, 40, 80])
+def test_a_stopped_run_goes_on_where_it_was(tmp_path, store, stop_after):
+    ref = toy(tmp_path)
+    whole = runner.run(ref, Store(tmp_path / "other.sqlite"), InlineEngine())
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(ref, store, InlineEngine(stop_after))
+    rest = InlineEngine()
+    resumed = runner.run(ref, store, rest)
+    assert resumed["claims"] == whole["claims"]
+    assert resumed["cost"]["reused"] == stop_after
+    assert len(rest.done) == whole["cost"]["cells"] - stop_after
+
+
+def test_a_stage_is_built_once_a_seed_and_apart_for_trials(tmp_path, store):
+    engine = InlineEngine()
+    runner.run(toy(tmp_path), store, engine)
+    stages = [c for c in engine.done if c.kind == "stage"]
+    assert len(stages) == len(set(stages)) == 3 + 10
+    assert {c.instance for c in stages if c.seed < 100} == {"tune"}
+
+
+def test_a_winner_at_the_edge_widens_the_grid_for_every_arm_once(tmp_path, store):
+    outcome = runner.run(toy(tmp_path, best=10.0), store, InlineEngine())
+    for tuning in outcome["tuning"]:
+        assert [t["hyper"]["lr"] for t in tuning["trials"]] == [0.01, 0.1, 1.0, 10.0]
+        assert tuning["widened"]
+        assert tuning["edge"] == ["lr"]
+    better = claim(outcome, "better")
+    assert better["outcome"] == "inconclusive"
+    assert "edge" in better["note"]
+
+
+def test_the_edge_does_not_matter_within_the_grid(tmp_path, store):
+    outcome = runner.run(toy(tmp_path), store, InlineEngine())
+    assert not any(t["edge"] or t["widened"] for t in outcome["tuning"])
+    assert {
+        tuple(t["hyper"].items()) for tuning in outcome["tuning"] for t in tuning["trials"] if t["winner"]
+    } == {(("lr", 0.1),)}
+
+
+def test_divergence_is_data(tmp_path, store):
+    trouble = 'if run.arm == "plain" and not run.tuning: return {"score": float("nan")}'
+    outcome = runner.run(toy(tmp_path, trouble=trouble), store, InlineEngine())
+    better = claim(outcome, "better")
+    assert better["outcome"] == "reproduced"
+    assert better["diverged"] == {"plain": 20}
+    assert {c["status"] for c in outcome["cells"] if c["arm"] == "plain"} == {"diverged"}
+    assert all(c["numbers"]["score"] == -50.0 for c in outcome["cells"] if c["arm"] == "plain")
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        'assert run.tuning or run.arm != "ours", "a bug"',
+        'assert not run.tuning, "a bug"',
+        'return {"other": 1.0}',
+        "return 3",
+    ],
+)
+def test_a_crash_is_not_data(tmp_path, store, trouble):
+    outcome = runner.run(toy(tmp_path, trouble=trouble), store, InlineEngine())
+    assert claim(outcome, "better")["outcome"] == "incomplete"
+    assert outcome["verdict"]["outcome"] == "incomplete"
+    assert claim(outcome, "sum")["outcome"] == "reproduced"
+    assert outcome["failures"] or any(c["error"] for c in outcome["cells"])
+
+
+def test_a_failed_stage_takes_its_cells_along(tmp_path, store):
+    path = Path(write_toy(tmp_path, name="broken_stage.py"))
+    broken = "def build(run):\n    raise RuntimeError('no teacher')"
+    path.write_text(path.read_text().replace("def build(run):", broken))
+    outcome = runner.run(StudyRef("file", str(path)), store, InlineEngine())
+    assert outcome["verdict"]["outcome"] == "incomplete"
+    assert any("no teacher" in f["error"] for f in outcome["failures"])
+
+
+def test_failed_cells_are_tried_again(tmp_path, store):
+    flag = tmp_path / "mended"
+    trouble = f'import os; assert os.path.exists({str(flag)!r}) or run.arm != "ours", "not yet"'
+    ref = toy(tmp_path, trouble=trouble)
+    assert runner.run(ref, store, InlineEngine())["verdict"]["outcome"] == "incomplete"
+    flag.touch()
+    assert runner.run(ref, store, InlineEngine())["verdict"]["outcome"] == "reproduced"
+
+
+def test_a_new_protocol_draws_fresh_seeds_and_is_counted(tmp_path, store):
+    first = runner.run(toy(tmp_path), store, InlineEngine())
+    second = runner.run(toy(tmp_path, protocol=2), store, InlineEngine())
+    assert [p["protocol"] for p in second["protocols"]] == [1, 2]
+    assert not {c["seed"] for c in first["cells"]} & {c["seed"] for c in second["cells"]}
+
+
+def test_exploring_uses_development_seeds_and_is_never_published(tmp_path, store):
+    outcome = runner.run(toy(tmp_path), store, InlineEngine(), Options(seeds=6))
+    assert {c["seed"] for c in outcome["cells"]} == set(range(6))
+    assert not outcome["published"]
+    assert "never published" in outcome["seeds_note"]
+
+
+def test_a_replication_draws_other_seeds_and_keeps_the_tuning(tmp_path, store):
+    ref = toy(tmp_path)
+    first = runner.run(ref, store, InlineEngine())
+    engine = InlineEngine()
+    again = runner.run(ref, store, engine, Options(replicate=1))
+    assert not any(c.kind == "tune" for c in engine.done)
+    assert not {c["seed"] for c in first["cells"]} & {c["seed"] for c in again["cells"]}
+    assert not again["published"]
+
+
+def test_smoke_is_one_seed_without_tuning_or_verdict(tmp_path, store):
+    engine = InlineEngine()
+    outcome = runner.run(toy(tmp_path), store, engine, Options("smoke"))
+    assert outcome["claims"] == []
+    assert outcome["verdict"]["outcome"] == "none"
+    assert {c.kind for c in engine.done} == {"stage", "report", "exact", "exact-control"}
+    assert len([c for c in engine.done if c.kind == "report"]) == 6
+
+
+def test_a_plan_counts_cells_minutes_and_the_smallest_effect(tmp_path, store):
+    ref = toy(tmp_path)
+    before = runner.plan(ref, store)
+    assert before.cells == {"exact claims": 2, "tuning": 54, "look 1": 60, "look 2": 60}
+    assert set(before.stored.values()) == {0}
+    assert before.minutes is None
+    assert before.detectable == {}
+    runner.run(ref, store, InlineEngine(), Options(seeds=8))
+    after = runner.plan(ref, store)
+    assert after.stored == {"exact claims": 2, "tuning": 54, "look 1": 0, "look 2": 0}
+    assert after.minutes is not None
+    # noise .2 an arm and condition: d has sd .2; .66 sd beyond the margin of .1 at 20 seeds, about .25 in all
+    assert 0.15 < after.detectable["better"] < 0.4
+    runner.run(ref, store, InlineEngine())
+    assert runner.plan(ref, store).stored["look 1"] == 60
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": "desktop"}, "unknown scale 'desktop'; scales are smoke, desk, paper"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"threads": 0}, "threads must be at least 1"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(StudyError, match=re.escape(message)):
+        Options(**options)
+
+
+def test_a_scale_that_the_study_lacks_is_refused(tmp_path, store):
+    with pytest.raises(StudyError, match="has no scale 'paper'; it has smoke, desk"):
+        runner.run(toy(tmp_path), store, InlineEngine(), Options("paper"))
