@@ -50,7 +50,7 @@ def _index(entries: dict[str, Any]) -> str:
         "",
         "The fifty papers in the catalogue's order. Each one that is available has a card.",
         "",
-        "| paper | the problem it treats | room | fidelity | verdict at desk scale |",
+        "| paper | the problem it treats | room | reference values | verdict at desk scale |",
         "| --- | --- | --- | --- | --- |",
     ]
     for paper in papers.CATALOGUE:
@@ -59,7 +59,7 @@ def _index(entries: dict[str, Any]) -> str:
             verdict = entries[paper.slug]["verdict"]["outcome"]
         else:
             verdict = "not published yet" if paper.state == "available" else "planned"
-        lines.append(f"| {name} | {paper.problem} | `{paper.room}` | {paper.fidelity} | {verdict} |")
+        lines.append(f"| {name} | {paper.problem} | {paper.room} | {paper.fidelity} | {verdict} |")
     return "\n".join(lines) + "\n"
 
 
@@ -80,7 +80,9 @@ def _card(paper: papers.Paper, entry: dict[str, Any] | None) -> str:
         parts.append("!!! warning\n    The equations of this method are a reconstruction.")
     modules = {inspect.getmodule(_resolve(name)): None for name in paper.names}
     parts.append("## The idea, and where we depart from the official code")
-    parts += [inspect.cleandoc(module.__doc__ or "") for module in modules if module is not None]
+    for module in modules:
+        headline, _, text = inspect.cleandoc(getattr(module, "__doc__", None) or "").partition("\n")
+        parts += [f"### {headline.rstrip('.')}", text.strip()]
     parts.append("## Reference")
     parts += [f"::: {name}" for name in paper.names]
     return "\n\n".join(parts) + "\n"
