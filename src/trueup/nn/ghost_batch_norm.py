@@ -1,0 +1,601 @@
+"""Ghost batch normalisation: a large batch normalised as the small batches it is made of.
+
+Problem: the statistics of a large batch are less noisy than those of the small batch a recipe was tuned for,
+and the network generalises worse. Idea: cut the batch, in order, into ghost batches of g samples; normalise
+each by its own mean and biased variance, all with the same weight and bias:
+
+    y = weight * (x - mean_k) / sqrt(var_k + eps) + bias        for the samples of ghost batch k
+
+The running statistics move once per ghost batch, in order, by the unbiased variance, as if one `BatchNorm`
+had seen them one after the other; K updates at once are  r <- (1-m)^K r + sum_k m (1-m)^(K-k) s_k.
+
+Hoffer, Hubara, Soudry: Train longer, generalize better, NeurIPS 2017, arXiv 1705.08741. As in the official
+code, and unlike the printed algorithm, the variance is averaged rather than the standard deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d", "ghost_batch_norm"]
+
+Remainder = Literal["merge", "keep", "drop_stats"]
+
+# Consecutive ghost batches of equal size: (how many, how many rows each). One block, or two with a remainder.
+_Blocks = tuple[tuple[int, int], ...]
+
+
+def ghost_batch_norm(
+    input: Float[Tensor, "batch channels *spatial"],
+    running_mean: Float[Tensor, " channels"] | None = None,
+    running_var: Float[Tensor, " channels"] | None = None,
+    weight: Float[Tensor, " channels"] | None = None,
+    bias: Float[Tensor, " channels"] | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    ghost_batch_size: int = 128,
+    remainder: Remainder = "merge",
+    num_batches_tracked: Int[Tensor, ""] | None = None,
+) -> Float[Tensor, "batch channels *spatial"]:
+    """Normalise each ghost batch by its own statistics; the arguments are those of `F.batch_norm`, then ours.
+
+    With ``training=False`` this is ordinary batch normalisation by the running statistics.
+
+    Args:
+        input: floating point, ``(N, C)`` or ``(N, C, ...)``. Samples are cut into ghost batches in order.
+        running_mean, running_var: ``(C,)``, updated in place when training; both or neither. Needed if
+            ``training`` is False.
+        weight, bias: ``(C,)`` or None, shared by all ghost batches.
+        momentum: in [0, 1], weight of ONE ghost batch in the running statistics; None takes the plain average
+            of all ghost batches seen, which needs ``num_batches_tracked``.
+        eps: added to the variance under the root.
+        ghost_batch_size: samples in a ghost batch, g >= 1. A batch of at most g samples is one ghost batch.
+        remainder: what becomes of the last N mod g samples. ``"merge"`` adds them to the last ghost batch;
+            ``"keep"`` makes them a smaller ghost batch, as ``x.split(g)`` does; ``"drop_stats"`` does the
+            same but keeps every ghost batch of fewer than g samples out of the running statistics.
+        num_batches_tracked: counter, advanced in place by the number of ghost batches that entered the
+            running statistics.
+
+    An empty batch gives an empty result and leaves the running statistics and the counter alone. A ghost
+    batch with a single value per channel has no variance: an error, except under ``"drop_stats"``, where the
+    result is ``bias`` and its gradient zero. Statistics are taken in float32 or better whatever the input's
+    dtype.
+
+    Raises:
+        TypeError: the input is not floating point.
+        ValueError: a shape, size or option that does not fit, or a single value per channel.
+
+    Source: section 4 and algorithm 1 of the paper; eq. above.
+
+    >>> x = torch.arange(8.0).reshape(4, 2)
+    >>> ghost_batch_norm(x, training=True, ghost_batch_size=2)
+    tensor([[-1.0000, -1.0000],
+            [ 1.0000,  1.0000],
+            [-1.0000, -1.0000],
+            [ 1.0000,  1.0000]])
+    """
+    _check(input, running_mean, running_var, weight, bias, momentum, eps, ghost_batch_size, remainder)
+    if not training:
+        if running_mean is None or running_var is None:
+            raise ValueError(
+                "ghost_batch_norm with training=False normalises by running_mean and running_var; got None: "
+                "pass both, or training=True to normalise by ghost batches"
+            )
+        return F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
+    if momentum is None and running_mean is not None and num_batches_tracked is None:
+        raise ValueError("momentum=None averages over all ghost batches seen: pass num_batches_tracked")
+    if input.numel() == 0:
+        # Differentiable, and a zero gradient for weight and bias rather than none.
+        shape = (1, -1, *[1] * (input.dim() - 2))
+        output = input if weight is None else input * weight.view(shape)
+        return (output if bias is None else output + bias.view(shape)).to(input.dtype)
+
+    samples, features = input.shape[:2]
+    area = input.numel() // (samples * features)
+    ghosts = _cut(samples, ghost_batch_size, remainder)
+    if area == 1 and remainder != "drop_stats" and any(size == 1 for _, size in ghosts):
+        raise ValueError(
+            f"a ghost batch needs more than one value per channel; got input of shape {tuple(input.shape)}, "
+            f"ghost_batch_size={ghost_batch_size}, remainder={remainder!r}, which leaves one with one value: "
+            "pass a larger batch, a larger ghost_batch_size or another remainder"
+        )
+
+    # Two layouts: rows of channels (one value a sample, or channels last), or a plane per sample and channel.
+    if area == 1 or (not input.is_contiguous() and input.movedim(1, -1).is_contiguous()):
+        last = input.movedim(1, -1)
+        blocks = tuple((count, size * area) for count, size in ghosts)
+        output, mean, var = _normalize(last.reshape(-1, features), weight, bias, eps, blocks)
+        output = output.view(last.shape).movedim(-1, 1)
+    else:
+        planes = input.reshape(samples, features, area).contiguous()
+        output, mean, var = _normalize(planes, weight, bias, eps, ghosts)
+        output = output.view(input.shape)
+
+    if running_mean is not None and running_var is not None:
+        if remainder == "drop_stats":
+            ghosts = tuple((count, size) for count, size in ghosts if size >= ghost_batch_size)
+        _update_running(running_mean, running_var, num_batches_tracked, mean, var, momentum, ghosts, area)
+    return output
+
+
+def _cut(samples: int, size: int, remainder: Remainder) -> _Blocks:
+    """The ghost batches of a batch: ``split(size)``, or with the remainder merged into the last."""
+    count, rest = divmod(samples, size)
+    if rest == 0:
+        return ((count, size),)
+    if count == 0:
+        return ((1, rest),)
+    if remainder != "merge":
+        return ((count, size), (1, rest))
+    if count == 1:
+        return ((1, samples),)
+    return ((count - 1, size), (1, size + rest))
+
+
+def _split(t: Tensor, blocks: _Blocks) -> Iterator[Tensor]:
+    """Views ``(count, size, ...)`` of the rows of each block."""
+    start = 0
+    for count, size in blocks:
+        yield t[start : start + count * size].unflatten(0, (count, size))
+        start += count * size
+
+
+def _mean(t: Tensor, blocks: _Blocks) -> Tensor:
+    """``(rows, C)`` -> ``(ghosts, C)``: the mean over each ghost batch."""
+    return torch.cat([block.mean(1) for block in _split(t, blocks)])
+
+
+def _spread(t: Tensor, blocks: _Blocks) -> Tensor:
+    """``(ghosts, C)`` -> ``(rows, C)``: each row gets its ghost batch's value."""
+    parts = t.split([count for count, _ in blocks])
+    return torch.cat([part.repeat_interleave(size, 0) for part, (_, size) in zip(parts, blocks, strict=True)])
+
+
+def _strips(x: Tensor, blocks: _Blocks) -> _Blocks:
+    """The same ghost batches in blocks whose temporaries stay in a CPU's cache; elsewhere as they are."""
+    if not x.is_cpu or torch.compiler.is_compiling():
+        return blocks
+    strips = []
+    for count, size in blocks:
+        most = max(2**17 // (size * x.shape[1]), 1)
+        strips += [(min(most, count - done), size) for done in range(0, count, most)]
+    return tuple(strips)
+
+
+def _wide(t: Tensor) -> Tensor:
+    """At least float32: half types have too few bits for a mean of squares."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+class _GhostNormalize(torch.autograd.Function):
+    """Rows ``(M, C)`` or planes ``(N, C, L)`` -> normalised, and mean and biased variance ``(ghosts, C)``.
+
+    The moments are for the running statistics and carry no gradient. Saved for backward: x, and what is of
+    the size of the moments.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, blocks: _Blocks
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        route = _normalize_planes if x.dim() == 3 else _normalize_rows
+        return route(x, weight, bias, eps, blocks)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, weight, bias, ctx.eps, ctx.blocks = inputs
+        _, mean, var = output
+        ctx.mark_non_differentiable(mean, var)
+        ctx.save_for_backward(x, weight, bias, mean, var)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, weight, bias, mean, var = ctx.saved_tensors
+        grad = grads[0]
+        if torch.is_grad_enabled():
+            # To be differentiated again, so the gradient is written in operations that are.
+            grad_x, grad_weight, grad_bias = _differentiable_gradients(grad, x, weight, ctx.eps, ctx.blocks)
+        else:
+            route = _plane_gradients if x.dim() == 3 else _row_gradients
+            grad_x, grad_weight, grad_bias = route(grad, x, weight, mean, var, ctx.eps, ctx.blocks)
+        return (
+            grad_x,
+            None if weight is None else grad_weight.to(weight.dtype),
+            None if bias is None else grad_bias.to(bias.dtype),
+            None,
+            None,
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        """Ghost batch norms side by side are one, with as many times the channels."""
+        x, weight, bias, eps, blocks = args
+        batch = info.batch_size
+
+        def fold(t: Tensor | None, dim: int | None, channels: int) -> Tensor | None:
+            if t is None:
+                return None
+            t = t.expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)
+            return t.movedim(0, channels).flatten(channels, channels + 1)
+
+        folded = fold(x, in_dims[0], 1), fold(weight, in_dims[1], 0), fold(bias, in_dims[2], 0)
+        outputs = _normalize(*folded, eps, blocks)
+        return tuple(t.unflatten(1, (batch, -1)) for t in outputs), (1, 1, 1)
+
+
+_normalize: Callable[..., tuple[Tensor, Tensor, Tensor]] = _GhostNormalize.apply
+
+
+def _normalize_rows(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, blocks: _Blocks
+) -> tuple[Tensor, Tensor, Tensor]:
+    output = torch.empty_like(x)
+    means, variances = [], []
+    blocks = _strips(x, blocks)
+    for rows, normalized in zip(_split(x, blocks), _split(output, blocks), strict=True):
+        wide = _wide(rows)
+        mean = wide.mean(1, keepdim=True)
+        centered = wide - mean
+        var = centered.square().mean(1, keepdim=True)
+        rstd = (var + eps).rsqrt()
+        centered.mul_(rstd if weight is None else rstd * weight)
+        normalized.copy_(centered if bias is None else centered.add_(bias))
+        means.append(mean.squeeze(1))
+        variances.append(var.squeeze(1))
+    return output, torch.cat(means), torch.cat(variances)
+
+
+def _normalize_planes(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, blocks: _Blocks
+) -> tuple[Tensor, Tensor, Tensor]:
+    samples, features, area = x.shape
+    # Group normalisation with a group per channel takes the moments of each plane in one fast pass (var_mean
+    # is ten times slower). A float32 weight makes it return float32 moments for half inputs; with eps = 0 the
+    # variance is exactly 1/rstd^2.
+    ones = _wide(x.new_ones(features))
+    _, plane_mean, plane_rstd = torch.native_group_norm(x, ones, None, samples, features, area, features, 0.0)
+    mean = _mean(plane_mean, blocks)
+    center = _spread(mean, blocks)
+    var = _mean(plane_rstd.reciprocal().square() + (plane_mean - center).square(), blocks)
+
+    scale = _spread((var + eps).rsqrt(), blocks)
+    if weight is not None:
+        scale = scale * weight
+    shift = torch.zeros_like(scale) if bias is None else bias.to(scale.dtype).expand_as(scale)
+    return _affine_planes(x, center, scale, shift), mean, var
+
+
+def _affine_planes(x: Tensor, center: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """``(x - center) * scale + shift`` for planes ``(N, C, L)`` and values ``(N, C)``, in one pass.
+
+    Batch normalisation by given statistics is torch's fastest kernel for this on a CPU.
+    """
+    planes = x.reshape(1, -1, x.shape[-1])
+    one = torch.ones_like(center).flatten()
+    return F.batch_norm(planes, center.flatten(), one, scale.flatten(), shift.flatten(), eps=0.0).view_as(x)
+
+
+# The gradients below are, with r = 1/sqrt(var_k + eps), z = (x - mean_k) r and means over ghost batch k,
+#     grad_x = weight * r * (grad - mean(grad) - z * mean(grad * z))
+#     grad_weight = sum(grad * z),  grad_bias = sum(grad)
+
+
+def _row_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float, blocks: _Blocks
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x = torch.empty_like(x)
+    blocks = _strips(x, blocks)
+    counts = [count for count, _ in blocks]
+    rstd = (var + eps).rsqrt()
+    scale = rstd if weight is None else rstd * weight
+    along_z, along_one = [], []
+    for g, rows, target, m, r, s in zip(
+        _split(grad, blocks),
+        _split(x, blocks),
+        _split(grad_x, blocks),
+        mean.unsqueeze(1).split(counts),
+        rstd.unsqueeze(1).split(counts),
+        scale.unsqueeze(1).split(counts),
+        strict=True,
+    ):
+        g, centered, size = _wide(g), _wide(rows) - m, rows.shape[1]
+        sum_z = (g * centered).sum(1, keepdim=True).mul_(r)
+        sum_one = g.sum(1, keepdim=True)
+        centered.mul_(sum_z * r * s / -size).sub_(sum_one * s / size).addcmul_(g, s)
+        target.copy_(centered)
+        along_z.append(sum_z.squeeze(1))
+        along_one.append(sum_one.squeeze(1))
+    return grad_x, torch.cat(along_z).sum(0), torch.cat(along_one).sum(0)
+
+
+def _plane_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float, blocks: _Blocks
+) -> tuple[Tensor, Tensor, Tensor]:
+    samples, features, area = x.shape
+    planes = samples * features
+    center, rstd = _spread(mean, blocks), _spread((var + eps).rsqrt(), blocks)
+    scale = rstd if weight is None else rstd * weight
+
+    # The weight and bias gradients of a group normalisation with a group per plane are the sums over each
+    # plane of grad * (x - center) * rstd and of grad.
+    g, v = _wide(grad).contiguous(), _wide(x)
+    _, along_z, along_one = torch.ops.aten.native_group_norm_backward(
+        g.view(1, planes, area),
+        v.view(1, planes, area),
+        center.view(1, planes),
+        rstd.view(1, planes),
+        torch.ones_like(center).view(planes),
+        1,
+        planes,
+        area,
+        planes,
+        [False, True, True],
+    )
+    along_z, along_one = along_z.view_as(center), along_one.view_as(center)
+    mean_z = _spread(_mean(along_z, blocks), blocks) / area
+    mean_one = _spread(_mean(along_one, blocks), blocks) / area
+    grad_x = _affine_planes(v, center, -scale * rstd * mean_z, -scale * mean_one)
+    grad_x.addcmul_(g, scale.unsqueeze(-1))
+    return grad_x.to(x.dtype), along_z.sum(0), along_one.sum(0)
+
+
+def _differentiable_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor | None, eps: float, blocks: _Blocks
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for either layout, the moments being functions of x."""
+    grads, along_z, along_one = [], [], []
+    for g, v in zip(_split(_wide(grad), blocks), _split(_wide(x), blocks), strict=True):
+        dims = [1, *range(3, v.dim())]
+        centered = v - v.mean(dims, keepdim=True)
+        rstd = (centered.square().mean(dims, keepdim=True) + eps).rsqrt()
+        z = centered * rstd
+        scale = rstd if weight is None else rstd * weight.view(-1, *[1] * (v.dim() - 3))
+        part = scale * (g - g.mean(dims, keepdim=True) - z * (g * z).mean(dims, keepdim=True))
+        grads.append(part.flatten(0, 1))
+        along_z.append((g * z).sum([0, *dims]))
+        along_one.append(g.sum([0, *dims]))
+    return torch.cat(grads).to(x.dtype), torch.stack(along_z).sum(0), torch.stack(along_one).sum(0)
+
+
+@torch.no_grad()
+def _update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float | None,
+    ghosts: _Blocks,
+    area: int,
+) -> None:
+    """What the ghost batches do to the running statistics one after the other, in closed form."""
+    count = sum(number for number, _ in ghosts)
+    if count == 0:
+        return
+    mean = mean[:count]
+    unbiased = [size * area / max(size * area - 1, 1) for number, size in ghosts for _ in range(number)]
+    var = var[:count] * var.new_tensor(unbiased).unsqueeze(1)
+    keep: float | Tensor
+    if momentum is None:
+        assert num_batches_tracked is not None  # checked by the caller
+        total = num_batches_tracked + count
+        keep, weights = num_batches_tracked / total, (1 / total).expand(count)
+    else:
+        later = torch.arange(count - 1, -1, -1, device=mean.device, dtype=mean.dtype)
+        keep, weights = (1 - momentum) ** count, momentum * (1 - momentum) ** later
+    # A product and a sum rather than a matmul, which autocast would round to half.
+    for running, batch in ((running_mean, mean), (running_var, var)):
+        running.copy_(keep * running + (weights.to(batch).unsqueeze(1) * batch).sum(0))
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(count)
+
+
+def _check(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float | None,
+    eps: float,
+    ghost_batch_size: int,
+    remainder: Remainder,
+) -> None:
+    if not input.is_floating_point():
+        raise TypeError(
+            f"ghost batch norm needs a floating point input; got {input.dtype}: convert with .float()"
+        )
+    if input.dim() < 2:
+        raise ValueError(f"ghost batch norm needs input (N, C, ...); got shape {tuple(input.shape)}")
+    for name, value in (
+        ("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)
+    ):  # fmt: skip
+        if value is not None and tuple(value.shape) != (input.shape[1],):
+            raise ValueError(
+                f"input of shape {tuple(input.shape)} has {input.shape[1]} channels, but {name} has shape "
+                f"{tuple(value.shape)}: build the layer with num_features={input.shape[1]}, or move the "
+                "channels to dimension 1"
+            )
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var go together; got only one of them")
+    _check_options(momentum, eps, ghost_batch_size, remainder)
+
+
+def _check_options(momentum: float | None, eps: float, ghost_batch_size: int, remainder: Remainder) -> None:
+    if isinstance(ghost_batch_size, bool) or not isinstance(ghost_batch_size, int):
+        raise TypeError(f"ghost_batch_size must be an int; got {ghost_batch_size!r}")
+    if ghost_batch_size < 1:
+        raise ValueError(f"ghost_batch_size must be at least 1; got {ghost_batch_size}")
+    if remainder not in get_args(Remainder):
+        raise ValueError(f"remainder must be one of {get_args(Remainder)}; got {remainder!r}")
+    if momentum is not None and not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must be in [0, 1], or None for the plain average; got {momentum}")
+    if not eps >= 0:
+        raise ValueError(f"eps must not be negative; got {eps}")
+
+
+class _GhostBatchNorm(_BatchNorm):
+    """State of the three public layers; what is theirs is the rank of the input."""
+
+    _ranks: ClassVar[tuple[int, ...]]
+    _shape: ClassVar[str]
+    _counterpart: ClassVar[type[_BatchNorm]]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        ghost_batch_size: int = 128,
+        remainder: Remainder = "merge",
+    ) -> None:
+        _check_options(momentum, eps, ghost_batch_size, remainder)
+        if 2 in self._ranks and ghost_batch_size < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs ghost_batch_size >= 2, a single sample has no variance; "
+                f"got {ghost_batch_size}"
+            )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.ghost_batch_size = ghost_batch_size
+        self.remainder = remainder
+
+    @classmethod
+    def from_module(cls, module: nn.Module, **options: Any) -> Self:
+        """A layer with the settings of a `BatchNorm` of the same rank; `trueup.nn.convert` calls this.
+
+        Its parameters and buffers are its own: `convert` puts the source's in their place.
+
+        Raises:
+            TypeError: the module is not a batch normalisation for inputs of this rank.
+        """
+        if not isinstance(module, cls._counterpart | cls):
+            raise TypeError(
+                f"{cls.__name__} takes the place of {cls._counterpart.__name__}; got {type(module).__name__}"
+            )
+        settings: dict[str, Any] = {
+            "eps": module.eps,
+            "momentum": module.momentum,
+            "affine": module.affine,
+            "track_running_stats": module.track_running_stats,
+            "bias": not module.affine or module.bias is not None,
+        }
+        if isinstance(module, cls):
+            settings |= {"ghost_batch_size": module.ghost_batch_size, "remainder": module.remainder}
+        return cls(module.num_features, **(settings | options))
+
+    def forward(
+        self, input: Float[Tensor, "batch channels *spatial"]
+    ) -> Float[Tensor, "batch channels *spatial"]:
+        """Normalise by ghost batches when training, or without running statistics; else by those."""
+        self._check_input_dim(input)
+        tracks = self.track_running_stats or not self.training
+        return ghost_batch_norm(
+            input,
+            self.running_mean if tracks else None,
+            self.running_var if tracks else None,
+            self.weight,
+            self.bias,
+            self.training or self.running_mean is None,
+            self.momentum,
+            self.eps,
+            ghost_batch_size=self.ghost_batch_size,
+            remainder=self.remainder,
+            num_batches_tracked=self.num_batches_tracked if tracks else None,
+        )
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() not in self._ranks:
+            raise ValueError(
+                f"{type(self).__name__} needs input {self._shape}; got shape {tuple(input.shape)}: "
+                "use the layer for that number of dimensions"
+            )
+
+    def extra_repr(self) -> str:
+        inherited = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{inherited}, ghost_batch_size={self.ghost_batch_size}, remainder={self.remainder!r}"
+
+
+class GhostBatchNorm1d(_GhostBatchNorm):
+    """Ghost batch normalisation of ``(N, C)`` or ``(N, C, L)``; takes the place of `torch.nn.BatchNorm1d`.
+
+    Arguments before the star are torch's, in torch's order; the state is the same, so state dicts
+    interchange. In eval mode the layer IS `BatchNorm1d`. ``num_batches_tracked`` counts ghost batches.
+
+    Args:
+        num_features: channels C.
+        eps: added to the variance under the root.
+        momentum: weight of one GHOST batch in the running statistics, in [0, 1]. A batch of K ghost batches
+            moves them K times, so they forget K times faster, counted in batches. None: the plain average.
+        affine: learn a weight and a bias per channel.
+        track_running_stats: if False there are no running statistics, and eval mode takes ghost batches too.
+        device, dtype: of the parameters and buffers.
+        bias: learn the bias, if ``affine``.
+        ghost_batch_size: samples in a ghost batch, at least 2.
+        remainder: of a batch that is no multiple of it: ``"merge"``, ``"keep"`` or ``"drop_stats"``, see
+            `ghost_batch_norm`.
+
+    Raises:
+        ValueError, TypeError: a setting out of range; in training, input of another rank or number of
+            channels, or a ghost batch with one value per channel.
+
+    In distributed training each process keeps its own ghost batches, as the method defines; the buffers of
+    the processes differ, so broadcast or average them before evaluating.
+
+    Source: Hoffer, Hubara, Soudry 2017 (arXiv 1705.08741), section 4.
+
+    >>> layer = GhostBatchNorm1d(4, ghost_batch_size=32)
+    >>> layer(torch.randn(256, 4)).shape
+    torch.Size([256, 4])
+    >>> layer.num_batches_tracked
+    tensor(8)
+    """
+
+    _ranks = (2, 3)
+    _shape = "(N, C) or (N, C, L)"
+    _counterpart = nn.BatchNorm1d
+
+
+class GhostBatchNorm2d(_GhostBatchNorm):
+    """Ghost batch normalisation of ``(N, C, H, W)``; takes the place of `torch.nn.BatchNorm2d`.
+
+    Arguments, state, errors and source as `GhostBatchNorm1d`, except that a ghost batch of one sample is
+    legal where its plane holds more than one value.
+
+    >>> layer = GhostBatchNorm2d(3, ghost_batch_size=8)
+    >>> layer(torch.randn(32, 3, 5, 5)).shape
+    torch.Size([32, 3, 5, 5])
+    """
+
+    _ranks = (4,)
+    _shape = "(N, C, H, W)"
+    _counterpart = nn.BatchNorm2d
+
+
+class GhostBatchNorm3d(_GhostBatchNorm):
+    """Ghost batch normalisation of ``(N, C, D, H, W)``; takes the place of `torch.nn.BatchNorm3d`.
+
+    Arguments, state, errors and source as `GhostBatchNorm2d`.
+
+    >>> layer = GhostBatchNorm3d(3, ghost_batch_size=2)
+    >>> layer(torch.randn(6, 3, 2, 5, 5)).shape
+    torch.Size([6, 3, 2, 5, 5])
+    """
+
+    _ranks = (5,)
+    _shape = "(N, C, D, H, W)"
+    _counterpart = nn.BatchNorm3d
