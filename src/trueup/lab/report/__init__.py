@@ -1,0 +1,9 @@
+"""The report: one folder of static HTML that opens from disk, without network, and the same as JSON and CSV.
+
+>>> from trueup.lab.report import write_report
+>>> index = write_report("report", outcomes, papers, ledger)  # doctest: +SKIP
+"""
+
+from trueup.lab.report.site import ReportError, write_comparison, write_report
+
+__all__ = ["ReportError", "write_comparison", "write_report"]

@@ -1,0 +1,297 @@
+"""Writes the report: a folder of static pages that opens from disk, and the same numbers as data files.
+
+Every file is written beside its place and moved there, so that a crash leaves a whole page or the page that
+was there before; the index comes last, so that it never links to a page that is not written yet.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+
+import trueup
+from trueup.lab.ledger import q_values
+from trueup.lab.report import export, figures, summaries, wording
+
+Doc: TypeAlias = Mapping[str, Any]
+
+SCALES = ("desk", "paper", "smoke")  # the page named after the study shows the first of these that was run
+ORDER = {"reproduced": 0, "partly": 1, "inconclusive": 2, "contradicted": 3, "incomplete": 4, "none": 5}
+_SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+class ReportError(RuntimeError):
+    """The report could not be written; the message says where and how to mend it."""
+
+
+def write_report(
+    folder: str | os.PathLike[str], outcomes: Sequence[Doc], papers: Sequence[Doc], ledger: Mapping[str, Doc]
+) -> Path:
+    """Write the ledger and a page a study as static HTML, JSON and CSV.
+
+    Args:
+        folder: where; made if missing. Files of an earlier report are replaced, others left alone.
+        outcomes: outcome documents, one a study and scale.
+        papers: the catalogue's records as mappings: slug, title, authors, year, arxiv, room, problem, state,
+            fidelity, names, usage.
+        ledger: slug -> published outcome document (its cells may be left out) with ``stale`` where the code
+            has changed since; it stands in for papers that were not run here.
+
+    Returns:
+        The path of ``index.html``.
+
+    Raises:
+        ValueError: an outcome without a proper slug or scale, or two for one study and scale.
+        ReportError: the folder cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_report(folder, outcomes=[], papers=[], ledger={}).name
+    'index.html'
+    """
+    root = Path(folder)
+    best, others = _by_study(outcomes)
+    published = {slug: entry for slug, entry in ledger.items() if entry}
+    q = q_values(published)
+    known, own = summaries.ledger_rows(best, papers, published, q)
+    rows = {row["slug"]: row for row in [*known, *own]}
+    catalogue = {paper["slug"]: paper for paper in papers}
+    env = _environment()
+
+    _write_assets(root)
+    for slug, row in rows.items():
+        if not row["page"]:
+            continue
+        outcome = best.get(slug) or published.get(slug)
+        _write_study(env, root, slug, catalogue.get(slug, {}), outcome, row)
+    for outcome in others:
+        slug = outcome["slug"]
+        stem = f"{slug}.{outcome['scale']}"  # a slug holds no dot, so no other study has this name
+        _write_study(env, root, stem, catalogue.get(slug, {}), outcome, rows[slug] | {"source": "run"})
+
+    everything = [*known, *own]
+    _write(root / "data" / "ledger.json", export.to_json(export.ledger_records(everything)))
+    _write(root / "data" / "ledger.csv", export.ledger_csv(everything))
+    index = root / "index.html"
+    page = env.get_template("index.html").render(
+        known=known,
+        own=own,
+        summary=summaries.head(known),
+        ran=any(row["source"] for row in everything),
+        figure=figures.of_ledger(everything),
+        order=ORDER,
+    )
+    _write(index, page)
+    return index
+
+
+def write_comparison(path: str | os.PathLike[str], comparison: Doc) -> Path:
+    """Write one comparison of a user's own results as a single HTML file with everything inside.
+
+    Args:
+        path: the file to write.
+        comparison: a claim as outcome documents have it (sentence, outcome, d, mean, low, high, level,
+            margin, ...), with ``words`` (better / too small or worse / cannot tell); for the arms' table also
+            ``arms``, ``metrics``, ``conditions`` and ``cells``; optional ``title`` and ``provenance``.
+
+    Raises:
+        ReportError: the file cannot be written.
+    """
+    claim = dict(comparison)
+    # a claim and an outcome both have a `scale`; the page of a comparison needs only the claim's
+    study = summaries.complete(
+        {k: v for k, v in claim.items() if k in ("arms", "metrics", "conditions", "cells")}
+    )
+    page = (
+        _environment(inline=True)
+        .get_template("comparison.html")
+        .render(
+            comparison=claim,
+            study=study,
+            figure=figures.of_claim({"name": "comparison", "kind": "statistical"} | claim),
+            arms=summaries.arms_table(study),
+            arm_figures=[(m, figures.of_arms(study, m)) for m in study["metrics"]],
+            provenance=_provenance(claim.get("provenance") or {}),
+        )
+    )
+    target = Path(path)
+    _write(target, page)
+    return target
+
+
+def _by_study(outcomes: Sequence[Doc]) -> tuple[dict[str, Doc], list[Doc]]:
+    """The outcome that a study's page shows, and those that get a page of their own."""
+    groups: dict[str, dict[str, Doc]] = {}
+    for outcome in outcomes:
+        slug, scale = outcome.get("slug"), outcome.get("scale", "desk")
+        if not isinstance(slug, str) or not _SLUG.fullmatch(slug):
+            raise ValueError(f"an outcome needs a slug of lower-case words joined by hyphens; got {slug!r}")
+        if scale not in SCALES:
+            raise ValueError(f"{slug}: scale must be one of {', '.join(SCALES)}; got {scale!r}")
+        if scale in groups.setdefault(slug, {}):
+            raise ValueError(f"two outcomes for {slug} at {scale} scale: pass the current one")
+        groups[slug][scale] = outcome
+    best: dict[str, Doc] = {}
+    others: list[Doc] = []
+    for slug, scales in groups.items():
+        first, *rest = sorted(scales, key=SCALES.index)
+        best[slug] = scales[first]
+        others += [scales[scale] for scale in rest]
+    return best, others
+
+
+def _write_study(env: Environment, root: Path, stem: str, paper: Doc, outcome: Doc | None, row: Doc) -> None:
+    study = summaries.complete({"slug": row["slug"]} | dict(outcome or {}))
+    q = {claim["name"]: claim.get("q") for claim in row["claims"]}
+    claims = [dict(claim) | {"q": q.get(claim["name"], claim.get("q"))} for claim in study["claims"]]
+    failed = [c for c in study["cells"] if c.get("status") == "failed"]
+    diverged = [c for c in study["cells"] if c.get("status") == "diverged"]
+    troubles = bool(failed or diverged or study["failures"])
+    drawn = [(spec, figures.of_spec(spec, study)) for spec in study["figures"]]
+    drawn = [(spec, panels) for spec, panels in drawn if panels]
+    arms = summaries.arms_table(study)
+    sections = [
+        ("troubles", "Troubles", troubles),
+        ("claims", "Claims", study["claims"]),
+        ("protocol", "Protocol", True),
+        ("arms", "Arms", arms),
+        ("figures", "Figures", drawn),
+        ("tuning", "Tuning", study["tuning"]),
+        ("cost", "Cost and provenance", True),
+        ("use", "Use it", paper.get("usage") or paper.get("names")),
+    ]
+    page = env.get_template("study.html").render(
+        paper=paper,
+        study=study,
+        row=row,
+        stem=stem,
+        ran=outcome is not None,
+        sections=[(anchor, name) for anchor, name, there in sections if there],
+        troubles=troubles,
+        failed=failed,
+        diverged=diverged,
+        claims=[(claim, figures.of_claim(claim)) for claim in claims],
+        arms=arms,
+        arm_figures=[(m, figures.of_arms(study, m)) for m in study["metrics"]],
+        figures=drawn,
+        tuning_figure=figures.of_tuning(study),
+        provenance=_provenance(study["provenance"]),
+    )
+    if outcome is not None:
+        _write(root / "data" / f"{stem}.json", export.to_json(outcome))
+        _write(root / "data" / f"{stem}.csv", export.cells_csv(outcome))
+    _write(root / f"{stem}.html", page)
+
+
+def _provenance(provenance: Doc) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in provenance.items() if name != "data"]
+
+
+# -- templates ----------------------------------------------------------------------------------------------
+@functools.cache
+def _environment(inline: bool = False) -> Environment:
+    env = Environment(
+        loader=PackageLoader("trueup.lab.report"),
+        autoescape=select_autoescape(default=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.globals.update(
+        version=trueup.__version__,
+        inline=inline,
+        asset=_inline_asset,
+        inherit=lambda part, claim: {k: claim.get(k) for k in ("scale", "unit", "scale_factor")} | dict(part),
+        control_words=wording.CONTROLS,
+        test_words=wording.TESTS,
+        fidelity_words=wording.FIDELITY,
+    )
+    env.filters.update(
+        displayed=wording.displayed,
+        duration=wording.duration,
+        effect=wording.effect,
+        exact_summary=wording.exact_summary,
+        first_author=_first_author,
+        margin_text=wording.margin_text,
+        memory=wording.memory,
+        number=wording.number,
+        outcome_words=wording.outcome_words,
+        pairs=wording.pairs,
+        percent=wording.percent,
+        plural=wording.plural,
+        scoped=wording.scoped,
+        sentence=_sentence,
+        script_json=lambda document: Markup(export.script_json(document)),
+        value_text=wording.value_text,
+    )
+    return env
+
+
+def _sentence(text: str) -> str:
+    """A clause with a capital and a full stop."""
+    return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+def _first_author(authors: str) -> str:
+    names = [name.strip() for name in authors.split(",")]
+    return names[0] + (" et al." if len(names) > 1 else "")
+
+
+# -- assets -------------------------------------------------------------------------------------------------
+@functools.cache
+def _asset(name: str) -> str:
+    """The text of one of the files that pages load."""
+    if name == "datatables.js":
+        return _datatables()
+    return (Path(__file__).parent / "assets" / name).read_text(encoding="utf-8")
+
+
+def _datatables() -> str:
+    """The DataTables bundle of itables as a classic script: a module cannot be loaded from disk."""
+    from importlib.resources import files
+
+    bundle = files("itables").joinpath("html", "dt_bundle.js").read_text(encoding="utf-8")
+    found = re.search(r"export\s*\{([^}]*)\}", bundle)
+    name = found and re.search(r"([\w$]+) as default\b", found[1])
+    if not found or not name:
+        raise ReportError("this version of itables ships another bundle: pip install 'itables>=2.9,<3'")
+    classic = bundle[: found.start()] + f"window.DataTable={name[1]}" + bundle[found.end() :]
+    return f"(() => {{\n{classic}\n}})();\n"
+
+
+def _inline_asset(name: str) -> Markup:
+    """An asset's text for a ``<style>`` or ``<script>`` element, which it must not close."""
+    return Markup(_asset(name).replace("</script", "<\\/script").replace("<!--", "<\\!--"))
+
+
+def _write_assets(root: Path) -> None:
+    for name in ("report.css", "report.js", "plotly-basic.min.js", "datatables.js"):
+        _write(root / "assets" / name, _asset(name))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a whole file or none: beside its place first, then moved over it."""
+    # a lone surrogate in a traceback has no UTF-8 form
+    content = text.encode("utf-8", errors="replace")
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise ReportError(
+            f"cannot write {path}: {error.strerror or error}; "
+            "choose a folder that you may write to, with space left"
+        ) from error

@@ -1,0 +1,197 @@
+"""Numbers and verdicts as words: how the report writes effects, intervals, counts and outcomes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trueup.lab import words
+
+CONTROLS: dict[str, str] = {
+    "survives": "survives its control",
+    "explained": "explained by its control",
+    "undecided": "control undecided",
+}
+
+FIDELITY: dict[str, str] = {
+    "official": "equal to the values of the official code",
+    "independent": "equal to another trusted implementation",
+    "derived": "equal to a closed form or brute force of the paper's equations",
+    "reconstructed": "reconstructed: the paper's equations could not be confirmed",
+}
+
+TESTS: dict[str, str] = {
+    "superiority": "superiority: the gain exceeds the smallest effect asked for",
+    "equivalence": "equivalence: the difference stays within the smallest effect, either way",
+    "non-inferiority": "non-inferiority: not worse by as much as the smallest effect",
+}
+
+
+def outcome_words(outcome: str, scale: str = "desk") -> str:
+    """An outcome, or the answer of a comparison, in words; a contradiction always carries its scale."""
+    return words.outcome_words(outcome, scale)
+
+
+def scoped(sentence: str, scale: str = "desk") -> str:
+    """The sentence, in which every "contradicted" is followed by the scale it was found at.
+
+    >>> scoped("All claims: contradicted.")
+    'All claims: contradicted at desk scale.'
+    """
+    return re.sub(r"\bcontradicted\b(?! at \w+ scale)", f"contradicted at {scale} scale", sentence or "")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number in at most ``digits`` significant digits; a dash where there is none.
+
+    >>> number(-0.012345), number(1234567.0), number(None), number(float("inf"))
+    ('−0.0123', '1,234,567', '–', 'infinity')
+    """
+    return "–" if value is None else words.number(value, digits)
+
+
+def rounded(mean: float, low: float | None, high: float | None) -> tuple[str, str, str]:
+    """Mean and interval, rounded alike to two digits of the interval's width.
+
+    >>> rounded(0.61234, 0.3141, 0.9201)
+    ('0.61', '0.31', '0.92')
+    """
+    width = (high - low) if low is not None and high is not None else 0.0
+    if not (width > 0 and math.isfinite(width)) or width < 1e-9 * abs(mean):
+        return number(mean), number(low), number(high)
+    decimals = max(0, 1 - math.floor(math.log10(width)))
+    if decimals > 6:
+        return number(mean), number(low), number(high)
+
+    def text(value: float | None) -> str:
+        return f"{value:,.{decimals}f}".replace("-", words.MINUS) if value is not None else "–"
+
+    return text(mean), text(low), text(high)
+
+
+def percent(level: float | None) -> str:
+    """A share as a percentage: ``0.95`` is "95 %"."""
+    return "–" if level is None else f"{number(100 * level, 4)} %"
+
+
+def displayed(value: float | None, claim: Mapping[str, Any]) -> float | None:
+    """A contrast in the unit people read: a log ratio as a ratio, a fraction in points."""
+    if value is None:
+        return None
+    if claim.get("kind") == "cost":  # the contrast is log(bound x peer / ours); people want ours / peer
+        return float(claim["at_most"]) * math.exp(min(-value, 700.0))
+    if is_ratio(claim):
+        return math.exp(min(value, 700.0))
+    return value * float(claim.get("scale_factor") or 1)
+
+
+def is_ratio(claim: Mapping[str, Any]) -> bool:
+    """Are the claim's values shown as multiples?"""
+    return claim.get("scale") == "log" or claim.get("kind") == "cost"
+
+
+def interval(claim: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
+    """Mean, lower and upper end as people read them, in increasing order."""
+    mean, low, high = (displayed(claim.get(key), claim) for key in ("mean", "low", "high"))
+    return (mean, high, low) if claim.get("kind") == "cost" else (mean, low, high)
+
+
+def effect(claim: Mapping[str, Any]) -> dict[str, str] | None:
+    """``{"mean", "interval", "unit"}`` of a claim as text; ``None`` if nothing was measured."""
+    mean, low, high = interval(claim)
+    if mean is None:
+        return None
+    texts = rounded(mean, low, high)
+    ratio = is_ratio(claim)
+    sign = "×" if ratio else "+" if mean > 0 else ""
+    return {
+        "mean": sign + texts[0],
+        "interval": "" if low is None else f"{texts[1]} to {texts[2]}",
+        "unit": "" if ratio else str(claim.get("unit") or ""),
+    }
+
+
+def margin_text(claim: Mapping[str, Any]) -> str:
+    """The smallest effect asked for (of a cost claim, the bound), in the unit people read."""
+    if claim.get("margin") is None:
+        return "–"
+    text = number(displayed(claim["margin"], claim))
+    return f"×{text}" if is_ratio(claim) else f"{text} {claim.get('unit') or ''}".strip()
+
+
+def worst_deviation(instances: Sequence[Mapping[str, Any]]) -> float | None:
+    """The largest deviation of an exact claim's instances, NaN counting as infinite."""
+    values = [_deviation(i) for i in instances]
+    return max(values) if values else None
+
+
+def _deviation(instance: Mapping[str, Any]) -> float:
+    value = instance.get("deviation")
+    return math.inf if value is None or math.isnan(float(value)) else float(value)
+
+
+def exact_summary(claim: Mapping[str, Any]) -> str:
+    """ "12 of 12 instances hold; worst deviation 3e−7, tolerance 1e−5"."""
+    instances = claim.get("instances") or []
+    holding = sum(bool(i.get("holds")) for i in instances)
+    if not instances:
+        return ""
+    worst = number(worst_deviation(instances), 2)
+    tolerance = number(claim.get("tolerance"), 2)
+    return f"{holding} of {len(instances)} instances hold; worst deviation {worst}, tolerance {tolerance}"
+
+
+def pairs(settings: Mapping[str, Any] | None) -> str:
+    """``{"lr": 0.1, "batch": 32}`` as "lr 0.1, batch 32"."""
+    return ", ".join(f"{name} {value_text(value)}" for name, value in (settings or {}).items())
+
+
+def value_text(value: Any) -> str:
+    """One setting's value as text."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return number(float(value), 6)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them.
+
+    >>> duration(0.25), duration(75), duration(7300)
+    ('0.25 s', '1 min 15 s', '2 h 2 min')
+    """
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{number(seconds, 2 if seconds < 10 else 3)} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 else "")
+    return f"{whole // 3600} h" + (f" {whole % 3600 // 60} min" if whole % 3600 // 60 else "")
+
+
+def memory(size: float | None) -> str:
+    """Bytes as people say them; "not measured" where there is no figure.
+
+    >>> memory(3 * 2**20), memory(None)
+    ('3 MB', 'not measured')
+    """
+    if size is None:
+        return "not measured"
+    for unit in ("bytes", "KB", "MB"):
+        if size < 1024:
+            return f"{number(size)} {unit}"
+        size /= 1024
+    return f"{number(size)} GB"
+
+
+def plural(count: int, noun: str, many: str = "") -> str:
+    """``plural(1, "seed")`` is "1 seed", ``plural(2, "is stale", "are stale")`` is "2 are stale"."""
+    return (
+        f"{count:,} {many}"
+        if many and count != 1
+        else f"{count:,} {noun}"
+        if many
+        else words.plural(count, noun)
+    )
