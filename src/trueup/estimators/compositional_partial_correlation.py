@@ -80,8 +80,8 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
 
     Attributes:
         covariance_: covariance of the centred log-ratios, shrunk if asked for, ``(parts, parts)``.
-        precision_: its pseudo-inverse, ``(parts, parts)``.
-        partial_correlation_: ``(parts, parts)``, 1 on the diagonal; computed from ``precision_`` when read.
+        precision_: its pseudo-inverse, ``(parts, parts)``; computed from the following two when read.
+        partial_correlation_: ``(parts, parts)``, 1 on the diagonal.
         partial_variance_: ``(parts,)``, the residual variance of the log of a part over any reference,
             regressed on all other log-ratios to that reference: the same for every reference.
         shrinkage_: the intensities used, of correlations and of variances, ``(2,)``.
@@ -151,12 +151,13 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
         return self
 
     @property
-    def partial_correlation_(self) -> Float[NDArray[np.float64], "parts parts"]:
+    def precision_(self) -> Float[NDArray[np.float64], "parts parts"]:
         check_is_fitted(self)
-        correlation: NDArray[np.float64] = compositions.precision_to_correlation(
-            torch.from_numpy(self.precision_)
-        ).numpy()
-        return correlation
+        scale = self.partial_variance_**-0.5
+        precision = np.outer(-scale, scale)
+        precision *= self.partial_correlation_
+        np.fill_diagonal(precision, 1 / self.partial_variance_)
+        return precision
 
     def conditional(self, parts: Sequence[str | int]) -> CompositionalPartialCorrelation:
         """Condition on chosen parts only: a fitted estimator of the subcomposition of ``parts``.
@@ -361,8 +362,10 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
         except compositions.RankLossError as error:
             raise compositions.RankLossError(f"{error}.{self._constant_ratios(covariance)}") from error
         self.covariance_: NDArray[np.float64] = covariance.numpy()
-        self.precision_: NDArray[np.float64] = precision.numpy()
-        self.partial_variance_: NDArray[np.float64] = 1 / self.precision_.diagonal()
+        self.partial_variance_: NDArray[np.float64] = 1 / precision.numpy().diagonal()
+        # In place: of the two matrices kept, this is the one that people ask for.
+        correlation = compositions.precision_to_correlation(precision)
+        self.partial_correlation_: NDArray[np.float64] = correlation.numpy()
         self.condition_number_ = float(condition)
         self.shrinkage_ = intensities
         self.n_samples_ = samples
@@ -390,7 +393,7 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
                 f"{method} needs more samples than parts; got {self.n_samples_} samples of "
                 f"{self.n_features_in_} parts"
             )
-        correlation = self.partial_correlation_
+        correlation = self.partial_correlation_.copy()
         np.fill_diagonal(correlation, 0.0)
         # At exactly +-1 z is infinite; rounding must not push it beyond.
         bound = np.nextafter(1.0, 0.0)

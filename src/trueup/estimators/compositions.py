@@ -19,13 +19,17 @@ from __future__ import annotations
 import math
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy.linalg import blas, lapack
 from torch import Tensor
 
 Shrinkage: TypeAlias = Literal["clr", "basis"] | float | None
 
-_BLOCK = 1024  # rows whose log-ratios are held at a time
+_ROWS = 1024  # samples whose log-ratios are held at a time
+_TILE = 256  # edge of the blocks in which a matrix is scaled or mirrored
 
 
 class RankLossError(ValueError):
@@ -249,10 +253,14 @@ _RANK_LOST = (
 def precision_to_correlation(
     precision: Float[Tensor, "*batch parts parts"],
 ) -> Float[Tensor, "*batch parts parts"]:
-    """r_ij = -P_ij / sqrt(P_ii P_jj), with a unit diagonal."""
+    """r_ij = -P_ij / sqrt(P_ii P_jj), with a unit diagonal; overwrites P unless a gradient is asked for."""
     scale = precision.diagonal(dim1=-2, dim2=-1).rsqrt()
-    correlation = -scale[..., :, None] * scale[..., None, :]
-    correlation = correlation * precision if precision.requires_grad else correlation.mul_(precision)
+    if precision.requires_grad:
+        correlation = precision * (-scale[..., :, None] * scale[..., None, :])
+    else:
+        correlation = precision
+        for rows, of_rows in zip(precision.split(_TILE, -2), scale.split(_TILE, -1), strict=True):
+            rows.mul_(-of_rows[..., :, None] * scale[..., None, :])
     correlation.diagonal(dim1=-2, dim2=-1).fill_(1.0)
     return correlation
 
@@ -313,49 +321,73 @@ def _intensity(noise: Tensor, distance: Tensor) -> Tensor:
     return torch.where(on_target, 1.0, noise / torch.where(on_target, 1.0, distance)).clamp(0, 1)
 
 
+# Two routes, equal to rounding. Torch's works for batches, gradients and accelerators; LAPACK's does one
+# matrix in place, with half the work for the covariance and no copies for the inverse.
+
+
 def _covariance(X: Tensor, ddof: int, assume_centered: bool) -> Tensor:
-    # In blocks of rows: beyond the result, memory is one product and one block, however many samples there
-    # are.
-    blocks = X.split(_BLOCK, dim=-2)
-    samples = X.shape[-2]
-    mean = X.new_zeros(()) if assume_centered else _clr_mean(blocks, samples)
-    total: Tensor | None = None
-    for block in blocks:
-        centred = _clr(block) - mean
-        product = centred.mT @ centred
-        total = product if total is None else total.add_(product)
-        del product
-    assert total is not None
-    return total.add(total.mT).mul_(0.5 / (samples - ddof))
+    if _one_plain_matrix(X):
+        return torch.from_numpy(_covariance_by_blas(X, ddof, assume_centered))
+    centred = _clr(X)
+    if not assume_centered:
+        centred = centred - centred.mean(-2, keepdim=True)
+    covariance = centred.mT @ centred / (X.shape[-2] - ddof)
+    return (covariance + covariance.mT) / 2
 
 
-def _clr_mean(blocks: tuple[Tensor, ...], samples: int) -> Tensor:
-    mean = _clr(blocks[0]).sum(-2, keepdim=True)
-    for block in blocks[1:]:
-        mean = mean + _clr(block).sum(-2, keepdim=True)
-    return mean / samples
+def _inverse(matrix: Tensor) -> Tensor:
+    """Inverse of a symmetric positive definite matrix, which may be overwritten."""
+    if _one_plain_matrix(matrix):
+        return torch.from_numpy(_inverse_by_lapack(matrix.numpy()))
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if bool(info.any()):
+        raise RankLossError(_RANK_LOST)
+    return torch.cholesky_inverse(factor)
+
+
+def _one_plain_matrix(matrix: Tensor) -> bool:
+    return matrix.ndim == 2 and matrix.device.type == "cpu" and not matrix.requires_grad
+
+
+def _covariance_by_blas(X: Tensor, ddof: int, assume_centered: bool) -> NDArray[np.float64]:
+    samples, parts = X.shape
+    # Column-major, of which BLAS fills the upper triangle: the lower one of the result.
+    total = np.zeros((parts, parts), order="F")
+    # Sums of squares about a point near the mean, so that one pass does and little cancels.
+    near = X.new_zeros(parts) if assume_centered else _clr(X[:32]).mean(0)
+    offset = X.new_zeros(parts)
+    for rows in X.split(_ROWS):
+        from_near = rows.log()
+        from_near.sub_(from_near.mean(1, keepdim=True)).sub_(near)
+        offset += from_near.sum(0)
+        total = blas.dsyrk(1.0, from_near.numpy().T, beta=1.0, c=total, overwrite_c=True)
+    if not assume_centered:
+        total = blas.dsyr(-1.0 / samples, offset.numpy(), a=total, overwrite_a=True)
+    total *= 1.0 / (samples - ddof)
+    return _mirrored(total.T)
+
+
+def _inverse_by_lapack(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    factor, failed = lapack.dpotrf(matrix.T, overwrite_a=True, clean=False)
+    if failed:
+        raise RankLossError(_RANK_LOST)
+    inverse, _ = lapack.dpotri(factor, overwrite_c=True)
+    return _mirrored(inverse.T)
+
+
+def _mirrored(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Copy the lower triangle onto the upper one, in tiles that stay in cache."""
+    for start in range(0, len(matrix), _TILE):
+        stop = start + _TILE
+        tile = matrix[start:stop, start:stop]
+        tile[:] = np.tril(tile) + np.tril(tile, -1).T
+        matrix[start:stop, stop:] = matrix[stop:, start:stop].T
+    return matrix
 
 
 def _clr(X: Tensor) -> Tensor:
     logs = X.log()
     return logs - logs.mean(-1, keepdim=True)
-
-
-def _inverse(matrix: Tensor) -> Tensor:
-    """Inverse of a symmetric positive definite matrix, which it overwrites unless a gradient is asked for."""
-    if matrix.requires_grad:
-        factor, info = torch.linalg.cholesky_ex(matrix)
-        failed = info
-        inverse = torch.cholesky_inverse(factor)
-    else:
-        failed = torch.empty(matrix.shape[:-2], dtype=torch.int32, device=matrix.device)
-        # The transpose is column-major, as LAPACK wants it: both steps then run in place.
-        torch.linalg.cholesky_ex(matrix.mT, out=(matrix.mT, failed))
-        torch.cholesky_inverse(matrix.mT, out=matrix.mT)
-        inverse = matrix
-    if bool(failed.any()):
-        raise RankLossError(_RANK_LOST)
-    return inverse
 
 
 def _one_norm(matrix: Tensor) -> Tensor:
