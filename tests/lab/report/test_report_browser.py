@@ -255,8 +255,9 @@ def test_the_keyboard_reaches_content_and_controls(browser: Browser, folder: Pat
             == "Switch between light and dark"
         )
         unnamed = page.evaluate(
-            "[...document.querySelectorAll('button, a, select, input')].filter((e) => !(e.textContent.trim() ||"
-            " e.getAttribute('aria-label') || e.labels?.length)).map((e) => e.outerHTML)"
+            "[...document.querySelectorAll('button, a, select, input')].filter((e) => !("
+            "e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length))"
+            ".map((e) => e.outerHTML)"
         )
         assert unnamed == []
 

@@ -70,12 +70,13 @@ def write_report(
     for slug, row in rows.items():
         if not row["page"]:
             continue
-        outcome = best.get(slug) or published.get(slug)
-        _write_study(env, root, slug, catalogue.get(slug, {}), outcome, row)
+        here = slug in best
+        outcome = best[slug] if here else published.get(slug)
+        _write_study(env, root, slug, catalogue.get(slug, {}), outcome, row, here=here)
     for outcome in others:
         slug = outcome["slug"]
         stem = f"{slug}.{outcome['scale']}"  # a slug holds no dot, so no other study has this name
-        _write_study(env, root, stem, catalogue.get(slug, {}), outcome, rows[slug] | {"source": "run"})
+        _write_study(env, root, stem, catalogue.get(slug, {}), outcome, rows[slug], here=True)
 
     everything = [*known, *own]
     _write(root / "data" / "ledger.json", export.to_json(export.ledger_records(everything)))
@@ -148,7 +149,9 @@ def _by_study(outcomes: Sequence[Doc]) -> tuple[dict[str, Doc], list[Doc]]:
     return best, others
 
 
-def _write_study(env: Environment, root: Path, stem: str, paper: Doc, outcome: Doc | None, row: Doc) -> None:
+def _write_study(
+    env: Environment, root: Path, stem: str, paper: Doc, outcome: Doc | None, row: Doc, *, here: bool
+) -> None:
     study = summaries.complete({"slug": row["slug"]} | dict(outcome or {}))
     q = {claim["name"]: claim.get("q") for claim in row["claims"]}
     claims = [dict(claim) | {"q": q.get(claim["name"], claim.get("q"))} for claim in study["claims"]]
@@ -174,6 +177,7 @@ def _write_study(env: Environment, root: Path, stem: str, paper: Doc, outcome: D
         row=row,
         stem=stem,
         ran=outcome is not None,
+        here=here,  # run here, or taken from the ledger
         sections=[(anchor, name) for anchor, name, there in sections if there],
         troubles=troubles,
         failed=failed,

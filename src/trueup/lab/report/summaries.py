@@ -213,8 +213,13 @@ def ledger_rows(
 def _row(
     paper: Doc, outcome: Doc | None, entry: Doc | None, q: Mapping[tuple[str, str], float]
 ) -> dict[str, Any]:
-    shown = complete(outcome or entry or {})
+    """A ledger's row. What was run here is shown, unless it is exploratory and a verdict is published."""
     ran = outcome is not None or entry is not None
+    published_here = (
+        outcome is not None and bool(outcome.get("published")) and outcome.get("scale") != "smoke"
+    )
+    from_entry = entry is not None and not published_here
+    shown = complete((entry if from_entry else outcome) or {})
     state = paper.get("state") or ""
     return dict(paper) | {
         "question": shown["question"],
@@ -227,9 +232,11 @@ def _row(
             for c in shown["claims"]
             if c.get("primary")
         ],
-        "stale": bool(shown.get("stale") or (entry or {}).get("stale")),
-        "exploratory": outcome is not None and not shown["published"],
-        "source": "run" if outcome is not None else "ledger" if entry is not None else "",
+        "stale": bool((entry or {}).get("stale")),
+        "exploratory": ran and not from_entry and not published_here,
+        "source": "ledger" if from_entry else "run" if outcome is not None else "",
+        "published": entry and complete(entry)["verdict"]["outcome"],
+        "anchors": not from_entry or outcome is None,  # do the row's claims stand on the study's page?
         "state": state,
         "page": f"{paper['slug']}.html" if ran or state == "available" else "",
     }
@@ -238,14 +245,14 @@ def _row(
 def head(rows: Sequence[Doc]) -> dict[str, Any]:
     """What stands at the ledger's head: how many of each verdict, and the false wins to expect."""
     primary = [claim for row in rows for claim in row["claims"]]
+    # an exact claim cannot be won by chance
     statistical = [claim for claim in primary if claim.get("kind", "statistical") == "statistical"]
     counts: dict[str, int] = {}
     for row in rows:
         counts[row["outcome"]] = counts.get(row["outcome"], 0) + 1
     return {
         "counts": counts,
-        "primary": len(primary),
         "statistical": len(statistical),
-        "false_wins": FALSE_WIN * len(primary),
+        "false_wins": FALSE_WIN * len(statistical),
         "stale": sum(row["stale"] for row in rows),
     }
