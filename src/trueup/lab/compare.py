@@ -264,10 +264,12 @@ def read_results(path: str | Path) -> pd.DataFrame:
     if frame.empty:
         raise ValueError(f"{path}: a header but no rows; give one row a run")
     for column in frame.columns.drop("arm"):
-        try:
-            frame[column] = pd.to_numeric(frame[column])  # an empty field becomes NaN
-        except ValueError:
-            continue  # text, as a condition may be; compare() refuses it as a metric
+        for kind in (int, float):  # else text, as a condition may be; in a metric, compare() names the row
+            try:
+                frame[column] = [kind(text or "nan") for text in frame[column]]
+            except ValueError:
+                continue
+            break
     return frame
 
 
@@ -350,7 +352,7 @@ def _rows(
     for i, name in enumerate(map(str, columns["arm"])):
         if name not in arms:
             continue
-        seed, value = columns["seed"][i], as_number(columns[metric][i])
+        seed, value = columns["seed"][i], _number(columns[metric][i])
         where = f"row {i + 1} (arm {name}, seed {seed})"
         if value is None:
             raise ValueError(
@@ -380,6 +382,16 @@ def _seed(seed: Any, i: int) -> Hashable:
             f"row {i + 1} has no seed: every run needs the seed that pairs it with the other arm's"
         )
     return int(number) if number is not None and number.is_integer() else seed
+
+
+def _number(value: Any) -> float | None:
+    """A number, also from text as a CSV file holds it."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return as_number(value)
 
 
 def _plain(value: Any) -> Any:

@@ -210,7 +210,7 @@ def paper_sentence(outcome: str, control: str | None, claims: Sequence[ClaimDocu
     if len(primary) == 1:  # the head has said the outcome
         said, why = outcome_words(headline["outcome"], scale), ending(headline, scale)
         told += "; " + rest if (rest := why.removeprefix(said).lstrip(":; ")) else ""
-    elif headline["outcome"] != outcome:
+    elif headline["outcome"] != "reproduced":
         told += f": {ending(headline, scale)}"
     parts.append(told)
     if control is not None:

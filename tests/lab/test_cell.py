@@ -1,0 +1,367 @@
+"""Cells: what they get, what they may return, and how they fail."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trueup.lab import cell as module
+from trueup.lab.cell import (
+    MAX_RESULT_BYTES,
+    Cell,
+    CellResult,
+    Run,
+    environment,
+    execute,
+    items,
+    run_of,
+    score,
+)
+from trueup.lab.spec import Arm, CostClaim, ExactClaim, Metric, Stage, Study, StudyError
+
+
+def study(function: Callable[[Run], Any] = lambda run: {"acc": 0.5}, **changes: Any) -> Study:
+    given: dict[str, Any] = {
+        "slug": "demo",
+        "question": "Does it?",
+        "metrics": [Metric("acc", higher=True, worst=0.1)],
+        "arms": [Arm("plain", "baseline", {"lr": 1, "depth": 3}), Arm("ours", "method", {"depth": 4})],
+        "scales": {"smoke": {"lr": 0, "epochs": 2}, "desk": {"epochs": 9}},
+        "cell": function,
+    }
+    return Study(**given | changes)
+
+
+CELL = Cell("demo", "smoke", 1, "report", "plain", seed=3)
+
+
+# -- identity ------------------------------------------------------------------------------------------------
+
+
+def test_equal_cells_have_equal_keys_and_others_do_not() -> None:
+    cell = replace(CELL, condition=items({"b": 1, "a": 2}), hyper=items({"lr": 0.1}))
+    assert cell.key() == replace(cell, condition=items({"a": 2, "b": 1})).key()
+    others = [
+        replace(cell, **change)
+        for change in (
+            {"study": "x"},
+            {"scale": "desk"},
+            {"protocol": 2},
+            {"kind": "tune"},
+            {"arm": "ours"},
+            {"condition": ()},
+            {"hyper": ()},
+            {"seed": 4},
+            {"instance": "i"},
+        )
+    ]
+    assert len({c.key() for c in [cell, *others]}) == 10
+    assert json.loads(cell.key())["seed"] == 3
+
+
+def test_a_cell_says_what_it_is() -> None:
+    assert str(replace(CELL, hyper=items({"lr": 0.1}))) == "plain lr=0.1 seed 3"
+    assert str(Cell("demo", "desk", 1, "exact", "sum", instance="a")) == "sum a"
+
+
+# -- what a cell function gets -------------------------------------------------------------------------------
+
+
+def test_settings_in_their_order() -> None:
+    cell = replace(CELL, condition=items({"depth": 5, "noise": 1}), hyper=items({"noise": 2}))
+    run = run_of(study(), cell, {}, "cpu")
+    assert (run["epochs"], run["lr"], run["depth"], run["noise"]) == (2, 1, 5, 2)
+    assert run.get("missing", 7) == 7
+    with pytest.raises(
+        StudyError, match="no setting 'epoch' for arm 'plain' at scale 'smoke'; known: depth, ep"
+    ):
+        run["epoch"]
+
+
+Y = np.repeat([0, 1, 2], [60, 30, 10])
+
+
+def split(kind: str, arm: str = "plain", seed: int = 3, **sizes: int) -> tuple[np.ndarray, np.ndarray]:
+    run = Run("demo", "smoke", kind, arm, {}, seed)  # type: ignore[arg-type]
+    return run.split(Y, **{"train": 60, "test": 40} | sizes)
+
+
+def test_tuning_never_sees_the_test_rows() -> None:
+    fit, test = split("report")
+    for validation in (None, 20):
+        extra = {} if validation is None else {"validation": validation}
+        inner_fit, held_out = split("tune", **extra)
+        assert not set(test) & (set(inner_fit) | set(held_out))
+        assert set(inner_fit) | set(held_out) == set(fit)
+        assert not set(inner_fit) & set(held_out)
+        assert len(held_out) == (15 if validation is None else 20)
+
+
+def test_a_split_uses_each_row_once_and_is_stratified() -> None:
+    fit, test = split("report")
+    assert sorted([*fit, *test]) == list(range(100))
+    assert Counter(Y[fit].tolist()) == {0: 36, 1: 18, 2: 6}
+    inner, held_out = split("tune")
+    counts = Counter(Y[held_out].tolist())
+    assert counts[0] == 9
+    assert counts[1] in (4, 5)
+    assert counts[2] in (1, 2)
+    assert len(inner) == 45
+
+
+@pytest.mark.parametrize("kind", ["report", "tune"])
+def test_a_split_is_equal_across_arms_and_fresh_for_each_seed(kind: str) -> None:
+    for ours, theirs in zip(split(kind, "ours"), split(kind, "plain"), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert not np.array_equal(split(kind, seed=4)[1], split(kind, seed=3)[1])
+
+
+@pytest.mark.parametrize("sizes", [{"train": 61}, {"train": 1}, {"test": 0}])
+def test_a_split_that_cannot_be(sizes: dict[str, int]) -> None:
+    with pytest.raises(StudyError, match="split of 100 rows into"):
+        split("report", **sizes)
+
+
+# -- what it returns -----------------------------------------------------------------------------------------
+
+
+def test_what_a_cell_returns_is_sorted_by_kind() -> None:
+    result = score(
+        study(),
+        {
+            "acc": torch.tensor(0.5),
+            "steps": np.int64(3),
+            "curve": [1, 2],
+            "tensor": torch.ones(2, requires_grad=True),
+            "image": np.zeros((2, 2), dtype=np.uint8),
+        },
+    )
+    assert result.status == "ok"
+    assert result.numbers == {"acc": 0.5, "steps": 3.0}
+    assert result.series == {"curve": [1.0, 2.0], "tensor": [1.0, 1.0]}
+    assert list(result.arrays) == ["image"]
+    assert result.arrays["image"].dtype == np.uint8
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.05])
+def test_a_diverged_cell_scores_worst(value: float) -> None:
+    result = score(study(), {"acc": value})
+    assert (result.status, result.numbers) == ("diverged", {"acc": 0.1})
+
+
+def test_one_diverged_metric_of_several_is_enough() -> None:
+    two = study(metrics=[Metric("loss", higher=False, worst=2.3), Metric("acc", higher=True, worst=0.1)])
+    result = score(two, {"loss": math.nan, "acc": 0.5})
+    assert (result.status, result.numbers) == ("diverged", {"loss": 2.3, "acc": 0.5})
+
+
+def test_other_numbers_that_are_not_finite_are_left_out() -> None:
+    result = score(study(), {"acc": 0.5, "norm": math.inf})
+    assert (result.status, result.numbers) == ("ok", {"acc": 0.5})
+
+
+def test_a_result_has_a_size() -> None:
+    fits = (MAX_RESULT_BYTES - 8) // 8
+    assert score(study(), {"acc": 0.5, "curve": np.zeros(fits)}).status == "ok"
+    assert score(study(), {"acc": 0.5, "image": np.zeros((1, fits))}).status == "ok"
+    for large in ({"curve": np.zeros(fits + 1)}, {"image": np.zeros((1, fits + 1))}):
+        with pytest.raises(StudyError, match=r"the cell returned 256 KB; at most 256 KB: .* make .* a Stage"):
+            score(study(), {"acc": 0.5, **large})
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ({"loss": 1.0}, r"the cell function returned no number 'acc'; got \['loss'\]"),
+        ({"acc": [0.5]}, "no number 'acc'"),
+        ({"acc": 0.5, "name": "x"}, "cell returned 'name' of str; return numbers, series or arrays"),
+        ({"acc": 0.5, "net": torch.nn.Linear(1, 1)}, "cell returned 'net' of Linear"),
+    ],
+)
+def test_what_a_cell_may_not_return(returned: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        score(study(), returned)
+
+
+# -- execution -----------------------------------------------------------------------------------------------
+
+
+def test_a_report_cell() -> None:
+    def cell(run: Run) -> dict[str, float]:
+        return {"acc": 0.5 + run["depth"], "draw": torch.rand(1).item(), "device": float(run.device == "cpu")}
+
+    result = execute(study(cell), CELL)
+    assert result.status == "ok"
+    assert result.numbers["acc"] == 3.5
+    assert result.numbers["device"] == 1.0
+    assert result.seconds > 0
+    # torch's global generator is seeded, equally in every arm
+    torch.manual_seed(123)
+    other = execute(study(cell), replace(CELL, arm="ours"))
+    assert other.numbers["draw"] == result.numbers["draw"]
+    assert execute(study(cell), replace(CELL, seed=4)).numbers["draw"] != result.numbers["draw"]
+
+
+def test_a_crash_is_no_divergence() -> None:
+    def cell(run: Run) -> dict[str, float]:
+        raise FloatingPointError("overflow in layer 3")
+
+    result = execute(study(cell), CELL)
+    assert result.status == "failed"
+    assert result.numbers == {}
+    assert "overflow in layer 3" in result.error
+    assert "Traceback" in result.error
+    assert "test_cell.py" in result.error  # the user's own line is in it
+
+
+def test_a_cell_must_return_a_dictionary() -> None:
+    result = execute(study(lambda run: 0.5), CELL)
+    assert result.status == "failed"
+    assert "the cell function must return a dictionary, got float" in result.error
+
+
+def test_ctrl_c_is_not_swallowed() -> None:
+    def cell(run: Run) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(study(cell), CELL)
+
+
+def test_a_missing_artefact_fails_the_cell(tmp_path: Path) -> None:
+    result = execute(study(), CELL, inputs={"teacher": str(tmp_path / "gone.npz")})
+    assert result.status == "failed"
+    assert "gone.npz" in result.error
+
+
+# -- stages --------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_reaches_the_cells_that_read_it(tmp_path: Path) -> None:
+    def build(run: Run) -> dict[str, Any]:
+        return {"w": torch.full((2,), float(run.seed), requires_grad=True), "names": np.array(["a"]), "n": 3}
+
+    def cell(run: Run) -> dict[str, float]:
+        return {"acc": run.inputs["teacher"]["w"].sum() + run.inputs["teacher"]["n"]}
+
+    artefact = str(tmp_path / "deep" / "teacher.npz")
+    staged = study(cell, stages=[Stage("teacher", build)])
+    made = execute(staged, replace(CELL, kind="stage", arm="teacher"), artefact=artefact)
+    assert (made.status, made.path) == ("ok", artefact)
+    assert execute(staged, CELL, inputs={"teacher": artefact}).numbers["acc"] == 9.0
+    assert os.listdir(tmp_path / "deep") == ["teacher.npz"]
+
+
+def test_a_stage_draws_from_its_own_seeded_generator(tmp_path: Path) -> None:
+    staged = study(stages=[Stage("teacher", lambda run: {"w": torch.rand(3)})])
+
+    def draw(seed: int) -> np.ndarray:
+        cell = replace(CELL, kind="stage", arm="teacher", seed=seed)
+        return np.load(execute(staged, cell, artefact=str(tmp_path / "a.npz")).path)["w"]
+
+    np.testing.assert_array_equal(draw(3), draw(3))
+    assert not np.array_equal(draw(3), draw(4))
+
+
+def test_a_stage_writes_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "teacher.npz"
+    target.write_bytes(b"older artefact")
+    staged = study(stages=[Stage("teacher", lambda run: {"w": np.ones(3)})])
+
+    def half(stream: Any, **arrays: np.ndarray) -> None:
+        stream.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.np, "savez", half)
+    result = execute(staged, replace(CELL, kind="stage", arm="teacher"), artefact=str(target))
+    assert result.status == "failed"
+    assert "No space left" in result.error
+    assert target.read_bytes() == b"older artefact"
+    assert os.listdir(tmp_path) == ["teacher.npz"]
+
+
+def test_a_stage_returns_arrays_only(tmp_path: Path) -> None:
+    staged = study(stages=[Stage("teacher", lambda run: {"net": object()})])
+    result = execute(staged, replace(CELL, kind="stage", arm="teacher"), artefact=str(tmp_path / "a.npz"))
+    assert "stage 'teacher' returned 'net' of object; return arrays" in result.error
+    assert os.listdir(tmp_path) == []
+
+
+# -- exact and cost claims -----------------------------------------------------------------------------------
+
+
+def test_exact_claims_and_their_negative_control() -> None:
+    claim = ExactClaim(
+        "sum",
+        "Adds up.",
+        deviation=lambda a: a - 1,
+        instances={"one": {"a": 1.0}, "nan": {"a": math.nan}},
+        tolerance=0.0,
+        negative_control=lambda a: a + 1,
+        control_label="plus",
+        primary=True,
+    )
+    exact = study(claims=[claim], arms=[], metrics=[], cell=None)
+    cell = Cell("demo", "smoke", 1, "exact", "sum", instance="one")
+    assert execute(exact, cell).numbers == {"deviation": 0.0}
+    assert execute(exact, replace(cell, kind="exact-control")).numbers == {"deviation": 2.0}
+    not_a_number = execute(exact, replace(cell, instance="nan"))
+    assert (not_a_number.status, not_a_number.numbers) == ("ok", {})
+
+
+def test_cost_claims_interleave_their_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = [0.0], []
+
+    def taking(name: str, seconds: float) -> Callable[[], None]:
+        def call() -> None:
+            calls.append(name)
+            clock[0] += seconds
+
+        return call
+
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    claim = CostClaim(
+        "cheap",
+        "Is cheap.",
+        lambda: (taking("ours", 1.0), taking("peer", 2.0)),
+        at_most=1.0,
+        rounds=8,
+        primary=True,
+    )
+    made = study(claims=[claim], arms=[], metrics=[], cell=None)
+    result = execute(made, Cell("demo", "smoke", 1, "cost", "cheap"))
+    assert result.series["log_ratio"] == pytest.approx([math.log(0.5)] * 8)
+    assert calls[:2] == ["ours", "peer"]  # warming up
+    assert calls[2:8] == ["ours", "peer", "peer", "ours", "ours", "peer"]
+    assert Counter(calls) == {"ours": 9, "peer": 9}
+
+
+def test_the_environment_of_a_verdict() -> None:
+    told = environment(2, "cpu")
+    assert told["threads"] == "2"
+    assert told["device"] == "cpu"
+    assert told["torch"] == str(torch.__version__)
+    assert all(isinstance(v, str) and v for v in told.values())
+    json.dumps(told)
+
+
+def test_the_cpu_has_a_name_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(self: Path) -> str:
+        raise OSError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert environment(1, "cpu")["cpu"]
+
+
+def test_results_are_plain_values() -> None:
+    assert CellResult("ok").peak_memory is None  # not measured, which is not zero

@@ -1,0 +1,377 @@
+"""Comparing a user's own results: the verdict, the words, and every way in which results can be unfit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from trueup.lab import compare, judge, read_results
+
+NOISE = np.random.default_rng(0).normal(0, 0.004, (3, 10, 2))
+ARMS = {"sgd": 0.90, "adamp": 0.93, "smoothing": 0.91}
+
+
+def results(**means: float) -> pd.DataFrame:
+    """Ten seeds, two conditions; each arm's mean as given."""
+    return pd.DataFrame(
+        [
+            {"arm": arm, "seed": seed, "condition": condition, "acc": mean + NOISE[i, seed, k] + 0.02 * k}
+            for i, (arm, mean) in enumerate((ARMS | means).items())
+            for seed in range(10)
+            for k, condition in enumerate(["clean", "noisy"])
+        ]
+    )
+
+
+ASKED: dict[str, Any] = {
+    "metric": "acc",
+    "baseline": "sgd",
+    "method": "adamp",
+    "higher": True,
+    "min_effect": 0.01,
+}
+
+
+def asked(frame: Any, **changes: Any) -> Any:
+    return compare(frame, **ASKED | changes)
+
+
+# -- the verdict ---------------------------------------------------------------------------------------------
+
+
+def test_conditions_are_brought_together_inside_the_seed() -> None:
+    frame = results()
+    means = frame.groupby(["arm", "seed"]).acc.mean()
+    result = asked(frame)
+    np.testing.assert_allclose(result.judgement.d, means["adamp"] - means["sgd"])
+    assert result.judgement == judge(result.judgement.d, 0.01)
+    assert result.judgement.n == 10  # not 20: the seed is the unit
+    assert result.seeds == tuple(range(10))
+
+
+@pytest.mark.parametrize(
+    ("means", "word", "note"),
+    [
+        ({}, "better", ""),
+        ({"adamp": 0.91}, "cannot tell", ""),
+        ({"adamp": 0.905}, "too small or worse", "right sign but smaller than the minimum effect"),
+        ({"adamp": 0.90}, "too small or worse", "any gain is smaller than the minimum effect"),
+        ({"adamp": 0.88}, "too small or worse", "opposite"),
+    ],
+)
+def test_the_three_words(means: dict[str, float], word: str, note: str) -> None:
+    result = asked(results(**means))
+    assert (result.word, result.judgement.note) == (word, note)
+    assert f": {word}" in result.sentence
+    assert note in result.sentence
+
+
+def test_pairing_is_by_seed_and_not_by_row() -> None:
+    frame = results()
+    shuffled = frame.sample(frac=1, random_state=0)
+    pd.testing.assert_series_equal(
+        pd.Series(dict(zip(asked(frame).seeds, asked(frame).judgement.d, strict=True))).sort_index(),
+        pd.Series(dict(zip(asked(shuffled).seeds, asked(shuffled).judgement.d, strict=True))).sort_index(),
+    )
+
+
+def test_lower_is_better_for_a_loss() -> None:
+    assert asked(results(), higher=False).word == "too small or worse"
+    assert asked(results(), higher=False, baseline="adamp", method="sgd").word == "better"
+
+
+def test_a_gain_as_a_ratio() -> None:
+    frame = results()
+    means = frame.groupby(["arm", "seed"]).acc.mean()
+    result = asked(frame, gain="ratio", min_effect=0.02)
+    np.testing.assert_allclose(result.judgement.d, np.log(means["adamp"] / means["sgd"]))
+    assert result.judgement.margin == pytest.approx(math.log(1.02))
+    assert "by 3.41 %" in result.sentence
+    assert "2 % was asked for" in result.sentence
+
+
+def test_alpha_sets_the_interval() -> None:
+    assert "99 % interval" in asked(results(), alpha=0.005).sentence
+
+
+def test_too_few_seeds_say_how_many_more() -> None:
+    frame = results().query("seed < 3")
+    result = asked(frame)
+    assert result.word == "cannot tell"
+    assert "cannot tell: too few seeds; about 3 more fresh seeds would decide" in result.sentence
+
+
+def test_the_sentence() -> None:
+    frame = {
+        "arm": ["a"] * 6 + ["b"] * 6,
+        "seed": [*range(6)] * 2,
+        "top1": [0.5] * 6 + [0.6, 0.61, 0.59, 0.6, 0.62, 0.58],
+    }
+    result = compare(frame, metric="top1", baseline="a", method="b", higher=True, min_effect=0.05)
+    assert str(result) == (
+        "b beats a in top1 by 0.100 (95 % interval 0.085 to 0.115, 6 seeds; 0.05 was asked for): better."
+    )
+
+
+# -- controls ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mean", "control"), [(0.91, "survives"), (0.92, "undecided"), (0.93, "explained"), (0.95, "explained")]
+)
+def test_a_gain_must_survive_its_control(mean: float, control: str) -> None:
+    result = asked(results(smoothing=mean), control="smoothing")
+    assert result.word == "better"  # the gain over the baseline stands; the control says what it is worth
+    assert result.control == control
+    assert "smoothing" in result.control_sentence
+    assert str(result).splitlines() == [result.sentence, result.control_sentence]
+
+
+def test_a_control_is_asked_only_of_a_gain() -> None:
+    result = asked(results(adamp=0.90), control=["smoothing"])
+    assert (result.control, result.control_sentence, dict(result.controls)) == (None, "", {})
+
+
+# -- what may differ in the frame ----------------------------------------------------------------------------
+
+
+def test_a_mapping_of_columns_is_as_good_as_a_frame() -> None:
+    frame = results()
+    assert asked({c: frame[c].tolist() for c in frame}).to_dict() == asked(frame).to_dict()
+
+
+def test_conditions_may_be_named() -> None:
+    frame = results().rename(columns={"condition": "noise"})
+    with pytest.raises(ValueError, match=r"2 rows of arm 'sgd', seed 0: .* pass conditions= \(noise\)"):
+        asked(frame)
+    named = asked(frame, conditions="noise")
+    assert named.judgement == asked(results()).judgement
+    frame["width"] = 8
+    assert asked(frame, conditions=["noise", "width"]).judgement == named.judgement
+
+
+def test_other_arms_and_columns_are_not_looked_at() -> None:
+    frame = results()
+    frame["note"] = "x"
+    other = pd.DataFrame({"arm": ["rmsprop"], "seed": [99], "condition": ["clean"], "acc": [math.nan]})
+    assert asked(pd.concat([frame, other])).judgement == asked(results()).judgement
+
+
+def test_seeds_may_be_names() -> None:
+    frame = results()
+    frame["seed"] = "run-" + frame["seed"].astype(str)
+    assert asked(frame).seeds[:2] == ("run-0", "run-1")
+
+
+def test_seeds_read_as_floats_are_the_same_seeds() -> None:
+    frame = results()
+    frame["seed"] = frame["seed"].astype(float)
+    assert asked(frame).seeds == tuple(range(10))
+
+
+def test_a_diverged_run_scores_worst_and_is_counted() -> None:
+    frame = results()
+    frame.loc[0, "acc"] = math.nan
+    frame.loc[1, "acc"] = 0.05  # worse than chance
+    result = asked(frame, worst=0.1)
+    means = results().groupby(["arm", "seed"]).acc.mean()
+    assert result.judgement.d[0] == pytest.approx(means["adamp"][0] - 0.1)
+    told = result.to_dict()
+    assert told["diverged"] == {"sgd": 2}
+    assert [c["status"] for c in told["cells"][:3]] == ["diverged", "diverged", "ok"]
+
+
+def test_to_dict_is_a_claim_in_plain_json() -> None:
+    result = asked(results(smoothing=0.92), control="smoothing")
+    told = json.loads(json.dumps(result.to_dict()))
+    assert (told["outcome"], told["word"], told["sentence"]) == ("reproduced", "better", result.sentence)
+    assert told["control_sentence"] == result.control_sentence
+    assert told["survives"] == "undecided"
+    assert [(c["arm"], c["word"]) for c in told["controls"]] == [("smoothing", "cannot tell")]
+    assert {a["name"]: a["role"] for a in told["arms"]} == {
+        "sgd": "baseline",
+        "adamp": "method",
+        "smoothing": "control",
+    }
+    assert told["conditions"] == [{"name": "condition", "values": ["clean", "noisy"]}]
+    assert [x["seed"] for x in told["d"]] == list(range(10))
+    assert len(told["cells"]) == 60
+    assert told["cells"][0]["numbers"] == {"acc": pytest.approx(results().acc[0])}
+    assert told["level"] == 0.95
+
+
+def test_a_control_that_was_not_asked_keeps_its_role() -> None:
+    told = asked(results(adamp=0.90), control="smoothing").to_dict()
+    assert [a["role"] for a in told["arms"]] == ["baseline", "method", "control"]
+
+
+# -- unfit results -------------------------------------------------------------------------------------------
+
+
+def without(column: str) -> pd.DataFrame:
+    return results().drop(columns=column)
+
+
+def with_value(value: object) -> pd.DataFrame:
+    frame = results().astype({"acc": object})
+    frame.loc[21, "acc"] = value
+    return frame
+
+
+UNFIT: list[tuple[Callable[[], Any], str]] = [
+    (
+        lambda: asked(without("arm")),
+        "no column 'arm'; columns here: seed, condition, acc; needed: arm, seed and",
+    ),
+    (lambda: asked(without("seed")), "no column 'seed'"),
+    (
+        lambda: asked(results(), metric="ac"),
+        "no column 'ac'; did you mean 'acc'?; columns here: arm, seed, cond",
+    ),
+    (lambda: asked(results(), conditions="nois"), "no column 'nois'"),
+    (
+        lambda: asked(results(), method="adanp"),
+        "no rows of arm 'adanp'; did you mean 'adamp'?; arms here: sgd,",
+    ),
+    (lambda: asked(results(), control="mixup"), "no rows of arm 'mixup'; arms here: sgd, adamp, smoothing"),
+    (lambda: asked(results().iloc[:0]), "no rows of arm 'sgd'; arms here: none"),
+    (lambda: asked(results(), method="sgd"), "baseline and method are both 'sgd': name two different arms"),
+    (lambda: asked(results(), control="sgd"), "control 'sgd' is named already: a control is a third arm"),
+    (lambda: asked(results(), control=["smoothing"] * 2), "control 'smoothing' is named already"),
+    (
+        lambda: asked(results(), min_effect=0.0),
+        "min_effect must be > 0, got 0.0: the smallest gain that would",
+    ),
+    (lambda: asked(results(), min_effect=-0.1), "min_effect must be > 0"),
+    (lambda: asked(results(), min_effect=math.nan), "min_effect must be > 0"),
+    (
+        lambda: asked(results(), alpha=0.5),
+        "alpha must lie between 0 and 0.5, got 0.5: 0.025 gives a 95 % int",
+    ),
+    (lambda: asked(results(), gain="percent"), "gain must be 'difference' or 'ratio', got 'percent'"),
+    (
+        lambda: asked(pd.concat([results(), results()[:1]])),
+        "2 rows of arm 'sgd', seed 0, condition clean: one is expected; if one is a repeat, keep the",
+    ),
+    (
+        lambda: asked(results().query("not (arm == 'adamp' and seed in [3, 7])")),
+        "arm 'adamp' has no row for seeds 3, 7, which another arm has. Arms are compared seed by seed and no",
+    ),
+    (
+        lambda: asked(results().query("not (arm == 'sgd' and seed == 3)")),
+        "arm 'sgd' has no row for seed 3, which another arm has",
+    ),
+    (
+        lambda: asked(results().query("not (arm == 'smoothing' and seed == 3)"), control="smoothing"),
+        "arm 'smoothing' has no row for seed 3, which another arm has",
+    ),
+    (
+        lambda: asked(results().query("not (arm == 'sgd' and seed == 4 and condition == 'noisy')")),
+        "arm 'sgd' has no row for seed 4, condition noisy: every arm needs every condition at every seed",
+    ),
+    (
+        lambda: asked(with_value(math.nan)),
+        "acc is not finite in row 22 (arm adamp, seed 0). A run that diverged is a result, not a gap",
+    ),
+    (lambda: asked(with_value(math.inf)), "acc is not finite in row 22"),
+    (
+        lambda: asked(with_value("crashed")),
+        "row 22 (arm adamp, seed 0): acc is 'crashed', not a number; write nan",
+    ),
+    (lambda: asked(with_value(None)), "row 22 (arm adamp, seed 0): acc is None, not a number"),
+    (lambda: asked(results(), worst=math.nan), "metric 'acc': worst must be finite, got nan"),
+    (
+        lambda: asked(results().assign(seed=[math.nan] + [1.0] * 59)),
+        "row 1 has no seed: every run needs the seed that pairs it",
+    ),
+    (lambda: asked(results().assign(seed=[None] * 60)), "row 1 has no seed"),
+    (
+        lambda: asked(results().assign(acc=lambda f: f.arm.map(ARMS))),
+        "adamp - sgd, acc: every seed gives the same 0.03, so seeds change nothing",
+    ),
+    (lambda: asked(results(sgd=0.0).assign(acc=-1.0), gain="ratio"), "needs values > 0"),
+    (
+        lambda: asked({"arm": ["sgd", "adamp"], "seed": [0, 0], "acc": [1.0]}),
+        "columns must be of one length, one entry a run; got {'arm': 2, 'seed': 2, 'acc': 1}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("ask", "message"), UNFIT, ids=[message for _, message in UNFIT])
+def test_unfit(ask: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        ask()
+    assert message in str(caught.value)
+
+
+def test_a_long_list_is_cut() -> None:
+    frame = results().query("arm != 'adamp' or seed == 0")
+    with pytest.raises(ValueError, match=r"seeds 1, 2, 3, 4, 5, 6, 7, 8 and 1 more, which"):
+        asked(frame)
+
+
+# -- reading CSV files ---------------------------------------------------------------------------------------
+
+
+def test_a_csv_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    results().to_csv(path, index=False)
+    assert asked(read_results(path)).to_dict() == asked(results()).to_dict()
+
+
+def test_arms_are_text_whatever_they_look_like(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text("arm, seed, acc\nNone,0,0.5\n1e3,0,\n007,0,nan\n")
+    frame = read_results(path)
+    assert frame.arm.tolist() == ["None", "1e3", "007"]
+    assert list(frame.columns) == ["arm", "seed", "acc"]
+    assert frame.acc.isna().tolist() == [False, True, True]
+    assert frame.seed.dtype.kind == "i"
+
+
+def test_text_in_the_metric_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text("arm,seed,acc\nsgd,0,0.5\nadamp,0,NA\n")
+    with pytest.raises(
+        ValueError, match=r"row 2 \(arm adamp, seed 0\): acc is 'NA', not a number; write nan"
+    ):
+        asked(read_results(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "results.csv: not a CSV file with a header line"),
+        ('arm,seed,acc\n"sgd,0,0.5\n', "results.csv: not a CSV file"),
+        (b"\xff\xfe\x00\x01", "results.csv: not a CSV file"),
+        ("arm,seed,acc\n", "results.csv: a header but no rows; give one row a run"),
+        ("method,seed,acc\nsgd,0,0.5\n", "results.csv: no column 'arm'; columns here: method, seed, acc"),
+        ("arm,sede,acc\nsgd,0,0.5\n", "results.csv: no column 'seed'; did you mean 'sede'?"),
+    ],
+)
+def test_files_that_are_no_results(tmp_path: Path, content: str | bytes, message: str) -> None:
+    path = tmp_path / "results.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError) as caught:
+        read_results(path)
+    assert message in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"no results file '.*gone.csv': give a CSV file with columns arm, seed"
+    ):
+        read_results(tmp_path / "gone.csv")
+
+
+def test_reading_needs_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install 'trueup\[cli\]'"):
+        read_results("results.csv")
