@@ -306,6 +306,7 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
             ValueError: for a threshold outside [0, 1].
             ImportError: without the ``plot`` extra.
         """
+        check_is_fitted(self)
         from trueup.estimators.part_network import draw
 
         return draw(self._names(), self.edges(threshold), self.partial_variance_, threshold)
@@ -405,8 +406,8 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
 
     def _index(self, part: str | int) -> int:
         names = self._names()
-        if part in names and not isinstance(part, bool):
+        if isinstance(part, str) and part in names:
             return names.index(part)
-        if isinstance(part, (int, np.integer)) and 0 <= part < len(names):
+        if isinstance(part, (int, np.integer)) and not isinstance(part, bool) and 0 <= part < len(names):
             return int(part)
         raise ValueError(f"unknown part {part!r}: pass an index below {len(names)} or one of {names}")
