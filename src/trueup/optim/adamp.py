@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from trueup.optim.blocks import Tile, blocks
-from trueup.optim.radial import decay_list, move_tangentially, project_list, projected_rows
+from trueup.optim.radial import decay_list, project_list, projected_rows, radial_tiles
 from trueup.optim.two_route import Group, TwoRouteOptimizer, check_range
 
 
@@ -147,8 +147,10 @@ class AdamP(TwoRouteOptimizer):
             denominator = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(eps)
             return torch.div(m, denominator).mul_(-lr / (1 - beta1**t))
 
-        decay = 1 - lr * weight_decay * group["wd_ratio"]
-        move_tangentially(param, view, advance, again, step=1.0, decay=decay, eps=eps)
+        param, decay = param.view(view, -1), 1 - lr * weight_decay * group["wd_ratio"]
+        for tile, displacement, coefficient in radial_tiles(param, advance, again, eps):
+            # decay * p + (displacement - coefficient * p), in one pass
+            torch.addcmul(displacement, param[tile], decay - coefficient, out=param[tile])
 
     def _step_foreach(
         self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]

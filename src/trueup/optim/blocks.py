@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-#: Elements a block. Four float32 streams and a scratch block fit a 2 MiB second-level cache.
-BLOCK = 1 << 16
+#: Elements a block: large enough to hide the cost of a call, small enough for a core's share of the cache.
+BLOCK = 1 << 18
 
 Tile = tuple[slice, slice]
 
@@ -55,26 +55,11 @@ def in_memory_order(*tensors: Tensor) -> list[Tensor] | None:
     return None
 
 
-def tiles(rows: int, length: int, block: int | None = None) -> Iterator[list[Tile]]:
-    """Cut a (rows, length) matrix into tiles of at most `block` elements (default `BLOCK`).
+def blocks(rows: int, length: int = 1) -> Iterator[slice]:
+    """Cut `rows` rows of `length` elements into slices of at most `BLOCK` elements, but at least a row.
 
-    Each item is the list of tiles that together hold some whole rows: one tile of several rows, or, where a
-    row is longer than a block, the pieces of one row.
-
-    >>> list(tiles(3, 2, block=4))
-    [[(slice(0, 2, None), slice(0, 2, None))], [(slice(2, 3, None), slice(0, 2, None))]]
-    >>> list(tiles(1, 5, block=4))
-    [[(slice(0, 1, None), slice(0, 4, None)), (slice(0, 1, None), slice(4, 5, None))]]
+    >>> list(blocks(5, BLOCK // 2))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
-    block = block or BLOCK
-    if rows * length == 0:
-        return
-    step = max(1, block // length)
-    for row in range(0, rows, step):
-        here = slice(row, min(row + step, rows))
-        yield [(here, slice(col, min(col + block, length))) for col in range(0, length, block)]
-
-
-def blocks(size: int) -> Iterator[slice]:
-    """Cut `size` elements into blocks of at most `BLOCK`."""
-    return (slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
+    step = max(1, BLOCK // max(1, length))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))

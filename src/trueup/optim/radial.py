@@ -17,13 +17,13 @@ Departure from the official code: dots and norms are accumulated in float32 for 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trueup.optim.blocks import Tile, blocks, tiles
+from trueup.optim.blocks import BLOCK, Tile, blocks
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -85,39 +85,36 @@ def radial_coefficient(
 ) -> tuple[Tensor, Tensor]:
     """How much of `param` to subtract from `update`, shape (rows, 1, ...), and the decay ratio, 0-d.
 
-    Each row's coefficient is <param, update> / (||param|| + eps)^2, with dot and norm over the row or, in
-    the layer view, over the tensor: the layer's sums are the rows' summed, so one pass serves both views.
+    Each row's coefficient is <param, update> / (||param|| + eps)^2, with dot and norm over the row or, in the
+    layer view, over the tensor: the layer's sums are the rows' summed, so one pass serves both views.
     """
     dtype = accumulation_dtype(param.dtype)
     p, g, u = param.to(dtype), grad.to(dtype), update.to(dtype)
-    # Sums over dimensions, not over a flattened view: the order of a row's elements is free, channels_last
-    # stays put.
+    # Sums over dimensions, not over a flattened view: a row's elements may lie in any order (channels_last).
     inner = tuple(range(1, param.dim()))
-    rows = [(a * b).sum(inner, keepdim=True) for a, b in ((g, p), (g, g), (p, p), (p, u))]
-    layer = [sums.sum() for sums in rows]
+    gp, gg, pp, pu = ((a * b).sum(inner, keepdim=True) for a, b in ((g, p), (g, g), (p, p), (p, u)))
     row_length = param.numel() // max(1, param.size(0))
-    by_row = _orthogonal(rows[:3], row_length, delta, eps).all()
-    by_layer = _orthogonal(layer[:3], param.numel(), delta, eps)
-    coefficient = torch.where(
-        by_row, _along(rows[3], rows[2], eps), torch.where(by_layer, _along(layer[3], layer[2], eps), 0.0)
-    )
-    ratio = torch.where(by_row | by_layer, torch.full_like(layer[0], wd_ratio), torch.ones_like(layer[0]))
-    return coefficient, ratio
+    by_row = orthogonal(gp, gg.sqrt(), pp.sqrt(), row_length, delta, eps).all()
+    coefficient = along(pu, pp.sqrt(), eps)
+
+    gp, gg, pp, pu = gp.sum(), gg.sum(), pp.sum(), pu.sum()
+    by_layer = orthogonal(gp, gg.sqrt(), pp.sqrt(), param.numel(), delta, eps)
+    of_layer = torch.where(by_layer, along(pu, pp.sqrt(), eps), 0.0)
+    ratio = torch.where(by_row | by_layer, torch.full_like(gp, wd_ratio), torch.ones_like(gp))
+    return torch.where(by_row, coefficient, of_layer), ratio
 
 
-def _orthogonal(sums: Iterable[Tensor], length: int, delta: float, eps: float) -> Tensor:
-    """|cos| < delta / sqrt(length), from <g, p>, ||g||^2 and ||p||^2.
+def orthogonal(dot: Tensor, g_norm: Tensor, p_norm: Tensor, length: int, delta: float, eps: float) -> Tensor:
+    """|cos| < delta / sqrt(length), from <g, p>, ||g|| and ||p||.
 
     Multiplied out, so that a zero norm with eps = 0, and any NaN, compare false: no projection.
     """
-    dot, gg, pp = sums
-    threshold = delta / math.sqrt(max(1, length))
-    return dot.abs() < threshold * gg.sqrt().clamp_min(eps) * pp.sqrt().clamp_min(eps)
+    return dot.abs() < delta / math.sqrt(max(1, length)) * g_norm.clamp_min(eps) * p_norm.clamp_min(eps)
 
 
-def _along(dot: Tensor, pp: Tensor, eps: float) -> Tensor:
+def along(dot: Tensor, p_norm: Tensor, eps: float) -> Tensor:
     """<n, u> / (||p|| + eps), the multiple of p in u. Divided twice: eps squared may underflow."""
-    norm = pp.sqrt() + eps
+    norm = p_norm + eps
     return dot / norm / norm
 
 
@@ -158,68 +155,70 @@ def decay_list(params: list[Tensor], ratios: list[Tensor | float], amount: float
 
 def projected_rows(param: Tensor, grad: Tensor, rows: int, delta: float, eps: float) -> int | None:
     """By how many rows to project `param`: its `rows` channels, 1 for the layer view, None not at all."""
-    dtype = accumulation_dtype(param.dtype)
-    size = param.numel()
-    if size == 0:
+    if param.numel() == 0:
         return None
-    length = size // rows
-    total = torch.zeros(3, 1, dtype=torch.float64)
-    seen = 0
-    p, g = param.view(rows, length), grad.view(rows, length)
-    for group in tiles(rows, length):
-        sums = torch.stack([_sums(p[tile].to(dtype), g[tile].to(dtype)) for tile in group]).sum(0)
-        total += sums.sum(1, keepdim=True)
-        seen += sums.size(1) * length
-        if not _orthogonal(sums, length, delta, eps).all():
-            break
-    else:
+    p, g = param.view(rows, -1), grad.view(rows, -1)
+    # The first row alone, nearly always, is enough to refuse the channel view.
+    if _all_rows(p[:1], g[:1], delta, eps) and _all_rows(p, g, delta, eps):
         return rows
-    # A row has failed the channel view; the layer view wants only the totals of the rest, whatever its rows.
-    for block in blocks(size - seen):
-        rest = slice(seen + block.start, seen + block.stop)
-        total += _sums(param[rest].to(dtype).unsqueeze(0), grad[rest].to(dtype).unsqueeze(0))
-    return 1 if _orthogonal(total, size, delta, eps) else None
+    return 1 if _whole(param, grad, delta, eps) else None
 
 
-def _sums(p: Tensor, g: Tensor) -> Tensor:
-    """<g, p>, ||g||^2, ||p||^2 of every row, stacked: shape (3, rows)."""
-    norms = torch.linalg.vector_norm(g, dim=1), torch.linalg.vector_norm(p, dim=1)
-    return torch.stack([torch.linalg.vecdot(g, p), norms[0].square(), norms[1].square()])
+def _all_rows(param: Tensor, grad: Tensor, delta: float, eps: float) -> bool:
+    rows, length = param.shape
+    if length > BLOCK:
+        return all(_whole(param[row], grad[row], delta, eps) for row in range(rows))
+    for part in blocks(rows, length):
+        p, g = _accumulable(param[part]), _accumulable(grad[part])
+        norms = torch.linalg.vector_norm(g, dim=1), torch.linalg.vector_norm(p, dim=1)
+        if not orthogonal(torch.linalg.vecdot(g, p), *norms, length, delta, eps).all():
+            return False
+    return True
 
 
-def move_tangentially(
-    param: Tensor,
-    rows: int,
-    advance: Callable[[Tile], Tensor],
-    again: Callable[[Tile], Tensor],
-    *,
-    step: float,
-    decay: float,
-    eps: float,
-) -> None:
-    """param <- decay * param + step * (update without its part along param), one block at a time.
+def _whole(param: Tensor, grad: Tensor, delta: float, eps: float) -> bool:
+    """The same test for one flat row of any length, its sums gathered block by block in Python floats."""
+    gp = gg = pp = 0.0
+    for part in blocks(param.numel()):
+        p, g = _accumulable(param[part]), _accumulable(grad[part])
+        gp += torch.dot(g, p).item()
+        gg += torch.dot(g, g).item()
+        pp += torch.dot(p, p).item()
+    threshold = delta / math.sqrt(param.numel())
+    return abs(gp) < threshold * max(math.sqrt(gg), eps) * max(math.sqrt(pp), eps)
+
+
+def radial_tiles(
+    param: Tensor, advance: Callable[[Tile], Tensor], again: Callable[[Tile], Tensor], eps: float
+) -> Iterator[tuple[Tile, Tensor, Tensor]]:
+    """Walk a (rows, length) matrix to be projected by rows: each tile, its update, each row's coefficient.
 
     Args:
-        param: (size,), moved in place; projected in the view (rows, size / rows).
-        advance: advances the state of a tile of that view and returns the update there. The returned block is
-            projected in place, so it should be scratch, unless the state itself is to be projected.
-        again: the same update of a tile once more, the state being advanced. A row longer than a block has
-            to be seen twice: its dot product with the update is known only when all its pieces have been
-            advanced.
+        param: the weights, to be changed tile by tile by the caller.
+        advance: advances the optimizer's state on a tile and returns the update there.
+        again: the same update once more, the state being advanced. A row longer than a block has to be seen
+            twice: its dot product with the update is known only when all its pieces have been advanced.
+        eps: added to the norm of a row.
     """
-    dtype = accumulation_dtype(param.dtype)
-    matrix = param.view(rows, -1)
-    for group in tiles(*matrix.shape):
-        dot = squares = torch.zeros((), dtype=dtype)
-        for tile in group:
-            update, weight = advance(tile), matrix[tile].to(dtype)
-            dot = dot + torch.linalg.vecdot(weight, update.to(dtype))
-            squares = squares + torch.linalg.vector_norm(weight, dim=1).square()
-        coefficient = _along(dot, squares, eps).unsqueeze(1)
-        for tile in group:
-            if len(group) > 1:
-                update = again(tile)
-            update.addcmul_(matrix[tile], coefficient, value=-1)
-            if decay != 1:
-                matrix[tile].mul_(decay)
-            matrix[tile].add_(update, alpha=step)
+    rows, length = param.shape
+    if length <= BLOCK:
+        for part in blocks(rows, length):
+            tile = part, slice(None)
+            update, p = advance(tile), _accumulable(param[part])
+            dot = torch.linalg.vecdot(p, _accumulable(update))
+            yield tile, update, along(dot, torch.linalg.vector_norm(p, dim=1), eps).unsqueeze(1)
+        return
+    for row in range(rows):
+        pieces = [(slice(row, row + 1), part) for part in blocks(length)]
+        dot = squares = torch.zeros(1, dtype=accumulation_dtype(param.dtype))
+        for tile in pieces:
+            update, p = advance(tile), _accumulable(param[tile])
+            dot = dot + torch.linalg.vecdot(p, _accumulable(update))
+            squares = squares + torch.linalg.vecdot(p, p)
+        coefficient = along(dot, squares.sqrt(), eps).unsqueeze(1)
+        for tile in pieces:
+            yield tile, again(tile), coefficient
+
+
+def _accumulable(block: Tensor) -> Tensor:
+    return block.to(accumulation_dtype(block.dtype))

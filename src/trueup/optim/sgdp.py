@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from trueup.optim.blocks import Tile, blocks
-from trueup.optim.radial import decay_list, move_tangentially, project_list, projected_rows
+from trueup.optim.radial import decay_list, project_list, projected_rows, radial_tiles
 from trueup.optim.two_route import Group, TwoRouteOptimizer, check_range
 
 
@@ -133,8 +133,12 @@ class SGDP(TwoRouteOptimizer):
         def again(tile: Tile) -> Tensor:
             return direction(grad[tile], buffer[tile])
 
+        param = param.view(view, -1)
         decay *= group["wd_ratio"]
-        move_tangentially(param, view, advance, again, step=-lr, decay=1 - decay, eps=eps)
+        for tile, update, coefficient in radial_tiles(param, advance, again, eps):
+            p = param[tile]
+            update.addcmul_(p, coefficient, value=-1)
+            p.mul_(1 - decay).add_(update, alpha=-lr)
 
     def _step_foreach(
         self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]

@@ -1,0 +1,433 @@
+"""What every optimizer in `trueup.optim` must do. Found automatically; cases are in `optimizers.py`."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import pickle
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import trueup.optim
+from conformance.optimizers import CASES, Case
+from trueup.optim import blocks
+
+SHAPES = [(4, 6), (3, 2, 3, 3), (5,), (1, 8), (6, 1), (), (0, 3), (3, 0)]
+STEPS = 4
+VARIANTS = [
+    pytest.param(case, hyper, id=f"{case.optimizer.__name__}-{name}")
+    for case in CASES
+    for name, hyper in case.variants.items()
+]
+# One variant with everything on, for what does not depend on the hyperparameters.
+FULLEST = [
+    pytest.param(case, max(case.variants.values(), key=len), id=case.optimizer.__name__) for case in CASES
+]
+ROUTES = [pytest.param(False, id="blocked"), pytest.param(True, id="foreach")]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def start(
+    shapes: Sequence[tuple[int, ...]] = SHAPES, dtype: torch.dtype = torch.float64
+) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(1)
+    return [nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)) for s in shapes]
+
+
+def gradient(param: Tensor, step: int, index: int) -> Tensor:
+    """A gradient that is, in turn, random, orthogonal to each row, and orthogonal to the whole."""
+    generator = torch.Generator().manual_seed(100 * step + index)
+    grad = torch.randn(param.shape, generator=generator, dtype=torch.float64)
+    kind = (step + index) % 3
+    if param.dim() > 1 and param.numel() and kind:
+        rows = param.size(0) if kind == 1 else 1
+        p, g = param.detach().double().reshape(rows, -1), grad.reshape(rows, -1)
+        grad = (g - p * (p * g).sum(1, keepdim=True) / (p * p).sum(1, keepdim=True)).reshape(param.shape)
+    return grad.to(param.dtype)
+
+
+def feed(params: Sequence[Tensor], step: int, sign: float = 1.0) -> None:
+    for index, param in enumerate(params):
+        param.grad = torch.empty_like(param).copy_(sign * gradient(param, step, index))
+
+
+def train(optimizer: Optimizer, params: Sequence[Tensor], steps: range, sign: float = 1.0) -> None:
+    for step in steps:
+        feed(params, step, sign)
+        optimizer.step()
+
+
+def close(actual: Sequence[Tensor], expected: Sequence[Tensor], **tolerance: float) -> None:
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.detach(), e.detach(), **tolerance)
+
+
+def routes(case: Case) -> list[dict[str, Any]]:
+    return [{"foreach": False}, {"foreach": True}] if case.two_routes else [{}]
+
+
+def test_every_public_optimizer_has_a_case() -> None:
+    public = [getattr(trueup.optim, name) for name in trueup.optim.__all__]
+    optimizers = {x for x in public if inspect.isclass(x) and issubclass(x, Optimizer)}
+    assert optimizers, "no optimizer is public"
+    assert {case.optimizer for case in CASES} == optimizers, "add a Case to tests/conformance/optimizers.py"
+
+
+@pytest.mark.parametrize(("case", "hyper"), VARIANTS)
+def test_equals_naive_reference(case: Case, hyper: dict[str, Any]) -> None:
+    for route in routes(case):
+        params = start()
+        optimizer = case.build(params, **hyper, **route)
+        full = {**optimizer.defaults}
+        expected = [param.detach().clone() for param in params]
+        states: list[dict[str, Any]] = [{} for _ in params]
+        for step in range(STEPS):
+            feed(params, step)
+            expected = [
+                case.reference(e, param.grad, state, **full)
+                for e, param, state in zip(expected, params, states)
+            ]
+            optimizer.step()
+            close(params, expected, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize(("case", "hyper"), VARIANTS)
+def test_rows_longer_than_a_block(case: Case, hyper: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_blocks(monkeypatch, 4)
+    test_equals_naive_reference(case, hyper)
+
+
+def shrink_blocks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Make blocks small everywhere they are used, so that small tensors take many."""
+    for module in [*vars(trueup.optim).values(), blocks]:
+        if inspect.ismodule(module) and hasattr(module, "BLOCK"):
+            monkeypatch.setattr(module, "BLOCK", size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("case", "hyper"), VARIANTS)
+def test_routes_are_equal(case: Case, hyper: dict[str, Any], dtype: torch.dtype) -> None:
+    results = []
+    for route in routes(case):
+        params = start(dtype=dtype)
+        optimizer = case.build(params, **hyper, **route)
+        train(optimizer, params, range(STEPS))
+        state = [value for param in params for value in optimizer.state[param].values()]
+        results.append([*params, *state])
+    tolerance = {"rtol": 2e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-14}
+    close(results[0], results[-1], **tolerance)
+
+
+@pytest.mark.parametrize(("case", "hyper"), FULLEST)
+def test_compiled_step(case: Case, hyper: dict[str, Any]) -> None:
+    torch._dynamo.reset()
+    eager, compiled = start(dtype=torch.float32), start(dtype=torch.float32)
+    train(case.build(eager, **hyper), eager, range(STEPS))
+    optimizer = case.build(compiled, **hyper)
+    step = torch.compile(optimizer.step, backend="aot_eager", fullgraph=True)
+    for number in range(STEPS):
+        feed(compiled, number)
+        step()
+    close(compiled, eager, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("case", "hyper"), FULLEST)
+def test_device_route_never_synchronises(case: Case, hyper: dict[str, Any]) -> None:
+    # No value exists under FakeTensorMode: whatever reads one raises.
+    with FakeTensorMode():
+        params = [torch.empty(shape, device="cuda") for shape in SHAPES]
+        optimizer = case.build(params, **hyper)
+        for _ in range(2):
+            for param in params:
+                param.grad = torch.empty_like(param)
+            optimizer.step()
+        for param in params:
+            assert all(value.device.type == "cuda" for value in optimizer.state[param].values())
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of the largest tensor that an operation allocated."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        flat = torch.utils._pytree.tree_leaves((args, kwargs))
+        known = {x.untyped_storage().data_ptr() for x in flat if isinstance(x, Tensor)}
+        out = func(*args, **kwargs)
+        for x in torch.utils._pytree.tree_leaves(out):
+            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in known:
+                self.largest = max(self.largest, x.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize(("case", "hyper"), VARIANTS)
+def test_blocked_route_allocates_no_more_than_blocks(
+    case: Case, hyper: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not case.two_routes:
+        return
+    shrink_blocks(monkeypatch, 256)
+    params = start([(64, 64), (4, 1024), (4096,), (4096, 1)], torch.float32)
+    optimizer = case.build(params, **hyper)
+    train(optimizer, params, range(1))  # state is allocated here, and only here
+    for step in range(1, STEPS):
+        feed(params, step)
+        with Allocations() as recorded:
+            optimizer.step()
+        assert 0 <= recorded.largest <= 4 * 256
+
+
+@pytest.mark.parametrize(("case", "hyper"), VARIANTS)
+@pytest.mark.parametrize("foreach", ROUTES)
+def test_bfloat16_is_accumulated_in_float32(case: Case, hyper: dict[str, Any], foreach: bool) -> None:
+    # Over 4096 elements a dot product kept in bfloat16 is too coarse for any decision or norm.
+    params = start([(4, 4096), (4096,)], torch.bfloat16)
+    route = {"foreach": foreach} if case.two_routes else {}
+    optimizer = case.build(params, **hyper, **route)
+    expected = [param.detach().double() for param in params]
+    states: list[dict[str, Any]] = [{} for _ in params]
+    for step in range(3):
+        feed(params, step)
+        before = [param.detach().double() for param in params]
+        expected = [
+            case.reference(b, param.grad.double(), state, **optimizer.defaults)
+            for b, param, state in zip(before, params, states)
+        ]
+        optimizer.step()
+        for param, value, old in zip(params, expected, before):
+            # 8 bits: the weight rounds after decay and after the step, the update and its momentum as well
+            slack = 2**-7 * value.abs() + 2**-6 * (value - old).abs().max()
+            assert ((param.detach().double() - value).abs() <= slack).all()
+            assert all(s.dtype == torch.bfloat16 for n, s in optimizer.state[param].items() if n != "step")
+
+
+@pytest.mark.parametrize(("case", "hyper"), VARIANTS)
+def test_resumes_exactly(case: Case, hyper: dict[str, Any]) -> None:
+    for route in routes(case):
+        straight, resumed = start(), start()
+        train(case.build(straight, **hyper, **route), straight, range(STEPS))
+        first = case.build(resumed, **hyper, **route)
+        train(first, resumed, range(2))
+        file = io.BytesIO()
+        torch.save(first.state_dict(), file)
+        file.seek(0)
+        second = case.build(resumed, **hyper, **route)
+        second.load_state_dict(torch.load(file, weights_only=True))
+        train(second, resumed, range(2, STEPS))
+        close(resumed, straight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize(("case", "hyper"), FULLEST)
+def test_copies_carry_on(case: Case, hyper: dict[str, Any], duplicate: Any) -> None:
+    params = start()
+    optimizer = case.build(params, **hyper)
+    train(optimizer, params, range(2))
+    twin = duplicate(optimizer)
+    twins = twin.param_groups[0]["params"]
+    train(optimizer, params, range(2, STEPS))
+    train(twin, twins, range(2, STEPS))
+    close(twins, params, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("case", "hyper"), FULLEST)
+def test_groups_are_independent(case: Case, hyper: dict[str, Any]) -> None:
+    together, alone = start(), start()
+    low, high = {**hyper, "lr": 1e-3}, {**hyper, "lr": 1e-1}
+    optimizer = case.build([{"params": together[:3], **low}], **hyper)
+    optimizer.add_param_group({"params": together[3:], **high})
+    pair = case.build(alone[:3], **low), case.build(alone[3:], **high)
+    for step in range(STEPS):
+        feed(together, step)
+        feed(alone, step)
+        optimizer.step()
+        for one in pair:
+            one.step()
+    close(together, alone, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("case", "hyper"), FULLEST)
+def test_closure_runs_once_with_gradients(case: Case, hyper: dict[str, Any]) -> None:
+    params = start([(2, 3)])
+    optimizer = case.build(params, **hyper)
+    calls = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = params[0].square().sum()
+        loss.backward()
+        calls.append(loss.item())
+        return loss
+
+    before = params[0].detach().clone()
+    assert optimizer.step(closure).item() == calls[0]
+    assert len(calls) == 1
+    assert not torch.equal(params[0], before)
+    assert optimizer.step() is None
+
+
+@pytest.mark.parametrize(("case", "hyper"), VARIANTS)
+def test_maximize_is_the_negative_gradient(case: Case, hyper: dict[str, Any]) -> None:
+    for route in routes(case):
+        up, down = start(), start()
+        train(case.build(up, **hyper, **route, maximize=True), up, range(STEPS))
+        train(case.build(down, **hyper, **route), down, range(STEPS), sign=-1)
+        close(up, down, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("case", "hyper"), FULLEST)
+def test_learning_rate_may_be_a_tensor_and_scheduled(case: Case, hyper: dict[str, Any]) -> None:
+    for route in routes(case):
+        plain, tensor = start(), start()
+        pair = (
+            case.build(plain, **{**hyper, "lr": 0.05}, **route),
+            case.build(tensor, **{**hyper, "lr": torch.tensor(0.05, dtype=torch.float64)}, **route),
+        )
+        schedules = [torch.optim.lr_scheduler.ExponentialLR(one, 0.5) for one in pair]
+        for step in range(STEPS):
+            for params, one, schedule in zip((plain, tensor), pair, schedules):
+                feed(params, step)
+                one.step()
+                schedule.step()
+        close(tensor, plain, rtol=1e-12, atol=1e-14)
+        assert float(pair[1].param_groups[0]["lr"]) == pytest.approx(0.05 * 0.5**STEPS)
+
+
+@pytest.mark.parametrize(("case", "hyper"), FULLEST)
+def test_grad_scaler_skips_overflow(case: Case, hyper: dict[str, Any]) -> None:
+    scaled, plain = start(dtype=torch.float32), start(dtype=torch.float32)
+    optimizer = case.build(scaled, **hyper)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.zeros(()))
+    feed(scaled, 0, sign=8.0)
+    scaler.step(optimizer)
+    scaler.update()
+    feed(plain, 0)
+    case.build(plain, **hyper).step()
+    close(scaled, plain, rtol=0, atol=0)
+    feed(scaled, 1)
+    scaled[0].grad[0, 0] = torch.inf
+    scaler.step(optimizer)
+    scaler.update()
+    close(scaled, plain, rtol=0, atol=0)
+    assert scaler.get_scale() == 4.0
+
+
+@pytest.mark.parametrize(("case", "hyper"), FULLEST)
+def test_parameters_without_gradient_stay(case: Case, hyper: dict[str, Any]) -> None:
+    for route in routes(case):
+        params = start()
+        optimizer = case.build(params, **hyper, **route)
+        optimizer.step()  # nothing has a gradient
+        feed(params, 0)
+        params[0].grad = None
+        before = params[0].detach().clone()
+        optimizer.step()
+        assert torch.equal(params[0], before)
+        assert params[0] not in optimizer.state
+        optimizer.zero_grad()
+        assert all(param.grad is None for param in params)
+
+
+@pytest.mark.parametrize(("case", "hyper"), VARIANTS)
+def test_layout_does_not_matter(case: Case, hyper: dict[str, Any]) -> None:
+    """channels_last, transposed and strided parameters, and a gradient laid out otherwise than its weight."""
+    for route in routes(case):
+        plain = start([(3, 4, 2, 2), (4, 3), (4, 3), (3, 4, 2, 2), (2, 3, 2, 2, 2)])
+        train(case.build(plain, **hyper, **route), plain, range(STEPS))
+        other = start([(3, 4, 2, 2), (4, 3), (4, 3), (3, 4, 2, 2), (2, 3, 2, 2, 2)])
+        other[0].data = other[0].data.to(memory_format=torch.channels_last)
+        other[1].data = other[1].data.t().contiguous().t()
+        other[2].data = torch.stack([other[2].data] * 2, dim=-1)[..., 0]
+        other[4].data = other[4].data.to(memory_format=torch.channels_last_3d)
+        optimizer = case.build(other, **hyper, **route)
+        for step in range(STEPS):
+            feed(other, step)
+            other[3].grad = other[3].grad.to(memory_format=torch.channels_last)
+            optimizer.step()
+        close(other, plain, rtol=1e-11, atol=1e-13)
+        assert other[0].is_contiguous(memory_format=torch.channels_last)
+        shaped = [s for name, s in optimizer.state[other[0]].items() if name != "step"]
+        assert all(s.is_contiguous(memory_format=torch.channels_last) for s in shaped)
+
+
+@pytest.mark.parametrize(("case", "hyper"), FULLEST)
+def test_nan_reaches_the_weight(case: Case, hyper: dict[str, Any]) -> None:
+    for route in routes(case):
+        params = start([(2, 3), (2, 3)])
+        optimizer = case.build(params, **hyper, **route)
+        feed(params, 0)
+        params[0].grad[0, 0] = torch.nan
+        optimizer.step()
+        assert params[0][0, 0].isnan()
+        assert params[1].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("case", "hyper", "message"),
+    [
+        pytest.param(case, hyper, message, id=f"{case.optimizer.__name__}-{hyper}")
+        for case in CASES
+        for hyper, message in case.bad
+    ],
+)
+def test_bad_hyperparameters(case: Case, hyper: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        case.build(start(), **hyper)
+    optimizer = case.build(start()[:1])
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": start()[1:], **hyper})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.optimizer.__name__) for case in CASES])
+class TestBadInput:
+    def test_sparse_gradient(self, case: Case) -> None:
+        param = nn.Parameter(torch.zeros(3, 2))
+        param.grad = torch.eye(3, 2).to_sparse()
+        with pytest.raises(RuntimeError, match="dense gradients"):
+            case.build([param]).step()
+
+    def test_complex_parameter(self, case: Case) -> None:
+        with pytest.raises(RuntimeError, match="real parameters"):
+            case.build([nn.Parameter(torch.zeros(3, dtype=torch.complex64))])
+
+    def test_no_parameters(self, case: Case) -> None:
+        with pytest.raises(ValueError, match="empty parameter list"):
+            case.build([])
+        case.build([{"params": []}]).step()
+
+    def test_state_of_another_optimizer(self, case: Case) -> None:
+        params = start()
+        for other in (torch.optim.AdamW, torch.optim.SGD, *(c.optimizer for c in CASES)):
+            if other is case.optimizer:
+                continue
+            foreign = other(params, 1e-3)
+            train(foreign, params, range(1))
+            mine = case.build(params)
+            with pytest.raises(ValueError, match=f"{case.optimizer.__name__}.load_state_dict needs"):
+                mine.load_state_dict(foreign.state_dict())
+            assert not mine.state
+
+    def test_state_of_other_shapes(self, case: Case) -> None:
+        params = start([(2, 3)])
+        saved = case.build(params)
+        train(saved, params, range(1))
+        with pytest.raises(ValueError, match="shape"):
+            case.build(start([(3, 2)])).load_state_dict(saved.state_dict())
