@@ -163,6 +163,22 @@ def test_an_edge_in_the_tuning_grid_is_told(folder: Path) -> None:
     assert "about 14" in page(folder, "power-norm.html").text
 
 
+def test_a_study_whose_results_are_of_another_code_says_so(tmp_path: Path) -> None:
+    empty = [entry | {"trials": []} for entry in made.study()["tuning"]]
+    write_report(tmp_path, [made.study(cells=[], series=[], tuning=empty)], made.PAPERS, {})
+    text = page(tmp_path, "adamp.html").text
+    assert "No stored result fits the present code" in text
+    assert "no winner" not in text
+
+
+def test_a_number_that_is_no_metric_has_no_direction() -> None:
+    outcome = made.study()
+    (panel,) = figures.of_spec({"x": None, "y": "norm"}, outcome)
+    assert panel.figure["layout"]["xaxis"]["title"]["text"] == "norm"
+    (panel,) = figures.of_spec({"x": None, "y": "loss"}, outcome)
+    assert panel.figure["layout"]["xaxis"]["title"]["text"] == "loss, lower is better"
+
+
 def test_links_lead_somewhere(folder: Path) -> None:
     for path in folder.glob("*.html"):
         for tag, attributes in page(folder, path.name).tags:

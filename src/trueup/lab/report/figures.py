@@ -122,8 +122,9 @@ def _contrast(text: str, part: Doc, claim: Doc, *, control: bool = False) -> Row
     elif margin is not None:
         marks = [displayed(-margin if test == "non-inferiority" else margin, part)]
     mean, low, high = interval(part)
+    told = part.get("word") or part.get("outcome")  # a comparison of a user's own has other words
     return Row(
-        label=f"{text}: {part['outcome']}" if part.get("outcome") else text,
+        label=f"{text}: {told}" if told else text,
         dots=[(x, f"seed {seed}: {number(x)}{unit}") for x, seed in dots if x is not None],
         mean=mean,
         low=low,
@@ -166,7 +167,10 @@ def _exact(claim: Doc) -> Figure | None:
         for name, items, color, symbol in groups
         if items
     ]
-    return dot_rows(rows, "deviation (left of the dashed line: holds)", log=True, zero=None)
+    title = (
+        "deviation (left of the dashed line: holds)" if tolerance else "deviation (only 0 holds: far left)"
+    )
+    return dot_rows(rows, title, log=True, zero=None)
 
 
 # -- arms ---------------------------------------------------------------------------------------------------
@@ -208,8 +212,10 @@ def of_arms(outcome: Doc, metric: Doc) -> Figure | None:
 def metric_title(metric: Doc) -> str:
     """The metric's name, unit and direction."""
     unit = f" ({metric['unit']})" if metric.get("unit") else ""
-    better = "higher is better" if metric.get("higher") else "lower is better"
-    return label(f"{metric.get('label') or metric['name']}{unit}, {better}")
+    text = f"{metric.get('label') or metric['name']}{unit}"
+    if metric.get("higher") is None:  # a number that cells return beside the metrics has no direction
+        return label(text)
+    return label(f"{text}, {'higher' if metric['higher'] else 'lower'} is better")
 
 
 def dot_rows(rows: Sequence[Row], title: str, *, log: bool = False, zero: float | None = 0.0) -> Figure:
@@ -257,7 +263,7 @@ def dot_rows(rows: Sequence[Row], title: str, *, log: bool = False, zero: float 
                     "marker": {"symbol": "x-thin", "size": 8, "line": {"width": 2, "color": row.color}},
                 }
             )  # fmt: skip
-        if row.mean is not None:
+        if row.mean is not None and len(row.dots) + len(row.crosses) != 1:
             data.append(_mean(row, y))
     tallest = max(len(textwrap.wrap(row.label, LABEL)) for row in rows)
     extent = _extent(rows, zero, log)
@@ -324,7 +330,7 @@ def _ticks(low: float, high: float) -> Figure:
 
 def _line(x0: float, x1: float, y0: float, y1: float, color: str, dash: str) -> Figure:
     line = {"color": color, "width": 1.5, "dash": dash}
-    return {"type": "line", "layer": "below", "x0": x0, "x1": x1, "y0": y0, "y1": y1, "line": line}
+    return {"type": "line", "layer": "between", "x0": x0, "x1": x1, "y0": y0, "y1": y1, "line": line}
 
 
 # -- a study's own figures ----------------------------------------------------------------------------------
@@ -346,9 +352,7 @@ def of_spec(spec: Doc, outcome: Doc) -> list[Panel]:
         figure = _sweep(spec, outcome, arms, metrics.get(y, {"name": y}))
         return [Panel("", figure)] if figure else []
     if x is None:
-        figure = of_arms(
-            {**outcome, "arms": arms, "conditions": []}, metrics.get(y) or {"name": y, "higher": True}
-        )
+        figure = of_arms({**outcome, "arms": arms, "conditions": []}, metrics.get(y, {"name": y}))
         note = "averaged over the conditions within each seed" if len(_combinations(outcome)) > 1 else ""
         return [Panel("", figure, note)] if figure else []
     return _series(spec, outcome, arms)

@@ -161,13 +161,14 @@ def _write_study(
     drawn = [(spec, figures.of_spec(spec, study)) for spec in study["figures"]]
     drawn = [(spec, panels) for spec, panels in drawn if panels]
     arms = summaries.arms_table(study)
+    tuning = [entry for entry in study["tuning"] if entry["trials"]]
     sections = [
         ("troubles", "Troubles", troubles),
         ("claims", "Claims", study["claims"]),
         ("protocol", "Protocol", True),
         ("arms", "Arms", arms),
         ("figures", "Figures", drawn),
-        ("tuning", "Tuning", study["tuning"]),
+        ("tuning", "Tuning", tuning),
         ("cost", "Cost and provenance", True),
         ("use", "Use it", paper.get("usage") or paper.get("names")),
     ]
@@ -186,6 +187,7 @@ def _write_study(
         arms=arms,
         arm_figures=[(m, figures.of_arms(study, m)) for m in study["metrics"]],
         figures=drawn,
+        tuning=tuning,
         tuning_figure=figures.of_tuning(study),
         provenance=_provenance(study["provenance"]),
     )
