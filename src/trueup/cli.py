@@ -1,0 +1,577 @@
+"""The command line: `trueup list`, `show`, `run`, `compare`, `report`, `ledger`, `data`.
+
+Exit codes: 0 it ran, 1 cells failed, 2 the command cannot be carried out as given, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+try:
+    import typer
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.panel import Panel
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.syntax import Syntax
+    from rich.table import Table
+except ModuleNotFoundError as error:  # pragma: no cover
+    sys.exit(f"the command line needs the cli extra ({error.name} is missing): pip install 'trueup[cli]'")
+
+from trueup import papers
+
+if TYPE_CHECKING:
+    from trueup.lab.cell import Cell, CellResult
+    from trueup.lab.engine import StudyRef
+    from trueup.lab.runner import Options
+
+app = typer.Typer(
+    name="trueup",
+    help="Methods that keep training level, and the lab that tests their claims.\n\n"
+    "Start with `trueup list`, then `trueup show adamp`, then `trueup run ghost-batch-norm`.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+ledger_app = typer.Typer(help="Published verdicts: look, publish, replicate.", no_args_is_help=False)
+data_app = typer.Typer(help="Real data sets: list them, fetch the larger ones once.", no_args_is_help=False)
+app.add_typer(ledger_app, name="ledger")
+app.add_typer(data_app, name="data")
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+COLOURS = {
+    "reproduced": "green",
+    "partly": "yellow",
+    "inconclusive": "yellow",
+    "contradicted": "red",
+    "incomplete": "magenta",
+    "invalid": "magenta",
+    "none": "dim",
+    "better": "green",
+    "too small or worse": "red",
+    "cannot tell": "yellow",
+}
+
+StoreOption = Annotated[
+    Path,
+    typer.Option("--store", envvar="TRUEUP_STORE", help="Where cells are kept; the report is beside it."),
+]
+STORE = Path("trueup-lab/store.sqlite")
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one message and exit code 2, never a traceback."""
+    from trueup.data import FetchError
+    from trueup.lab.report import ReportError
+    from trueup.lab.spec import StudyError
+    from trueup.lab.store import StoreError
+
+    try:
+        app()
+    except (StudyError, StoreError, ReportError, FetchError, FileNotFoundError, ValueError) as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("\nstopped: every finished cell is kept; the same command goes on from there")
+        sys.exit(130)
+
+
+def _chip(word: str, stale: bool = False) -> str:
+    colour = COLOURS.get(word, "white")
+    return f"[{colour}]{word}[/]" + (" [dim](stale)[/]" if stale else "")
+
+
+# -- list and show -------------------------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_papers(
+    room: Annotated[str | None, typer.Option(help="Only papers of this room, e.g. optim.")] = None,
+    available: Annotated[
+        bool, typer.Option("--available", help="Only papers whose method is there.")
+    ] = False,
+) -> None:
+    """The fifty papers: what each treats, and what came of testing it."""
+    from trueup.lab import ledger
+
+    rooms = sorted({p.room for p in papers.CATALOGUE})
+    if room is not None and room not in rooms:
+        raise ValueError(f"no room is called {room!r}; rooms are {', '.join(rooms)}")
+    entries = ledger.read()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    table.add_column("paper", style="bold", no_wrap=True)
+    table.add_column("room", style="cyan")
+    table.add_column("the problem it treats", ratio=1)
+    table.add_column("verdict", no_wrap=True)
+    for paper in papers.CATALOGUE:
+        if (room and paper.room != room) or (available and paper.state != "available"):
+            continue
+        if paper.slug in entries:
+            state = _chip(entries[paper.slug]["verdict"]["outcome"], _stale(paper, entries))
+        else:
+            state = "available" if paper.state == "available" else "[dim]planned[/]"
+        table.add_row(paper.slug, paper.room, escape(paper.problem), state)
+    console.print(table)
+    console.print("`trueup show SLUG` tells more; `trueup run SLUG` tests it here.", style="dim")
+
+
+@app.command()
+def show(slug: Annotated[str, typer.Argument(help="A paper's slug, as `trueup list` prints it.")]) -> None:
+    """One paper: its problem, how to use the method in three lines, its claims and their verdicts."""
+    from trueup.lab import ledger
+
+    paper = papers.get(slug)
+    console.print(f"\n[bold]{escape(paper.title)}[/]")
+    where = f"{paper.venue}, {paper.year}" if paper.venue else str(paper.year)
+    console.print(f"{escape(paper.authors)}. {where}. {paper.url}\n", style="dim")
+    console.print(f"[bold]The problem[/]  {escape(paper.problem)}")
+    if paper.state == "planned":
+        console.print("\nThis method is planned, not written yet.\n")
+        return
+    console.print("\n[bold]How to use it[/]")
+    console.print(Syntax(paper.usage.strip(), "python", background_color="default", word_wrap=True, padding=1))
+    console.print(f"[bold]Names[/]     {', '.join(paper.names)}")
+    console.print(f"[bold]Fidelity[/]  {paper.fidelity}: {escape(paper.reference)}\n")
+    entries = ledger.read()
+    if slug in entries:
+        _print_claims(entries[slug], stale=_stale(paper, entries))
+    else:
+        from trueup.lab.engine import StudyRef
+
+        table = Table(box=box.SIMPLE_HEAD, title="claims, not judged yet", title_justify="left")
+        table.add_column("claim", style="bold")
+        table.add_column("what it says")
+        for claim in StudyRef("module", paper.study).load().claims:
+            table.add_row(claim.name, escape(claim.statement))
+        console.print(table)
+    console.print(f"`trueup run {slug}` tests it here.\n", style="dim")
+
+
+def _stale(paper: papers.Paper, entries: dict[str, Any]) -> bool:
+    """Has the code that a published verdict rests on changed since?"""
+    from trueup.lab.engine import StudyRef
+    from trueup.lab.fingerprint import code_fingerprint
+
+    return (
+        code_fingerprint(StudyRef("module", paper.study)) != entries[paper.slug]["provenance"]["fingerprint"]
+    )
+
+
+def _print_claims(outcome: dict[str, Any], *, stale: bool = False) -> None:
+    verdict = outcome["verdict"]
+    console.print(f"[bold]{escape(verdict['sentence'])}[/]")
+    if stale:
+        console.print("stale: the code has changed since this was published", style="magenta")
+    console.print()
+    for claim in outcome["claims"]:
+        mark = "" if claim["primary"] else " [dim](secondary)[/]"
+        console.print(f"  {_chip(claim['outcome'])}  [bold]{claim['name']}[/]{mark}")
+        for text in (claim["sentence"], claim.get("control_sentence", "")):
+            if text:
+                console.print(f"    {escape(text)}")
+    if outcome.get("scope_sentence"):
+        console.print(f"\n  [dim]{escape(outcome['scope_sentence'])}[/]")
+    console.print()
+
+
+# -- run -----------------------------------------------------------------------------------------------------
+
+
+class _Bars:
+    """Live progress: one bar a phase."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.task: Any = None
+        self.failed = 0
+
+    def phase(self, name: str, total: int, reused: int) -> None:
+        note = f"[dim]{reused} stored[/]" if reused else ""
+        self.task = self.bars.add_task(name, total=total, completed=reused, note=note)
+
+    def done(self, cell: Cell, result: CellResult) -> None:
+        if result.status == "failed":
+            self.failed += 1
+        note = f"[red]{self.failed} failed[/]" if self.failed else f"[dim]{escape(str(cell))}[/]"
+        self.bars.update(self.task, advance=1, note=note)
+
+
+@app.command()
+def run(
+    targets: Annotated[
+        list[str], typer.Argument(help="Papers' slugs, or files that hold a study of your own.")
+    ],
+    scale: Annotated[
+        str, typer.Option(help="smoke (seconds), desk (minutes, gives verdicts) or paper.")
+    ] = "desk",
+    seeds: Annotated[
+        int | None, typer.Option(help="Explore with this many development seeds; never published.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core if left out.")] = None,
+    threads: Annotated[int, typer.Option(help="torch threads in each process.")] = 1,
+    store: StoreOption = STORE,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run every cell again, even those stored.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would run and how long; run nothing.")
+    ] = False,
+) -> None:
+    """Run studies and say what came out.
+
+    Finished cells are kept: a run that was stopped goes on where it was, and one that is complete is only
+    judged again. Writes the report as web pages beside the store.
+    """
+    from trueup.lab.runner import Options
+
+    options = Options(scale, seeds, fresh=fresh, device=_device(device), threads=threads)
+    refs = [_reference(target) for target in targets]
+    workers = workers if workers is not None else len(os.sched_getaffinity(0))
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    if plan:
+        _print_plans(refs, store, options, workers)
+        return
+    failed = False
+    for outcome in _run_all(refs, store, options, workers):
+        failed = _print_outcome(outcome) or failed
+    page = _write_report(store)
+    console.print(f"report: [bold]{page}[/] (`trueup report --open` opens it)")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _reference(target: str) -> StudyRef:
+    from trueup.lab.engine import StudyRef
+
+    if target.endswith(".py"):
+        path = Path(target).resolve()
+        if not path.is_file():
+            raise FileNotFoundError(f"no study file {target}")
+        return StudyRef("file", str(path))
+    paper = papers.get(target)
+    if paper.state == "planned":
+        raise ValueError(
+            f"{target} is planned, not written yet; `trueup list --available` shows what is there"
+        )
+    return StudyRef("module", paper.study)
+
+
+def _device(name: str) -> str:
+    if name != "cpu":
+        import torch
+
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"device {name!r} cannot be used here: {reason}; leave --device out for cpu"
+            ) from None
+    return name
+
+
+def _run_all(refs: Sequence[StudyRef], path: Path, options: Options, workers: int) -> list[dict[str, Any]]:
+    from trueup.lab import runner
+    from trueup.lab.engine import LocalEngine
+    from trueup.lab.store import Store
+
+    outcomes = []
+    for ref in refs:
+        _check_data(ref, options.scale)
+    with Store(path) as store, LocalEngine(workers) as engine:
+        for ref in refs:
+            study = ref.load()
+            console.print(f"[bold]{study.slug}[/]  {escape(study.question)}")
+            columns = (
+                TextColumn("  {task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            with Progress(*columns, console=console) as bars:
+                outcomes.append(runner.run(ref, store, engine, options, _Bars(bars)))
+            if not options.replicate:
+                store.note_run(study.slug, options.scale, ref.kind, ref.name, options.seeds)
+    return outcomes
+
+
+def _check_data(ref: StudyRef, scale: str) -> None:
+    """Every data set that a study declares is there, before time is spent; a smoke run uses included ones."""
+    from trueup import data
+
+    missing = [name for name in ref.load().data if scale != "smoke" and not data.is_ready(name)]
+    if missing:
+        raise FileNotFoundError(
+            f"{ref.load().slug} needs data that is not here yet: run `trueup data fetch {' '.join(missing)}`"
+        )
+
+
+def _print_outcome(outcome: dict[str, Any]) -> bool:
+    """Print one outcome; True if anything failed."""
+    broken = [c for c in outcome["cells"] if c["status"] == "failed"]
+    failures = [*outcome["failures"], *({"name": c["arm"], "error": c["error"]} for c in broken)]
+    cost = outcome["cost"]
+    console.print()
+    if outcome["scale"] == "smoke":
+        console.print(
+            "Everything ran; a smoke run gives no verdict." if not failures else "Some cells failed."
+        )
+    else:
+        _print_claims(outcome)
+    if not outcome["published"]:
+        console.print(f"  [yellow]{outcome['seeds_note']}[/]")
+    for failure in failures[:3]:
+        console.print(
+            Panel(escape(failure["error"].strip()), title=escape(failure["name"]), border_style="red")
+        )
+    if len(failures) > 3:
+        console.print(f"  [red]and {len(failures) - 3} more failed[/]")
+    console.print(
+        f"  [dim]{cost['cells']} cells, {cost['reused']} of them stored; "
+        f"{cost['cpu_seconds'] / 60:.1f} minutes of computing, {cost['wall_seconds'] / 60:.1f} of waiting[/]"
+    )
+    return bool(failures)
+
+
+def _print_plans(refs: Sequence[StudyRef], path: Path, options: Options, workers: int) -> None:
+    from trueup.lab import runner
+    from trueup.lab.store import Store
+
+    with Store(path) as store:
+        for ref in refs:
+            study, plan = ref.load(), runner.plan(ref, store, options, workers)
+            table = Table(
+                box=box.SIMPLE_HEAD, title=f"{study.slug}, {options.scale} scale", title_justify="left"
+            )
+            for column in ("phase", "cells", "stored"):
+                table.add_column(column, justify="left" if column == "phase" else "right")
+            for phase, count in plan.cells.items():
+                table.add_row(phase, str(count), str(plan.stored[phase]))
+            console.print(table)
+            if plan.minutes is None:
+                console.print("minutes: unknown until some cells are stored (`--seeds 3` explores cheaply)")
+            else:
+                console.print(
+                    f"about {plan.minutes:.1f} minutes with {workers} workers, if every look is needed"
+                )
+            if plan.detectable:
+                found = Table(
+                    box=box.SIMPLE_HEAD, title="found with 80 % power at the last look", title_justify="left"
+                )
+                found.add_column("claim")
+                found.add_column("smallest effect", justify="right")
+                for name, effect in plan.detectable.items():
+                    found.add_row(name, f"{effect:.3g}")
+                console.print(found)
+            elif study.statistical:
+                console.print(
+                    "smallest detectable effect: unknown without at least 3 development seeds (`--seeds 3`)"
+                )
+
+
+# -- report --------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def report(
+    store: StoreOption = STORE,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the pages; beside the store if left out.")
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Write the report: the ledger and a page for every study in the store, as web pages that open from disk."""
+    page = _write_report(store, output)
+    console.print(f"report: [bold]{page}[/]")
+    if open_:
+        webbrowser.open(page.resolve().as_uri())
+
+
+def _write_report(path: Path, output: Path | None = None) -> Path:
+    from trueup.lab import ledger
+    from trueup.lab.engine import StudyRef
+    from trueup.lab.report import write_report
+    from trueup.lab.runner import Options, collect
+    from trueup.lab.store import Store
+
+    outcomes: list[dict[str, Any]] = []
+    if path.exists():
+        with Store(path) as store:
+            for record in store.runs():
+                ref = StudyRef(record["kind"], record["name"])
+                try:
+                    outcomes.append(collect(ref, store, Options(record["scale"], record["seeds"])))
+                except (OSError, ImportError, ValueError) as error:
+                    errors.print(f"[yellow]left out {escape(record['study'])}:[/] {escape(str(error))}")
+    entries = ledger.read()
+    catalogue = [asdict(p) | {"state": p.state, "url": p.url} for p in papers.CATALOGUE]
+    marked = {
+        p.slug: entries[p.slug] | {"stale": _stale(p, entries)} for p in papers.CATALOGUE if p.slug in entries
+    }
+    return write_report(output or path.parent / "report", outcomes, catalogue, marked)
+
+
+# -- compare -------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def compare(
+    results: Annotated[
+        Path, typer.Argument(help="CSV with columns arm, seed and the metric; condition if any.")
+    ],
+    metric: Annotated[str, typer.Option(help="The metric's column.")],
+    baseline: Annotated[str, typer.Option(help="The arm to beat.")],
+    method: Annotated[str, typer.Option(help="The arm that should beat it.")],
+    min_effect: Annotated[float, typer.Option(help="Smallest effect worth having, in the metric's unit.")],
+    higher: Annotated[bool, typer.Option("--higher/--lower", help="Is a larger metric better?")] = True,
+    control: Annotated[
+        list[str] | None, typer.Option(help="The simplest thing that could explain the gain; repeatable.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the comparison as a web page.")] = None,
+) -> None:
+    """Judge results of your own by the lab's rule: better, too small or worse, or cannot tell.
+
+    For example: trueup compare results.csv --metric acc --higher --baseline sgd --method adamp
+    --min-effect 0.005
+    """
+    from trueup import lab
+
+    comparison = lab.compare(
+        lab.read_results(results),
+        metric=metric,
+        baseline=baseline,
+        method=method,
+        higher=higher,
+        min_effect=min_effect,
+        control=control or None,
+    )
+    console.print(f"\n{_chip(comparison.word)}\n{escape(str(comparison))}\n")
+    if html is not None:
+        from trueup.lab.report import write_comparison
+
+        console.print(f"page: [bold]{write_comparison(html, comparison.to_dict())}[/]")
+
+
+# -- ledger --------------------------------------------------------------------------------------------------
+
+
+@ledger_app.callback(invoke_without_command=True)
+def ledger_show(context: typer.Context) -> None:
+    """Published verdicts: look, publish, replicate."""
+    if context.invoked_subcommand is not None:
+        return
+    from trueup.lab import ledger
+
+    entries = ledger.read()
+    if not entries:
+        console.print("nothing is published yet; `trueup run SLUG`, then `trueup ledger publish SLUG`")
+        return
+    primary = sum(c["primary"] and c["kind"] == "statistical" for e in entries.values() for c in e["claims"])
+    console.print(
+        f"{primary} primary statistical claims at one-sided alpha 0.025: {primary * 0.025:.2f} false wins to expect"
+    )
+    q = ledger.q_values(entries)
+    for slug, published in entries.items():
+        console.print(f"\n[bold]{slug}[/], protocol {published['protocol']}", end="")
+        console.print(f" ({len(published['protocols'])} tried), published {published['provenance']['date']}")
+        _print_claims(published, stale=_stale(papers.get(slug), entries))
+        values = [
+            f"{c['name']} {q[slug, c['name']]:.2g}" for c in published["claims"] if (slug, c["name"]) in q
+        ]
+        if values:
+            console.print(f"  [dim]false-discovery q: {', '.join(values)}[/]")
+        for replication in published["replications"]:
+            word = "agrees" if replication["agrees"] else "disagrees"
+            console.print(f"  replication {replication['attempt']}, {replication['date']}: {word}")
+
+
+@ledger_app.command("publish")
+def ledger_publish(
+    slugs: Annotated[list[str], typer.Argument(help="Papers whose stored desk verdict is to be published.")],
+    store: StoreOption = STORE,
+    readme: Annotated[Path, typer.Option(help="The README whose table is renewed.")] = Path("README.md"),
+) -> None:
+    """Write stored desk verdicts into the ledger that ships with the package. For maintainers."""
+    from trueup.lab import ledger
+    from trueup.lab.runner import collect
+    from trueup.lab.store import Store
+
+    with Store(store, create=False) as opened:
+        for slug in slugs:
+            entry = ledger.publish(collect(_reference(slug), opened))
+            console.print(f"[bold]{slug}[/]: {_chip(entry['verdict']['outcome'])}")
+    if readme.exists():
+        ledger.renew_readme(readme, ledger.read(), papers.CATALOGUE)
+
+
+@ledger_app.command("replicate")
+def ledger_replicate(
+    slug: Annotated[str, typer.Argument(help="A paper with a published verdict.")],
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core if left out.")] = None,
+    store: StoreOption = STORE,
+    record: Annotated[bool, typer.Option("--record", help="Note the result in the ledger.")] = False,
+) -> None:
+    """Run a published study again on fresh seeds: does the verdict agree?"""
+    from trueup.lab import ledger
+    from trueup.lab.runner import Options
+
+    entries = ledger.read()
+    if slug not in entries:
+        raise ValueError(f"{slug} has no published verdict; published: {', '.join(entries) or 'none'}")
+    attempt = 1 + len(entries[slug]["replications"])
+    options = Options(replicate=attempt)
+    outcome = _run_all([_reference(slug)], store, options, workers or len(os.sched_getaffinity(0)))[0]
+    failed = _print_outcome(outcome)
+    before = {c["name"]: c["outcome"] for c in entries[slug]["claims"] if c["primary"]}
+    for claim in outcome["claims"]:
+        if claim["primary"]:
+            same = claim["outcome"] == before.get(claim["name"])
+            word = "[green]agrees[/]" if same else f"[red]differs[/], published {before.get(claim['name'])}"
+            console.print(f"  {claim['name']}: {_chip(claim['outcome'])}, {word}")
+    if record and not failed:
+        ledger.add_replication(outcome, attempt)
+    raise typer.Exit(1 if failed else 0)
+
+
+# -- data ----------------------------------------------------------------------------------------------------
+
+
+@data_app.callback(invoke_without_command=True)
+def data_list(context: typer.Context) -> None:
+    """Real data sets: list them, fetch the larger ones once."""
+    if context.invoked_subcommand is not None:
+        return
+    from trueup import data
+
+    table = Table(box=box.SIMPLE_HEAD, expand=True)
+    for column in ("name", "what", "rows", "licence", "here?"):
+        table.add_column(column, no_wrap=column in ("name", "here?"))
+    for name, pin in data.SETS.items():
+        ready = "[green]yes[/]" if data.is_ready(name) else f"fetch, {pin.sources[0].megabytes:.0f} MB"
+        table.add_row(name, escape(pin.title), f"{pin.n:,}", escape(pin.licence), ready)
+    console.print(table)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    names: Annotated[list[str], typer.Argument(help="Names, as `trueup data` lists them.")],
+) -> None:
+    """Download data sets, check them, and keep them decoded in the cache."""
+    from trueup import data
+
+    for name in names:
+        dataset = data.fetch(name)
+        console.print(f"[bold]{name}[/] is ready: {dataset.X.shape}, licence: {escape(dataset.licence)}")
+
+
+if __name__ == "__main__":
+    main()

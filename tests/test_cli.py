@@ -1,0 +1,227 @@
+"""The command line as a user meets it: output, errors that teach, exit codes."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from trueup import cli, papers
+from trueup.lab import ledger
+
+STUDY = """
+from trueup.lab import Arm, Claim, ExactClaim, Metric, Study, difference
+
+def cell(run):
+    {trouble}
+    return {{"score": {{"a": 0.0, "b": 1.0, "c": 0.0}}[run.arm] + run.rng(run.arm).normal() / 10}}
+
+study = Study(
+    slug="tiny", question="Is b better than a?", cell=cell,
+    metrics=[Metric("score", higher=True, worst=-9.0)],
+    arms=[Arm("a", "baseline"), Arm("b", "method"), Arm("c", "control")],
+    claims=[
+        Claim("better", "b wins.", difference("b", "a", "score"), min_effect=0.1, why="a tenth", primary=True)
+    ],
+)
+"""
+
+
+@pytest.fixture
+def trueup(monkeypatch, capsys, tmp_path):
+    """Runs a command in an empty folder: ``code, out, err = trueup("list")``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["trueup", *arguments])
+        monkeypatch.setattr(cli.console, "width", 200, raising=False)
+        monkeypatch.setattr(cli.errors, "width", 200, raising=False)
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def write_study(trouble: str = "pass") -> str:
+    Path("tiny.py").write_text(STUDY.format(trouble=trouble))
+    return "tiny.py"
+
+
+def test_list_shows_all_fifty_and_filters(trueup):
+    code, out, _ = trueup("list")
+    assert code == 0
+    assert all(p.slug in out for p in papers.CATALOGUE)
+    _, out, _ = trueup("list", "--room", "optim")
+    assert "adamp" in out
+    assert "evonorm" not in out
+    _, out, _ = trueup("list", "--available")
+    assert "adamp" in out
+    assert "tleg" not in out
+
+
+@pytest.mark.parametrize("slug", ["adamp", "partial-correlation", "ghost-batch-norm"])
+def test_show_says_how_to_use_it_and_what_is_claimed(trueup, slug):
+    code, out, _ = trueup("show", slug)
+    assert code == 0
+    paper = papers.get(slug)
+    assert paper.names[0] in out
+    assert paper.url in out
+    assert "trueup run" in out
+
+
+def test_show_of_a_planned_paper_says_so(trueup):
+    code, out, _ = trueup("show", "tleg")
+    assert code == 0
+    assert "planned" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "adammp"], "did you mean 'adamp'"),
+        (["run", "adammp"], "did you mean 'adamp'"),
+        (["run", "tleg"], "is planned, not written yet"),
+        (["run", "no_such_file.py"], "no study file no_such_file.py"),
+        (["run", "adamp", "--scale", "desktop"], "unknown scale 'desktop'"),
+        (["run", "adamp", "--seeds", "0"], "seeds must be at least 1"),
+        (["run", "adamp", "--workers", "0"], "workers must be at least 1"),
+        (["run", "adamp", "--device", "cuda:77"], "leave --device out for cpu"),
+        (["list", "--room", "kitchen"], "no room is called 'kitchen'"),
+        (["data", "fetch", "digit"], "digits"),
+        (["ledger", "publish", "adamp"], "no store"),
+        (["ledger", "replicate", "tleg"], "no published verdict"),
+        (
+            [
+                "compare",
+                "nothing.csv",
+                "--metric",
+                "m",
+                "--baseline",
+                "a",
+                "--method",
+                "b",
+                "--min-effect",
+                "1",
+            ],
+            "nothing",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_one_message_and_code_2(trueup, arguments, message):
+    code, _, err = trueup(*arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_study_file_that_raises_on_import_names_the_line(trueup):
+    Path("broken.py").write_text("x = 1\nraise RuntimeError('not today')\n")
+    code, _, err = trueup("run", "broken.py")
+    assert code == 2
+    assert "broken.py" in err
+    assert "line 2" in err
+    assert "not today" in err
+
+
+def test_a_study_of_ones_own_runs_resumes_and_is_reported(trueup):
+    code, out, _ = trueup("run", write_study(), "--workers", "1")
+    assert code == 0
+    assert "b is ahead of a" in out or "b beats a" in out
+    assert "reproduced" in out
+    assert Path("trueup-lab/report/index.html").is_file()
+    assert Path("trueup-lab/report/tiny.html").is_file()
+    code, out, _ = trueup("run", "tiny.py", "--workers", "1")
+    assert code == 0
+    assert "30 cells, 30 of them stored" in out
+    code, out, _ = trueup("run", "tiny.py", "--plan")
+    assert code == 0
+    assert "look 1" in out
+    code, out, _ = trueup("report")
+    assert code == 0
+    outcome = json.loads(Path("trueup-lab/report/data/tiny.json").read_text())
+    assert outcome["verdict"]["outcome"] == "reproduced"
+
+
+def test_failed_cells_are_shown_and_exit_1(trueup):
+    code, out, _ = trueup(
+        "run", write_study("assert run.arm != 'b', 'a bug of mine'"), "--workers", "1", "--seeds", "6"
+    )
+    assert code == 1
+    assert "a bug of mine" in out
+    assert "incomplete" in out
+
+
+def test_a_smoke_run_gives_no_verdict(trueup):
+    code, out, _ = trueup("run", write_study(), "--workers", "1", "--scale", "smoke")
+    assert code == 0
+    assert "no verdict" in out
+
+
+def results(path: str, gain: float) -> None:
+    with open(path, "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["arm", "seed", "acc"])
+        for seed in range(10):
+            writer.writerow(["sgd", seed, 0.9 + 0.001 * (seed % 3)])
+            writer.writerow(["adamp", seed, 0.9 + gain + 0.001 * (seed % 4)])
+
+
+@pytest.mark.parametrize(("gain", "word"), [(0.05, "better"), (0.0, "too small or worse")])
+def test_compare_judges_results_of_ones_own(trueup, gain, word):
+    results("results.csv", gain)
+    arguments = [
+        "--metric",
+        "acc",
+        "--higher",
+        "--baseline",
+        "sgd",
+        "--method",
+        "adamp",
+        "--min-effect",
+        "0.01",
+    ]
+    code, out, _ = trueup("compare", "results.csv", *arguments, "--html", "page.html")
+    assert code == 0
+    assert word in out
+    assert word in Path("page.html").read_text()
+
+
+def test_compare_names_the_column_that_is_missing(trueup):
+    results("results.csv", 0.0)
+    arguments = ["--metric", "accuracy", "--baseline", "sgd", "--method", "adamp", "--min-effect", "0.01"]
+    code, _, err = trueup("compare", "results.csv", *arguments)
+    assert code == 2
+    assert "accuracy" in err
+
+
+def test_a_report_over_nothing_teaches_the_command(trueup):
+    code, _, _ = trueup("report")
+    assert code == 0
+    assert "trueup run" in Path("trueup-lab/report/index.html").read_text()
+
+
+def test_data_lists_what_is_here(trueup):
+    code, out, _ = trueup("data")
+    assert code == 0
+    assert "fashion-mnist" in out
+    assert "MIT" in out
+
+
+def test_ledger_without_entries_says_how_to_get_some(trueup, monkeypatch):
+    monkeypatch.setattr(ledger, "read", lambda: {})
+    code, out, _ = trueup("ledger")
+    assert code == 0
+    assert "trueup ledger publish" in out
+
+
+def test_no_arguments_teach(trueup):
+    code, out, err = trueup()
+    assert "ghost-batch-norm" in out + err
+    assert code in (0, 2)
