@@ -70,7 +70,7 @@ bench: $(VENV)/installed-bench
 
 # Not part of continuous integration: does a test notice when an equation changes?
 mutate: $(VENV)/installed-mutate
-	$(BIN)/python tests/mutate.py
+	$(BIN)/python tests/mutation.py
 
 clean:
 	rm -rf $(VENV) site mutants build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
