@@ -15,8 +15,8 @@ code, and unlike the printed algorithm, the variance is averaged rather than the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal, Self, get_args
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -221,18 +221,25 @@ class _GhostNormalize(torch.autograd.Function):
         x, weight, bias, eps, blocks = args
         batch = info.batch_size
 
-        def fold(t: Tensor | None, dim: int | None, channels: int) -> Tensor | None:
-            if t is None:
-                return None
+        def fold(t: Tensor, dim: int | None, channels: int) -> Tensor:
             t = t.expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)
             return t.movedim(0, channels).flatten(channels, channels + 1)
 
-        folded = fold(x, in_dims[0], 1), fold(weight, in_dims[1], 0), fold(bias, in_dims[2], 0)
-        outputs = _normalize(*folded, eps, blocks)
+        outputs = _normalize(
+            fold(x, in_dims[0], 1),
+            None if weight is None else fold(weight, in_dims[1], 0),
+            None if bias is None else fold(bias, in_dims[2], 0),
+            eps,
+            blocks,
+        )
         return tuple(t.unflatten(1, (batch, -1)) for t in outputs), (1, 1, 1)
 
 
-_normalize: Callable[..., tuple[Tensor, Tensor, Tensor]] = _GhostNormalize.apply
+def _normalize(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, blocks: _Blocks
+) -> tuple[Tensor, Tensor, Tensor]:
+    result = _GhostNormalize.apply(x, weight, bias, eps, blocks)  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor, Tensor], result)
 
 
 def _normalize_rows(
@@ -475,7 +482,7 @@ class _GhostBatchNorm(_BatchNorm):
         self.remainder = remainder
 
     @classmethod
-    def from_module(cls, module: nn.Module, **options: Any) -> Self:
+    def from_module(cls, module: nn.Module, **options: Any) -> _GhostBatchNorm:
         """A layer with the settings of a `BatchNorm` of the same rank; `trueup.nn.convert` calls this.
 
         Its parameters and buffers are its own: `convert` puts the source's in their place.

@@ -1,0 +1,85 @@
+"""One `Case` a layer: what the conformance suite needs to know to build it and to feed it.
+
+To add a layer, add a line to `CASES`:
+
+    Case(partial(EvoNorm2dS0, 8, groups=4), shape=(6, 8, 5, 4)),
+
+What a layer is by design not able to do is declared with the reason that its documentation gives; the suite
+then checks that it says so, or skips with that reason. Every other property is checked as it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import nn
+
+from trueup.nn import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer and an example input.
+
+    Attributes:
+        layer: called with ``device`` and ``dtype``, makes a fresh layer; a class with its arguments bound.
+        shape: of a random input; the batch comes first. Keep it small: gradients are checked by differences.
+        channels_last: the layer keeps the memory format of a 4-d input.
+        inductor: compile with the real backend too (slow: for a few).
+        one_sample: what the layer's error says to a training batch of one sample, if that is an error.
+        approximate_backward: why the gradient is not that of the forward (gradcheck is skipped).
+        once_differentiable: why the gradient cannot be differentiated again (it must then raise).
+        parametrization: why the layer cannot be pickled whole (its state dict can).
+        stateful: what a training forward changes. Without it the suite demands that nothing changes.
+    """
+
+    layer: Callable[..., nn.Module]
+    shape: tuple[int, ...]
+    channels_last: bool = True
+    inductor: bool = False
+    one_sample: str = ""
+    approximate_backward: str = ""
+    once_differentiable: str = ""
+    parametrization: str = ""
+    stateful: str = ""
+
+    @cached_property
+    def kind(self) -> type[nn.Module]:
+        return type(self.layer())
+
+    def __str__(self) -> str:
+        return f"{self.kind.__name__}-{'x'.join(map(str, self.shape))}"
+
+    def build(self, dtype: torch.dtype = torch.float32, *, training: bool = True) -> nn.Module:
+        """A layer whose weights are not those that hide mistakes (zeros and ones)."""
+        torch.manual_seed(0)
+        layer = self.layer(dtype=dtype)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+        return layer.train(training)
+
+    def example(self, dtype: torch.dtype = torch.float32, seed: int = 1) -> torch.Tensor:
+        """An input with neither mean zero nor variance one."""
+        return torch.randn(self.shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)) * 2 + 0.5
+
+
+RUNNING = "running statistics and their counter move with every training batch"
+ALONE = "more than one value per channel"
+
+CASES = [
+    # 7 samples in ghost batches of 2: the remainder counts too.
+    Case(partial(GhostBatchNorm1d, 3, ghost_batch_size=2), (7, 3), one_sample=ALONE, stateful=RUNNING),
+    Case(partial(GhostBatchNorm1d, 3, ghost_batch_size=2, remainder="keep"), (5, 3, 4), stateful=RUNNING),
+    Case(
+        partial(GhostBatchNorm1d, 3, ghost_batch_size=2, track_running_stats=False), (4, 3), one_sample=ALONE
+    ),
+    Case(partial(GhostBatchNorm1d, 3, ghost_batch_size=2, remainder="drop_stats"), (5, 3), stateful=RUNNING),
+    Case(partial(GhostBatchNorm2d, 3, ghost_batch_size=2), (5, 3, 3, 2), stateful=RUNNING, inductor=True),
+    Case(partial(GhostBatchNorm2d, 3, affine=False, momentum=None), (3, 3, 2, 2), stateful=RUNNING),
+    Case(partial(GhostBatchNorm2d, 3, ghost_batch_size=4), (4, 3, 1, 1), one_sample=ALONE, stateful=RUNNING),
+    Case(partial(GhostBatchNorm3d, 2, ghost_batch_size=2), (4, 2, 2, 1, 3), stateful=RUNNING),
+]

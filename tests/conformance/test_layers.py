@@ -1,0 +1,321 @@
+"""What every public layer must be able to do, whatever it computes."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import pickle
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
+
+import trueup.nn
+from conformance.layers import CASES, Case
+
+
+@pytest.fixture(params=CASES, ids=str)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
+
+@pytest.fixture(params=[True, False], ids=["train", "eval"])
+def training(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
+
+
+State = dict[str, Tensor]
+
+
+def state_of(layer: nn.Module) -> tuple[State, State]:
+    """Parameters that require a gradient, and a copy of the buffers."""
+    parameters = {name: p.detach().clone().requires_grad_() for name, p in layer.named_parameters()}
+    return parameters, {name: b.clone() for name, b in layer.named_buffers()}
+
+
+def outputs(result: object) -> list[Tensor]:
+    """The tensors of a result, which may be a tuple."""
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def step(layer: nn.Module, x: Tensor, seed: int = 2) -> list[Tensor]:
+    """Outputs, gradients of input and parameters for a random direction, and buffers afterwards."""
+    layer.zero_grad()
+    x = x.detach().requires_grad_()
+    ys = outputs(layer(x))
+    generator = torch.Generator().manual_seed(seed)
+    directions = [torch.randn(y.shape, generator=generator).to(y) for y in ys]
+    torch.autograd.backward(ys, directions)
+    grads = [x.grad, *(p.grad for p in layer.parameters())]
+    return [*(y.detach() for y in ys), *grads, *(b.clone() for b in layer.buffers())]
+
+
+def assert_same(got: list[Tensor], want: list[Tensor], rtol: float = 1e-4, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(got, want, rtol=rtol, atol=atol, equal_nan=True, check_dtype=False)
+
+
+def test_every_public_layer_has_a_case() -> None:
+    public = [getattr(trueup.nn, name) for name in trueup.nn.__all__]
+    layers = {kind for kind in public if inspect.isclass(kind) and issubclass(kind, nn.Module)}
+    missing = layers - {case.kind for case in CASES}
+    assert not missing, f"add a Case to tests/conformance/layers.py for {sorted(k.__name__ for k in missing)}"
+
+
+# ---- derivatives ----
+
+
+def differentiable(case: Case, training: bool) -> tuple[object, tuple[Tensor, ...]]:
+    """The layer as a function of its input and parameters, buffers restored before each call."""
+    layer = case.build(torch.float64, training=training)
+    parameters, buffers = state_of(layer)
+
+    def function(x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        fresh = {name: b.clone() for name, b in buffers.items()}
+        state = dict(zip(parameters, values, strict=True)) | fresh
+        return tuple(y for y in outputs(functional_call(layer, state, (x,))) if y.is_floating_point())
+
+    return function, (case.example(torch.float64).requires_grad_(), *parameters.values())
+
+
+def test_gradient_is_that_of_the_forward(case: Case, training: bool) -> None:
+    if case.approximate_backward and training:
+        pytest.skip(f"approximate by design: {case.approximate_backward}")
+    function, arguments = differentiable(case, training)
+    assert torch.autograd.gradcheck(function, arguments)
+
+
+def test_gradient_can_be_differentiated_again(case: Case, training: bool) -> None:
+    function, arguments = differentiable(case, training)
+    if case.once_differentiable and training:
+        grads = torch.autograd.grad(function(*arguments)[0].square().sum(), arguments, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            torch.autograd.grad(grads[0].square().sum(), arguments)
+        return
+    if case.approximate_backward and training:
+        pytest.skip(f"approximate by design: {case.approximate_backward}")
+    # Along random directions: every element of a second derivative would take minutes for all layers.
+    assert torch.autograd.gradgradcheck(function, arguments, fast_mode=True)
+
+
+def test_func_grad_is_autograd(case: Case, training: bool) -> None:
+    layer = case.build(training=training)
+    x = case.example()
+    parameters, buffers = state_of(layer)
+
+    def loss(parameters: State, buffers: State, x: Tensor) -> Tensor:
+        fresh = {name: b.clone() for name, b in buffers.items()}
+        return sum(y.square().sum() for y in outputs(functional_call(layer, (parameters, fresh), (x,))))
+
+    got = torch.func.grad(loss, argnums=(0, 2))(parameters, buffers, x)
+
+    leaf = x.clone().requires_grad_()
+    want = torch.autograd.grad(loss(parameters, buffers, leaf), (*parameters.values(), leaf))
+    assert_same(tree_leaves(got), list(want))
+
+
+@pytest.mark.parametrize("shared", ["nothing", "weights", "inputs"])
+def test_vmap_is_a_loop(case: Case, training: bool, shared: str) -> None:
+    """Three layers side by side, with their gradients: an ensemble, or one layer on three batches."""
+    layer = case.build(training=training)
+    states, batches = [state_of(layer) for _ in range(3)], [case.example(seed=i) for i in range(3)]
+    with torch.no_grad():
+        for scale, (parameters, _) in enumerate(states):
+            if shared != "weights":
+                for p in parameters.values():
+                    p.mul_(1 + scale)
+    if shared == "inputs":
+        batches = batches[:1] * 3
+
+    def loss(parameters: State, buffers: State, x: Tensor) -> tuple[Tensor, tuple[object, State]]:
+        buffers = {name: b.clone() for name, b in buffers.items()}
+        result = functional_call(layer, (parameters, buffers), (x,))
+        return sum((y * y.detach()).sum() for y in outputs(result)), (result, buffers)
+
+    run = torch.func.grad(loss, argnums=(0, 2), has_aux=True)
+    loop = [run(p, b, x) for (p, b), x in zip(states, batches, strict=True)]
+    parameters, buffers = ({n: torch.stack([s[i][n] for s in states]) for n in states[0][i]} for i in (0, 1))
+    if shared == "weights":
+        parameters = states[0][0]
+    batch, dim = (batches[0], None) if shared == "inputs" else (torch.stack(batches), 0)
+    side_by_side = torch.func.vmap(run, in_dims=(None if shared == "weights" else 0, 0, dim))
+    got = side_by_side(parameters, buffers, batch)
+    want = [torch.stack(values) for values in zip(*map(tree_leaves, loop), strict=True)]
+    assert_same(tree_leaves(got), want)
+
+
+# ---- precision ----
+
+
+@pytest.mark.parametrize("how", ["autocast", "input", "module"])
+def test_bfloat16_is_close_to_float32(case: Case, training: bool, how: str) -> None:
+    x = case.example().bfloat16()
+    want = step(case.build(training=training), x.float())
+    layer = case.build(training=training)
+    if how == "module":
+        layer.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        got = step(layer, x)
+    assert got[0].dtype == torch.bfloat16
+    assert len(got) == len(want)
+    for ours, reference in zip(got, want, strict=True):
+        error = (ours.double() - reference.double()).norm()
+        assert error <= 0.02 * reference.double().norm() + 0.01
+
+
+# ---- compilers ----
+
+
+def test_compiles_as_one_graph(case: Case, training: bool, backend: str = "aot_eager") -> None:
+    compiled = torch.compile(case.build(training=training), fullgraph=True, backend=backend)
+    layer = case.build(training=training)
+    for seed in (1, 2):
+        assert_same(step(compiled, case.example(seed=seed)), step(layer, case.example(seed=seed)))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.inductor], ids=str)
+def test_compiles_to_machine_code(case: Case) -> None:
+    test_compiles_as_one_graph(case, training=True, backend="inductor")
+
+
+def test_exports(case: Case, training: bool) -> None:
+    layer, x = case.build(training=training), case.example()
+    exported = torch.export.export(copy.deepcopy(layer), (x,)).module()
+    for seed in (1, 2):
+        assert_same(outputs(exported(case.example(seed=seed))), outputs(layer(case.example(seed=seed))))
+    assert_same([exported.state_dict()[name] for name in layer.state_dict()], [*layer.state_dict().values()])
+
+
+# ---- state ----
+
+
+def trained(case: Case) -> nn.Module:
+    """A layer whose buffers are no longer what the constructor makes."""
+    layer = case.build()
+    layer(case.example(seed=3))
+    return layer
+
+
+def test_state_dict_restores(case: Case, training: bool) -> None:
+    layer = trained(case).train(training)
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    fresh = case.layer().train(training)
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert_same(step(fresh, case.example()), step(layer, case.example()), rtol=0, atol=0)
+
+
+def test_deepcopy_and_pickle_restore(case: Case, training: bool) -> None:
+    layer = trained(case).train(training)
+    copies = [copy.deepcopy(layer)]
+    if case.parametrization:
+        with pytest.raises(RuntimeError, match="state_dict"):
+            pickle.dumps(layer)
+    else:
+        copies.append(pickle.loads(pickle.dumps(layer)))
+    want = step(layer, case.example())
+    for other in copies:
+        assert repr(other) == repr(layer)
+        assert_same(step(other, case.example()), want, rtol=0, atol=0)
+
+
+def test_builds_on_the_meta_device(case: Case) -> None:
+    layer = case.layer(device="meta")
+    state = layer.state_dict()
+    assert all(tensor.is_meta for tensor in state.values())
+    ready = case.build()
+    layer = layer.to_empty(device="cpu")
+    layer.load_state_dict(ready.state_dict())
+    assert_same(step(layer, case.example()), step(ready, case.example()), rtol=0, atol=0)
+
+
+def test_shapes_propagate_on_the_meta_device(case: Case, training: bool) -> None:
+    got = outputs(case.layer(device="meta").train(training)(case.example().to("meta")))
+    want = outputs(case.build(training=training)(case.example()))
+    assert [(y.shape, y.dtype, y.device.type) for y in got] == [(y.shape, y.dtype, "meta") for y in want]
+
+
+def test_buffers_change_only_in_training(case: Case, training: bool) -> None:
+    layer = case.build(training=training)
+    before = {name: b.clone() for name, b in layer.named_buffers()}
+    layer(case.example())
+    changed = any(not torch.equal(b, before[name]) for name, b in layer.named_buffers())
+    assert changed == (training and bool(case.stateful))
+
+
+# Without running statistics evaluation normalises by the batch, as in torch.
+@pytest.mark.parametrize("case", [case for case in CASES if case.stateful], ids=str)
+def test_evaluation_treats_samples_alone(case: Case) -> None:
+    layer = trained(case).eval()
+    x = case.example()
+    torch.testing.assert_close(layer(x)[:1], layer(x[:1]))
+
+
+# ---- memory layouts, sizes and values ----
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "strided", "expanded"])
+def test_memory_layout_does_not_matter(case: Case, training: bool, layout: str) -> None:
+    x = case.example()
+    if layout == "channels_last":
+        moved = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    elif layout == "transposed":
+        moved = x.transpose(0, -1).contiguous().transpose(0, -1)
+    elif layout == "strided":
+        moved = torch.stack([x, x + 1], dim=-1)[..., 0]
+    else:
+        x = moved = x[:1].expand(x.shape) + torch.zeros(x.shape[0], *[1] * (x.dim() - 1))
+        moved = x[:1].expand(x.shape)
+    want = step(case.build(training=training), x.contiguous())
+    assert_same(step(case.build(training=training), moved), want)
+    if layout == "channels_last" and x.dim() == 4 and case.channels_last:
+        (y,) = outputs(case.build(training=training)(moved))
+        assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_input_is_left_alone(case: Case, training: bool) -> None:
+    x = case.example()
+    before = x.clone()
+    step(case.build(training=training), x)
+    assert torch.equal(x, before)
+
+
+def test_one_sample(case: Case, training: bool) -> None:
+    layer, x = case.build(training=training), case.example()[:1]
+    statistics_of_the_batch = training or not any(True for _ in layer.buffers())
+    if case.one_sample and statistics_of_the_batch:
+        with pytest.raises(ValueError, match=case.one_sample):
+            layer(x)
+        return
+    for result in step(layer, x):
+        assert result.isfinite().all()
+
+
+def test_empty_batch(case: Case, training: bool) -> None:
+    """An empty result, zero gradients, and no change of state."""
+    layer, x = case.build(training=training), case.example()[:0]
+    _, before = state_of(layer)
+    (y, *_), grads = outputs(layer(x.requires_grad_())), [x, *layer.parameters()]
+    assert y.shape[0] == 0
+    assert y.dtype == x.dtype
+    y.sum().backward()
+    assert all(g.grad is not None and not g.grad.any() for g in grads)
+    assert_same([*layer.buffers()], [*before.values()], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinity_are_not_hidden(case: Case, training: bool, value: float) -> None:
+    x = case.example()
+    x.view(-1)[0] = value
+    y = outputs(case.build(training=training)(x))[0]
+    assert not y.view(-1)[0].isfinite()
