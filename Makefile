@@ -36,9 +36,10 @@ doctest: $(VENV)/installed-test
 	$(TEST_ENV) $(BIN)/pytest -q --doctest-modules src/trueup
 
 # Shape checking wraps every annotated function, which hides our own errors and breaks full-graph compilation;
-# so it runs alone, over the reference values and the mathematics.
+# so it runs alone, over the reference values, the mathematics and the examples.
 shapes: $(VENV)/installed-test
-	$(TEST_ENV) $(BIN)/pytest -q --shapes tests/golden
+	$(TEST_ENV) $(BIN)/pytest -q --shapes $(wildcard tests/golden tests/nn/test_mathematics.py) \
+	  --doctest-modules src/trueup/nn src/trueup/optim src/trueup/estimators
 
 suite: $(VENV)/installed-test chromium
 	$(TEST_ENV) $(BIN)/pytest -q -n 2 tests
@@ -63,7 +64,7 @@ contracts: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 docs: $(VENV)/installed-docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet  # the notice is about a later major version
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks

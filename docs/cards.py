@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -14,6 +16,9 @@ from mkdocs.structure.files import File, Files
 
 from trueup import papers
 from trueup.lab import ledger
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from conformance import estimators, layers
 
 FIDELITY = {
     "official": "equal to the values of the official code",
@@ -83,7 +88,7 @@ def _card(paper: papers.Paper, entry: dict[str, Any] | None) -> str:
     for module in modules:
         headline, _, text = inspect.cleandoc(getattr(module, "__doc__", None) or "").partition("\n")
         parts += [f"### {headline.rstrip('.')}", text.strip()]
-    parts.append("## Reference")
+    parts += ["## What the conformance suite excepts", _traits(paper), "## Reference"]
     parts += [f"::: {name}" for name in paper.names]
     return "\n\n".join(parts) + "\n"
 
@@ -114,3 +119,21 @@ def _verdicts(paper: papers.Paper, entry: dict[str, Any] | None) -> str:
         "[the protocol](../protocol.md) says what a verdict is worth.",
     ]
     return "\n".join(lines)
+
+
+def _traits(paper: papers.Paper) -> str:
+    """What the conformance cases of the paper's names declare, with the reasons given there."""
+    lines: list[str] = []
+    for name in paper.names:
+        short = name.rpartition(".")[2]
+        for trait in ("approximate_backward", "once_differentiable", "parametrization", "stateful"):
+            found = {getattr(case, trait) for case in layers.CASES if case.kind.__name__ == short} - {""}
+            lines += [f"- `{short}`, {trait.replace('_', ' ')}: {reason}." for reason in sorted(found)]
+        if short in estimators.CASES:
+            failed = estimators.CASES[short].expected_failed_checks
+            for reason in sorted(set(failed.values())):
+                checks = ", ".join(f"`{check}`" for check, why in failed.items() if why == reason)
+                lines.append(f"- `{short}` on scikit-learn's own data, {checks}: the check {reason}.")
+    if not lines:
+        return "Nothing: every name passes the whole suite as it stands."
+    return "Everything else passes as it stands.\n\n" + "\n".join(lines)
