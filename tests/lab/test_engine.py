@@ -366,6 +366,13 @@ def test_an_engine_inside_a_worker_is_refused(monkeypatch: pytest.MonkeyPatch) -
         LocalEngine()
 
 
+def test_a_temporary_folder_too_deep_for_a_socket_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    how = engine_module._context.__wrapped__  # past the cache
+    assert how().get_start_method() == ("forkserver" if sys.platform == "linux" else "spawn")
+    monkeypatch.setattr("tempfile.tempdir", "/tmp/" + "deep/" * 20)
+    assert how().get_start_method() == "spawn"
+
+
 def test_workers_that_never_start_are_an_error(ref: StudyRef, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "_work", os.abort)  # cannot even take its arguments
     with LocalEngine(attempts=2) as engine, pytest.raises(EngineError, match="end while they start"):

@@ -56,6 +56,10 @@ class StudyRef:
         kind: ``module`` or ``file``.
         name: a module's dotted name (``trueup.studies.adamp``) or a file's path; it holds
             ``study = Study(...)``.
+
+    Example:
+        >>> StudyRef("module", "trueup.studies.adamp").load().slug
+        'adamp'
     """
 
     kind: Literal["module", "file"]
@@ -118,9 +122,9 @@ class LocalEngine:
             a process that asks for too much) before it counts as failed.
 
     Example:
-        >>> with LocalEngine(workers=2) as engine:  # doctest: +SKIP
-        ...     for task, result in engine.map(tasks):
-        ...         print(task.cell, result.status)
+        >>> with LocalEngine(workers=2) as engine:
+        ...     {task.cell: result.status for task, result in engine.map([])}
+        {}
     """
 
     def __init__(self, workers: int = 1, *, attempts: int = 3) -> None:
@@ -336,7 +340,8 @@ def _context() -> BaseContext:
 
     The server runs no code of a study or of ours, so nothing in a worker is older than the worker.
     """
-    if sys.platform != "linux":
+    # the server's socket lies in the temporary folder, and a socket's path has at most 107 characters
+    if sys.platform != "linux" or len(tempfile.gettempdir()) > 70:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "scipy.stats", "sklearn"])

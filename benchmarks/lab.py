@@ -1,0 +1,58 @@
+"""The lab: what it costs to run a cell that does nothing, and what a second worker brings.
+
+The first figure holds all that a run does: planning, fingerprints, a worker's start, the way to it and back,
+one transaction a cell, the outcome document. The second is the desk study of ghost-batch-norm, run whole with
+one worker and with two, each with a new store; it takes several minutes and needs two idle cores.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.harness import Measured
+from trueup.lab import runner
+from trueup.lab.engine import LocalEngine, StudyRef
+from trueup.lab.runner import Options
+from trueup.lab.store import Store
+
+CELLS = 1000
+NO_OP = """
+from trueup.lab import Arm, Metric, Study
+
+study = Study(
+    slug="no-op",
+    question="What does a cell cost that does nothing?",
+    cell=lambda run: {"score": 1.0},
+    metrics=[Metric("score", higher=True, worst=0.0)],
+    arms=[Arm("a", "baseline"), Arm("b", "method")],
+)
+"""
+
+
+def seconds(ref: StudyRef, options: Options, workers: int) -> float:
+    """Wall seconds of a whole run with a new store and new workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        with Store(Path(folder) / "cells.sqlite") as store, LocalEngine(workers) as engine:
+            outcome = runner.run(ref, store, engine, options)
+        elapsed = time.perf_counter() - start
+    assert outcome["cost"]["reused"] == 0
+    assert all(cell["status"] != "failed" for cell in outcome["cells"])
+    return elapsed
+
+
+def rows() -> Iterator[Measured]:
+    """Milliseconds a cell, and the gain from a second worker."""
+    with tempfile.TemporaryDirectory() as folder:
+        study = Path(folder) / "no_op.py"
+        study.write_text(NO_OP)
+        ref = StudyRef("file", str(study))
+        per_cell = 1e3 * seconds(ref, Options(seeds=CELLS // 2), workers=1) / CELLS
+    yield Measured(f"lab overhead, {CELLS} no-op cells", "none", per_cell, "ms a cell", 30.0)
+
+    ghost = StudyRef("module", "trueup.studies.ghost_batch_norm")
+    gain = seconds(ghost, Options(), workers=1) / seconds(ghost, Options(), workers=2)
+    yield Measured("ghost-batch-norm at desk scale", "1 worker", gain, "x with 2", 1.8, at_least=True)
