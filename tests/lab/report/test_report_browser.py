@@ -187,6 +187,8 @@ def test_filters_work_alone_and_together(browser: Browser, folder: Path) -> None
         assert visit.shown() == ["adamp"]
         page.get_by_role("button", name=re.compile("^all")).click()
         assert set(visit.shown()) == {"adamp", "stable-spam"}
+        page.locator("select[data-filter=room]").select_option("text")
+        assert len(visit.shown()) == 7  # and not those of the room "context"
         page.locator("select[data-filter=room]").select_option("")
         page.locator("select[data-filter=state]").select_option("planned")
         assert len(visit.shown()) == 42

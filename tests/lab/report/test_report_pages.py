@@ -390,7 +390,7 @@ def test_the_csv_has_a_row_a_cell(folder: Path) -> None:
     cells = made.incomplete()["cells"]
     assert len(rows) == len(cells)
     assert list(rows[5]) == ["arm", "lr scale", "lr", "seed", "status", "accuracy", "loss", "norm", "seconds"]
-    assert (rows[0]["status"], rows[0]["accuracy"]) == ("failed", "")
+    assert (rows[1]["status"], rows[1]["accuracy"]) == ("failed", "")
     assert float(rows[5]["accuracy"]) == cells[5]["numbers"]["accuracy"]
 
 
