@@ -2,10 +2,10 @@
 
 ``--golden-dir DIR`` holds the adapters against the reference values in DIR instead of ``tests/golden``.
 
-``--shapes`` checks the jaxtyping shapes in trueup's signatures while the tests run. The hook sees a wrong
-argument before our own error does, and breaks full-graph compilation; so it is for a run of its own, over
-golden values, mathematics and doctests:
-``pytest --shapes tests/golden tests/nn/test_mathematics.py --doctest-modules src/trueup``.
+``--shapes`` checks the jaxtyping shapes in trueup's signatures while the tests run. The hook breaks full-graph
+compilation, so it is for a run of its own, over golden values, mathematics and doctests, as in
+``pytest --shapes tests/golden tests/nn --doctest-modules src/trueup/nn``. It also sees a wrong argument before
+our own error does: tests marked ``bad_input`` are left out of that run.
 """
 
 from __future__ import annotations
@@ -26,8 +26,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "bad_input: passes what the signature forbids; not run under --shapes")
     if config.getoption("--shapes"):
         from jaxtyping import install_import_hook
 
         # Never uninstalled: the hook acts when a module is imported, and tests import all through the run.
         install_import_hook("trueup", "beartype.beartype")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--shapes"):
+        forbidden = [item for item in items if item.get_closest_marker("bad_input")]
+        config.hook.pytest_deselected(items=forbidden)
+        items[:] = [item for item in items if item not in forbidden]

@@ -175,16 +175,20 @@ def test_bfloat16_is_close_to_float32(case: Case, training: bool, how: str) -> N
 # ---- compilers ----
 
 
-def test_compiles_as_one_graph(case: Case, training: bool, backend: str = "aot_eager") -> None:
+def assert_compiles(case: Case, training: bool, backend: str) -> None:
     compiled = torch.compile(case.build(training=training), fullgraph=True, backend=backend)
     layer = case.build(training=training)
     for seed in (1, 2):
         assert_same(step(compiled, case.example(seed=seed)), step(layer, case.example(seed=seed)))
 
 
+def test_compiles_as_one_graph(case: Case, training: bool) -> None:
+    assert_compiles(case, training, "aot_eager")
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case.inductor], ids=str)
 def test_compiles_to_machine_code(case: Case) -> None:
-    test_compiles_as_one_graph(case, training=True, backend="inductor")
+    assert_compiles(case, True, "inductor")
 
 
 def test_exports(case: Case, training: bool) -> None:

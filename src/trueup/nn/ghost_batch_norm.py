@@ -317,7 +317,7 @@ def _row_gradients(
         g, centered, size = _wide(g), _wide(rows) - m, rows.shape[1]
         sum_z = (g * centered).sum(1, keepdim=True).mul_(r)
         sum_one = g.sum(1, keepdim=True)
-        centered.mul_(sum_z * r * s / -size).sub_(sum_one * s / size).addcmul_(g, s)
+        centered.mul_(sum_z * r / -size).add_(g).sub_(sum_one / size).mul_(s)
         target.copy_(centered)
         along_z.append(sum_z.squeeze(1))
         along_one.append(sum_one.squeeze(1))
@@ -394,14 +394,14 @@ def _update_running(
     keep: float | Tensor
     if momentum is None:
         assert num_batches_tracked is not None  # checked by the caller
-        total = num_batches_tracked + count
-        keep, weights = num_batches_tracked / total, (1 / total).expand(count)
+        seen = num_batches_tracked.to(mean.dtype)
+        keep, weights = seen / (seen + count), (1 / (seen + count)).expand(count)
     else:
         later = torch.arange(count - 1, -1, -1, device=mean.device, dtype=mean.dtype)
         keep, weights = (1 - momentum) ** count, momentum * (1 - momentum) ** later
     # A product and a sum rather than a matmul, which autocast would round to half.
     for running, batch in ((running_mean, mean), (running_var, var)):
-        running.copy_(keep * running + (weights.to(batch).unsqueeze(1) * batch).sum(0))
+        running.copy_(keep * running + (weights.unsqueeze(1) * batch).sum(0))
     if num_batches_tracked is not None:
         num_batches_tracked.add_(count)
 
