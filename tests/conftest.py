@@ -2,10 +2,10 @@
 
 ``--golden-dir DIR`` holds the adapters against the reference values in DIR instead of ``tests/golden``.
 
-``--shapes`` checks the jaxtyping shapes in trueup's signatures while the tests run. The hook breaks full-graph
-compilation, so it is for a run of its own, over golden values, mathematics and doctests, as in
-``pytest --shapes tests/golden tests/nn --doctest-modules src/trueup/nn``. It also sees a wrong argument before
-our own error does: tests marked ``bad_input`` are left out of that run.
+``--shapes`` checks the jaxtyping shapes in trueup's signatures while the tests run. The hook breaks
+full-graph compilation, so it is for a run of its own, over golden values, mathematics and doctests, as in
+``pytest --shapes tests/golden tests/nn --doctest-modules src/trueup/nn``. It also sees a wrong argument
+before our own error does: tests marked ``bad_input`` are left out of that run.
 """
 
 from __future__ import annotations

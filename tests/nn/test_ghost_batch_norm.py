@@ -346,13 +346,13 @@ def test_inputs_that_do_not_fit(layer: nn.Module, shape: tuple[int, ...], messag
 
 
 @pytest.mark.bad_input
-@pytest.mark.bad_input
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
 def test_input_must_be_floating_point(dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match="needs a floating point input; got torch"):
         GhostBatchNorm1d(3)(torch.ones(4, 3).to(dtype))
 
 
+@pytest.mark.bad_input
 def test_the_function_says_what_it_misses() -> None:
     x, ones = torch.randn(4, 3), torch.ones(3)
     with pytest.raises(ValueError, match="needs input"):

@@ -270,7 +270,6 @@ def test_distance_needs_parameters_that_stay_in_place() -> None:
 # ---- bad settings ----
 
 
-@pytest.mark.bad_input
 @pytest.mark.parametrize("sizes", [(0, 32), (32, 0), (-4, 32)])
 def test_batch_sizes_are_positive(sizes: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
@@ -279,6 +278,7 @@ def test_batch_sizes_are_positive(sizes: tuple[int, int]) -> None:
         adapt_regime([1], 2, *sizes)
 
 
+@pytest.mark.bad_input
 def test_settings_out_of_range() -> None:
     with pytest.raises(TypeError, match="batch_size must be an integer"):
         scale_lr(0.1, 2.5, 1)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -64,7 +64,7 @@ def scale_lr(lr: float, batch_size: int, base_batch_size: int, rule: Rule = "sqr
 
 
 def adapt_regime(
-    milestones: Sequence[int], epochs: int, batch_size: int, base_batch_size: int
+    milestones: Iterable[int], epochs: int, batch_size: int, base_batch_size: int
 ) -> tuple[list[int], int]:
     """Stretch a schedule in epochs so that a large batch gets as many updates as the small one.
 
@@ -86,9 +86,10 @@ def adapt_regime(
     ([648, 976, 1312], 1600)
     """
     _check_sizes(batch_size=batch_size, base_batch_size=base_batch_size, epochs=epochs)
+    milestones = list(milestones)
     for epoch in milestones:
         if isinstance(epoch, bool) or not isinstance(epoch, int | np.integer) or epoch < 0:
-            raise ValueError(f"milestones are epochs, integers >= 0; got {epoch!r} in {list(milestones)}")
+            raise ValueError(f"milestones are epochs, integers >= 0; got {epoch!r} in {milestones}")
     _warn_if_smaller(batch_size, base_batch_size)
     stretch = -(-batch_size // base_batch_size)
     return [int(epoch) * stretch for epoch in milestones], epochs * stretch
