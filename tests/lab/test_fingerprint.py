@@ -252,6 +252,7 @@ def test_code_in_an_init_counts_without_its_signposts(tree: Tree) -> None:
         "from trueup.nn.ghost import Ghost\nfrom trueup.nn.other import Other\nimport os\n"
         "from trueup.nn import convert as c\n__all__ = ['Ghost', 'SCALE']\n"
         "SCALE = 2.0\ndef double(x):\n    return Other(SCALE * x)\n"
+        "def __getattr__(name):\n    raise AttributeError(name)\n"
     )
     tree.write({"trueup/nn/__init__.py": init})
     here = {"trueup.nn", "trueup.nn.other"}

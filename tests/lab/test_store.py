@@ -322,6 +322,14 @@ def test_a_full_disk_is_an_error_and_loses_nothing(path: Path) -> None:
     assert rows(path) == stored + 1
 
 
+def test_a_refused_row_leaves_the_store_ready_for_the_next(path: Path) -> None:
+    with Store(path) as store:
+        with pytest.raises(StoreError, match="CHECK constraint failed"):
+            store.put("a", CELL, result(status="odd", environment={"gone": "too"}))
+        store.put("b", CELL, result())
+    assert rows(path) == rows(path, "environments") == 1
+
+
 def test_a_really_full_disk(tmp_path: Path) -> None:
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True
