@@ -138,7 +138,9 @@ def show(slug: Annotated[str, typer.Argument(help="A paper's slug, as `trueup li
         console.print("\nThis method is planned, not written yet.\n")
         return
     console.print("\n[bold]How to use it[/]")
-    console.print(Syntax(paper.usage.strip(), "python", background_color="default", word_wrap=True, padding=1))
+    console.print(
+        Syntax(paper.usage.strip(), "python", background_color="default", word_wrap=True, padding=1)
+    )
     console.print(f"[bold]Names[/]     {', '.join(paper.names)}")
     console.print(f"[bold]Fidelity[/]  {paper.fidelity}: {escape(paper.reference)}\n")
     entries = ledger.read()
@@ -161,9 +163,8 @@ def _stale(paper: papers.Paper, entries: dict[str, Any]) -> bool:
     from trueup.lab.engine import StudyRef
     from trueup.lab.fingerprint import code_fingerprint
 
-    return (
-        code_fingerprint(StudyRef("module", paper.study)) != entries[paper.slug]["provenance"]["fingerprint"]
-    )
+    published: str = entries[paper.slug]["provenance"]["fingerprint"]
+    return code_fingerprint(StudyRef("module", paper.study)) != published
 
 
 def _print_claims(outcome: dict[str, Any], *, stale: bool = False) -> None:
@@ -305,10 +306,10 @@ def _run_all(refs: Sequence[StudyRef], path: Path, options: Options, workers: in
 
 
 def _check_data(ref: StudyRef, scale: str) -> None:
-    """Every data set that a study declares is there, before time is spent; a smoke run uses included ones."""
+    """Every data set that a study declares is there, before time is spent."""
     from trueup import data
 
-    missing = [name for name in ref.load().data if scale != "smoke" and not data.is_ready(name)]
+    missing = [name for name in ref.load().data_at(scale) if not data.is_ready(name)]
     if missing:
         raise FileNotFoundError(
             f"{ref.load().slug} needs data that is not here yet: run `trueup data fetch {' '.join(missing)}`"
@@ -389,7 +390,7 @@ def report(
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Write the report: the ledger and a page for every study in the store, as web pages that open from disk."""
+    """Write the ledger and a page for every study in the store, as web pages that open from disk."""
     page = _write_report(store, output)
     console.print(f"report: [bold]{page}[/]")
     if open_:
@@ -477,7 +478,8 @@ def ledger_show(context: typer.Context) -> None:
         return
     primary = sum(c["primary"] and c["kind"] == "statistical" for e in entries.values() for c in e["claims"])
     console.print(
-        f"{primary} primary statistical claims at one-sided alpha 0.025: {primary * 0.025:.2f} false wins to expect"
+        f"{primary} primary statistical claims at one-sided alpha 0.025: "
+        f"{primary * 0.025:.2f} false wins to expect"
     )
     q = ledger.q_values(entries)
     for slug, published in entries.items():

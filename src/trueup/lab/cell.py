@@ -129,7 +129,7 @@ class Run:
         return int(child_sequence(self.seed, name).generate_state(1, np.uint64)[0] >> 1)
 
     def split(
-        self, y: np.ndarray, *, train: int, test: int, validation: int | None = None
+        self, y: np.ndarray | None, *, train: int, test: int, validation: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Stratified row numbers ``(fit, held_out)``, drawn by the seed and equal across arms.
 
@@ -137,6 +137,8 @@ class Run:
         test rows: ``validation`` rows (default: a quarter) come out of the training rows, and it fits on
         the rest.
         """
+        if y is None:
+            raise StudyError("these data have no labels to split by")
         y = np.asarray(y)
         if train < 2 or test < 1 or train + test > len(y):
             raise StudyError(f"split of {len(y)} rows into {train} for training and {test} for testing")

@@ -313,6 +313,9 @@ def _claim_document(study: Study, judged: Judged, evidence: Evidence, scale: str
         plain = contrast.scale == "difference"
         out |= {
             "contrast": contrast.text,
+            # labels, for sentences; only where two arms are set against each other
+            "better": study.arm(contrast.arms[0]).label if len(contrast.arms) == 2 else "",
+            "worse": study.arm(contrast.arms[1]).label if len(contrast.arms) == 2 else "",
             "arms": list(contrast.arms),
             "scale": contrast.scale,
             "metric": contrast.metric,

@@ -113,7 +113,7 @@ class _Session:
             known = ", ".join(self.study.scales)
             raise StudyError(f"{self.study.slug} has no scale {options.scale!r}; it has {known}")
         self.code = code_fingerprint(ref)
-        self.data = data_records(self.study.data)
+        self.data = data_records(self.study.data_at(options.scale))
         self.evidence = Evidence()
         self.conditions = [items(c) for c in self.study.condition_grid()]
         self.computed = self.reused = 0

@@ -322,7 +322,7 @@ class Study:
         tune: the grid shared by all arms, tuned for each (arm, condition).
         stages: cached artefacts, in order.
         figures: what the report draws.
-        data: names of the data sets used (their hashes enter the fingerprint).
+        data: names of the data sets used (their hashes enter the fingerprint), or scale -> names.
         tested_on: "digits with 20k parameters"; ``paper_setup``: "ImageNet, ResNet-50".
         protocol: raised by hand whenever the protocol changes, which draws fresh seeds.
         protocols: for every earlier protocol number, one line on why it was changed.
@@ -340,7 +340,7 @@ class Study:
     tune: tuple[Axis, ...] = ()
     stages: tuple[Stage, ...] = ()
     figures: tuple[Figure, ...] = ()
-    data: tuple[str, ...] = ()
+    data: Sequence[str] | Mapping[str, Sequence[str]] = ()
     tested_on: str = ""
     paper_setup: str = ""
     protocol: int = 1
@@ -350,7 +350,7 @@ class Study:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("metrics", "arms", "claims", "conditions", "tune", "stages", "figures", "data", "looks"):
+        for name in ("metrics", "arms", "claims", "conditions", "tune", "stages", "figures", "looks"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_names()
         self._check_tuning()
@@ -374,6 +374,10 @@ class Study:
     @property
     def statistical(self) -> tuple[Claim, ...]:
         return tuple(c for c in self.claims if isinstance(c, Claim))
+
+    def data_at(self, scale: str) -> tuple[str, ...]:
+        """Names of the data sets used at one scale."""
+        return tuple(self.data.get(scale, ()) if isinstance(self.data, Mapping) else self.data)
 
     def grid(self, arm: Arm, axes: Sequence[Axis] | None = None) -> list[dict[str, Value]]:
         """Every trial of an arm, in the order listed; one empty trial if nothing is tuned."""

@@ -131,7 +131,7 @@ study = Study(
             tolerance=0.0,
         ),
     ),
-    data=("roman-cups", "pottery", "forensic-glass"),
+    data={"smoke": ["roman-cups"], "desk": list(TABLES), "paper": list(TABLES)},
     tested_on="Roman glass cups (47 x 11 oxides), Romano-British pottery, forensic glass",
     paper_setup="Roman glass cups and one further table",
 )
