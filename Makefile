@@ -38,7 +38,7 @@ doctest: $(VENV)/installed-test
 # Shape checking wraps every annotated function, which hides our own errors and breaks full-graph compilation;
 # so it runs alone, over the reference values, the mathematics and the examples.
 shapes: $(VENV)/installed-test
-	$(TEST_ENV) $(BIN)/pytest -q --shapes $(wildcard tests/golden tests/nn/test_mathematics.py) \
+	$(TEST_ENV) $(BIN)/pytest -q --shapes tests/golden tests/nn tests/optim tests/estimators \
 	  --doctest-modules src/trueup/nn src/trueup/optim src/trueup/estimators
 
 suite: $(VENV)/installed-test chromium

@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from jaxtyping import install_import_hook
 
         # Never uninstalled: the hook acts when a module is imported, and tests import all through the run.
-        install_import_hook("trueup", "beartype.beartype")
+        install_import_hook("trueup", "shape_checker.check")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -174,6 +174,7 @@ def test_conditional_on_all_parts_is_the_full_one(cups, fitted):
         np.testing.assert_allclose(everything.partial_correlation_, model.partial_correlation_, atol=1e-10)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
@@ -404,6 +405,7 @@ def test_data_that_cannot_be(X, message):
         CompositionalPartialCorrelation().fit(X)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
@@ -424,6 +426,7 @@ def test_parameters_that_cannot_be(parameters, message):
         CompositionalPartialCorrelation(**parameters).fit(samples())
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("call", "message"),
     [

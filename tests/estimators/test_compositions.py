@@ -315,6 +315,7 @@ def test_values_that_have_no_logarithm(function, value, found):
         function(X)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_wrong_types_and_shapes(function):
     with pytest.raises(TypeError, match=r"floating-point tensor; got ndarray: pass torch.as_tensor"):
