@@ -23,9 +23,20 @@ def finite(value: Any) -> Any:
     return value
 
 
+def _strict(document: Any, *, ensure_ascii: bool) -> str:
+    def dumps(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, allow_nan=False, separators=(",", ":"))
+
+    try:
+        return dumps(document)
+    except ValueError:  # a NaN somewhere, which is rare: most documents need no copy
+        return dumps(finite(document))
+
+
 def to_json(document: Any) -> str:
     """Strict JSON for a file of its own."""
-    return json.dumps(finite(document), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    # without indentation: only then does Python encode in C, ten times as fast
+    return _strict(document, ensure_ascii=False) + "\n"
 
 
 def script_json(document: Any) -> str:
@@ -35,7 +46,7 @@ def script_json(document: Any) -> str:
     '{"name":"\\\\u003c/script\\\\u003e\\\\u0026"}'
     """
     # ensure_ascii also writes U+2028 and U+2029, which end a line in JavaScript, as escapes
-    text = json.dumps(finite(document), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    text = _strict(document, ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

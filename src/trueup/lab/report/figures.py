@@ -179,33 +179,34 @@ def of_arms(outcome: Doc, metric: Doc) -> Figure | None:
     styles = style(outcome["arms"])
     conditions = _combinations(outcome)
     apart = len(conditions) > 1 and len(conditions) * len(styles) <= 18
-    labels = {str(a["name"]): str(a["name"]) for a in outcome["arms"]}
-    rows: list[Row] = []
-    for name, (color, symbol, _) in styles.items():
-        for condition in conditions if apart else [None]:
-            values = per_seed(outcome, name, metric["name"], condition)
-            if not values:
-                continue
-            factor = float(metric.get("scale_factor") or 1)
-            dots = [(v.value * factor, f"seed {v.seed}: {number(v.value * factor, 4)}") for v in values]
-            spread = intervals([[x for x, _ in dots]])[0]
-            text = labels[name] + (f", {condition_text(condition)}" if condition else "")
-            rows.append(
-                Row(
-                    label=text,
-                    dots=[dot for dot, v in zip(dots, values, strict=True) if not v.diverged],
-                    crosses=[
-                        (x, f"{t}, diverged") for (x, t), v in zip(dots, values, strict=True) if v.diverged
-                    ],
-                    mean=spread.mean,
-                    low=spread.low,
-                    high=spread.high,
-                    color=color,
-                    symbol=symbol,
-                )
-            )
-    if not rows:
+    factor = float(metric.get("scale_factor") or 1)
+    found = [
+        (name, condition, values)
+        for name in styles
+        for condition in (conditions if apart else [{}])
+        if (values := per_seed(outcome, name, metric["name"], condition))
+    ]
+    if not found:
         return None
+    rows: list[Row] = []
+    spreads = intervals([[v.value * factor for v in values] for _, _, values in found])
+    for (name, condition, values), spread in zip(found, spreads, strict=True):
+        color, symbol, _ = styles[name]
+        dots = [
+            (v.value * factor, f"seed {v.seed}: {number(v.value * factor, 4)}", v.diverged) for v in values
+        ]
+        rows.append(
+            Row(
+                label=", ".join(filter(None, [name, condition_text(condition)])),
+                dots=[(x, text) for x, text, diverged in dots if not diverged],
+                crosses=[(x, f"{text}, diverged") for x, text, diverged in dots if diverged],
+                mean=spread.mean,
+                low=spread.low,
+                high=spread.high,
+                color=color,
+                symbol=symbol,
+            )
+        )
     return dot_rows(rows, metric_title(metric), zero=None)
 
 

@@ -141,4 +141,11 @@
 
   if (window.DataTable) document.querySelectorAll("[data-ledger]").forEach(ledger);
   if (window.Plotly) drawAll();
+  else if (plots.length) // the ledger's figure is far below its table, which should not wait for plotly
+    addEventListener("load", () => {
+      const script = document.createElement("script");
+      script.src = "assets/plotly-basic.min.js";
+      script.addEventListener("load", drawAll);
+      document.head.append(script);
+    });
 })();
