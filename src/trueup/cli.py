@@ -71,13 +71,13 @@ STORE = Path("trueup-lab/store.sqlite")
 def main() -> None:
     """Entry point: errors that a user can mend are one message and exit code 2, never a traceback."""
     from trueup.data import FetchError
+    from trueup.lab.engine import EngineError
     from trueup.lab.report import ReportError
-    from trueup.lab.spec import StudyError
     from trueup.lab.store import StoreError
 
     try:
         app()
-    except (StudyError, StoreError, ReportError, FetchError, FileNotFoundError, ValueError) as error:
+    except (EngineError, FetchError, FileNotFoundError, ReportError, StoreError, ValueError) as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(2)
     except KeyboardInterrupt:

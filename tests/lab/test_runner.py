@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from toy import InlineEngine, write_toy
-from trueup.lab.engine import StudyRef
 
 from trueup.lab import runner
+from trueup.lab.engine import StudyRef
 from trueup.lab.runner import Options
 from trueup.lab.seeds import published_seeds
 from trueup.lab.spec import StudyError
@@ -244,3 +244,17 @@ def test_bad_options_are_refused(options, message):
 def test_a_scale_that_the_study_lacks_is_refused(tmp_path, store):
     with pytest.raises(StudyError, match="has no scale 'paper'; it has smoke, desk"):
         runner.run(toy(tmp_path), store, InlineEngine(), Options("paper"))
+
+
+def test_code_that_changes_during_a_run_stops_it(tmp_path, store):
+    path = Path(write_toy(tmp_path, name="edited.py"))
+
+    class Editing(InlineEngine):
+        def map(self, tasks):
+            for number, done in enumerate(super().map(tasks)):
+                if number == 3:
+                    path.write_text(path.read_text().replace("GAIN = 1.0", "GAIN = 12.0"))
+                yield done
+
+    with pytest.raises(StudyError, match="changed while it ran"):
+        runner.run(StudyRef("file", str(path)), store, Editing())

@@ -202,7 +202,8 @@ def _cost(claim: CostClaim, evidence: Evidence) -> Judged:
         # each round's log(at_most * peer / ours): positive where ours keeps the bound
         d = math.log(claim.at_most) - np.asarray(result.series["log_ratio"])
         judgement = verdict.judge(d.tolist(), 0.0)
-    return Judged(claim, judgement, judgement)
+    # rounds stand where seeds stand elsewhere
+    return Judged(claim, judgement, judgement, seeds=tuple(range(1, 1 + judgement.n)))
 
 
 def _failed(result: CellResult | None) -> bool:

@@ -146,11 +146,17 @@ class _Session:
             return results
         self.progress.phase(phase, len(cells), len(results))
         for task, result in self.engine.map(tasks):
-            self.store.put(task.fingerprint, task.cell, result)
+            self._keep(task, result)
             results[task.cell] = result
             self._account(task.cell, result, reused=False)
             self.progress.done(task.cell, result)
         return results
+
+    def _keep(self, task: Task, result: CellResult) -> None:
+        # a replaced worker loads the code as it is now; its result must not pass for the old code's
+        if code_fingerprint(self.ref) != self.code:
+            raise StudyError(f"the code of {self.study.slug} changed while it ran: run it again")
+        self.store.put(task.fingerprint, task.cell, result)
 
     def _task(
         self, cell: Cell, fingerprint: str, inputs: Mapping[tuple[Items, int, str], dict[str, str]]
@@ -244,7 +250,7 @@ class _Session:
         if tasks:
             self.progress.phase(phase, len(wanted), len(results))
         for task, result in self.engine.map(tasks):
-            self.store.put(task.fingerprint, task.cell, result)
+            self._keep(task, result)
             results[task.cell] = result
             self.stage_seconds += result.seconds
             self.computed += 1
