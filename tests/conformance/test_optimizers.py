@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+import itertools
 import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -282,8 +283,11 @@ def test_closure_runs_once_with_gradients(case: Case, hyper: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize(("case", "hyper"), VARIANTS)
-def test_maximize_is_the_negative_gradient(case: Case, hyper: dict[str, Any]) -> None:
-    for route in routes(case):
+def test_maximize_is_the_negative_gradient(
+    case: Case, hyper: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for route, size in itertools.product(routes(case), (blocks.BLOCK, 4)):
+        shrink_blocks(monkeypatch, size)
         up, down = start(), start()
         train(case.build(up, **hyper, **route, maximize=True), up, range(STEPS))
         train(case.build(down, **hyper, **route), down, range(STEPS), sign=-1)

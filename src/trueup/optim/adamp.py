@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from trueup.optim.blocks import Tile, blocks
-from trueup.optim.radial import decay_list, project_list, projected_rows, radial_tiles
+from trueup.optim.blocks import BLOCK, Scratch
+from trueup.optim.radial import decay_list, invariant_view, project_list, radial_blocks
 from trueup.optim.two_route import Group, TwoRouteOptimizer, check_range
 
 
@@ -97,7 +97,9 @@ class AdamP(TwoRouteOptimizer):
         check_range("delta", group["delta"], 0)
         check_range("wd_ratio", group["wd_ratio"], 0, 1)
 
-    def _step_blocks(self, group: Group, rows: int, param: Tensor, grad: Tensor, *state: Tensor) -> None:
+    def _step_blocks(
+        self, group: Group, scratch: Scratch, rows: int, param: Tensor, grad: Tensor, *state: Tensor
+    ) -> None:
         step, exp_avg, exp_avg_sq = state
         step += 1
         lr, eps, weight_decay = float(group["lr"]), group["eps"], group["weight_decay"]
@@ -108,7 +110,9 @@ class AdamP(TwoRouteOptimizer):
             """Advance the moments and add Adam's displacement to `out`, in one kernel."""
             if nesterov:
                 m.lerp_(-g if maximize else g, 1 - beta1)
-                m = m.clone()  # the kernel moves it towards g once more: beta1 m + (1 - beta1) g
+                m = scratch.like(m, "momentum").copy_(
+                    m
+                )  # the kernel moves it towards g once more: beta1 m + (1 - beta1) g
             torch._fused_adamw_(
                 [out],
                 [g],
@@ -125,32 +129,31 @@ class AdamP(TwoRouteOptimizer):
                 maximize=maximize,
             )
 
-        view = projected_rows(param, grad, rows, group["delta"], eps) if rows else None
+        view = invariant_view(param, grad, rows, group["delta"], eps, scratch) if rows else None
         if view is None:
             # Only nesterov needs scratch, and so blocks.
-            for block in blocks(param.numel()) if nesterov else [slice(None)]:
-                adam(param[block], grad[block], exp_avg[block], exp_avg_sq[block], weight_decay)
+            size = BLOCK if nesterov else max(1, param.numel())
+            for p, g, m, v in zip(*(tensor.split(size) for tensor in (param, grad, exp_avg, exp_avg_sq))):
+                adam(p, g, m, v, weight_decay)
             return
 
-        grad, exp_avg, exp_avg_sq = (tensor.view(view, -1) for tensor in (grad, exp_avg, exp_avg_sq))
-
-        def advance(tile: Tile) -> Tensor:
-            displacement = torch.zeros_like(grad[tile])
-            adam(displacement, grad[tile], exp_avg[tile], exp_avg_sq[tile], 0.0)
+        def advance(g: Tensor, m: Tensor, v: Tensor) -> Tensor:
+            displacement = scratch.like(g, "displacement").zero_()
+            adam(displacement, g, m, v, 0.0)
             return displacement
 
-        def again(tile: Tile) -> Tensor:
-            g, m, v = grad[tile], exp_avg[tile], exp_avg_sq[tile]
+        def again(g: Tensor, m: Tensor, v: Tensor) -> Tensor:
             if nesterov:
                 m = torch.lerp(m, -g if maximize else g, 1 - beta1)
             t = step.item()
             denominator = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(eps)
             return torch.div(m, denominator).mul_(-lr / (1 - beta1**t))
 
-        param, decay = param.view(view, -1), 1 - lr * weight_decay * group["wd_ratio"]
-        for tile, displacement, coefficient in radial_tiles(param, advance, again, eps):
+        decay = 1 - lr * weight_decay * group["wd_ratio"]
+        others = grad, exp_avg, exp_avg_sq
+        for p, displacement, coefficient in radial_blocks(view, param, others, advance, again, eps, scratch):
             # decay * p + (displacement - coefficient * p), in one pass
-            torch.addcmul(displacement, param[tile], decay - coefficient, out=param[tile])
+            torch.addcmul(displacement, p, decay - coefficient, out=p)
 
     def _step_foreach(
         self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]

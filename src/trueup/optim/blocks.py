@@ -9,16 +9,12 @@ themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 #: Elements a block: large enough to hide the cost of a call, small enough for a core's share of the cache.
 BLOCK = 1 << 18
-
-Tile = tuple[slice, slice]
 
 
 def takes_blocks(param: Tensor, foreach: bool | None) -> bool:
@@ -55,11 +51,33 @@ def in_memory_order(*tensors: Tensor) -> list[Tensor] | None:
     return None
 
 
-def blocks(rows: int, length: int = 1) -> Iterator[slice]:
-    """Cut `rows` rows of `length` elements into slices of at most `BLOCK` elements, but at least a row.
+def split_rows(tensor: Tensor, rows: int) -> list[list[Tensor]]:
+    """Cut a flat tensor, seen as (rows, length), into 2-d blocks of at most `BLOCK` elements.
 
-    >>> list(blocks(5, BLOCK // 2))
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    Each inner list holds whole rows: several in one block, or the pieces of one that is longer than that.
+
+    >>> blocks = split_rows(torch.zeros(3 * BLOCK), rows=6)
+    >>> [len(pieces) for pieces in blocks], blocks[0][0].shape == (2, BLOCK // 2)
+    ([1, 1, 1], True)
+    >>> [len(pieces) for pieces in split_rows(torch.zeros(3 * BLOCK), rows=1)]
+    [3]
     """
-    step = max(1, BLOCK // max(1, length))
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+    matrix = tensor.view(rows, -1)
+    length = matrix.size(1)
+    if length <= BLOCK:
+        return [[block] for block in matrix.split(BLOCK // length)]
+    return [list(row.split(BLOCK, dim=1)) for row in matrix.split(1)]
+
+
+class Scratch:
+    """Blocks of memory that a step uses again for every tile; fresh ones would cost page faults each time."""
+
+    def __init__(self) -> None:
+        self._flat: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def like(self, block: Tensor, name: str) -> Tensor:
+        """Uninitialised memory of this block's shape and dtype, the same for the same name."""
+        flat = self._flat.get((name, block.dtype))
+        if flat is None or flat.numel() < block.numel():
+            flat = self._flat[name, block.dtype] = block.new_empty(max(BLOCK, block.numel()))
+        return flat[: block.numel()].view(block.shape)

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trueup.optim.blocks import BLOCK, Tile, blocks
+from trueup.optim.blocks import BLOCK, Scratch, split_rows
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -153,71 +154,102 @@ def decay_list(params: list[Tensor], ratios: list[Tensor | float], amount: float
 # The blocked route: the same decision and projection, reading values, on flat tensors in memory order.
 
 
-def projected_rows(param: Tensor, grad: Tensor, rows: int, delta: float, eps: float) -> int | None:
-    """By how many rows to project `param`: its `rows` channels, 1 for the layer view, None not at all."""
+@dataclass(frozen=True)
+class View:
+    """The view to project a tensor in: how many rows, and their norms, grouped as by `split_rows`."""
+
+    rows: int
+    norms: list[Tensor]
+
+
+def invariant_view(
+    param: Tensor, grad: Tensor, rows: int, delta: float, eps: float, scratch: Scratch
+) -> View | None:
+    """The view of `param` that passes the test, its `rows` channels or the whole; None if neither does."""
     if param.numel() == 0:
         return None
-    p, g = param.view(rows, -1), grad.view(rows, -1)
+    length = param.numel() // rows
+    norms: list[Tensor] | None = None
     # The first row alone, nearly always, is enough to refuse the channel view.
-    if _all_rows(p[:1], g[:1], delta, eps) and _all_rows(p, g, delta, eps):
-        return rows
-    return 1 if _whole(param, grad, delta, eps) else None
+    if _orthogonal_norm(param[:length], grad[:length], delta, eps) is not None:
+        norms = _orthogonal_norms(param, grad, rows, delta, eps, scratch)
+    if norms is not None:
+        return View(rows, norms)
+    norm = _orthogonal_norm(param, grad, delta, eps)
+    return None if norm is None else View(1, [norm])
 
 
-def _all_rows(param: Tensor, grad: Tensor, delta: float, eps: float) -> bool:
-    rows, length = param.shape
+def _orthogonal_norms(
+    param: Tensor, grad: Tensor, rows: int, delta: float, eps: float, scratch: Scratch
+) -> list[Tensor] | None:
+    """The norms of the rows of `param`, if every row passes."""
+    length = param.numel() // rows
+    norms = []
     if length > BLOCK:
-        return all(_whole(param[row], grad[row], delta, eps) for row in range(rows))
-    for part in blocks(rows, length):
-        p, g = _accumulable(param[part]), _accumulable(grad[part])
-        norms = torch.linalg.vector_norm(g, dim=1), torch.linalg.vector_norm(p, dim=1)
-        if not orthogonal(torch.linalg.vecdot(g, p), *norms, length, delta, eps).all():
-            return False
-    return True
+        for p, g in zip(param.split(length), grad.split(length)):
+            norm = _orthogonal_norm(p, g, delta, eps)
+            if norm is None:
+                return None
+            norms.append(norm)
+        return norms
+    for (p,), (g,) in zip(split_rows(param, rows), split_rows(grad, rows)):
+        p, g = _accumulable(p), _accumulable(g)
+        norms.append(torch.linalg.vector_norm(p, dim=1))
+        g_norm = torch.linalg.vector_norm(g, dim=1)
+        if not orthogonal(_row_dots(g, p, scratch), g_norm, norms[-1], length, delta, eps).all():
+            return None
+    return norms
 
 
-def _whole(param: Tensor, grad: Tensor, delta: float, eps: float) -> bool:
-    """The same test for one flat row of any length, its sums gathered block by block in Python floats."""
+def _orthogonal_norm(param: Tensor, grad: Tensor, delta: float, eps: float) -> Tensor | None:
+    """The norm of one flat row of any length, if it passes; sums are gathered block by block, in float64."""
     gp = gg = pp = 0.0
-    for part in blocks(param.numel()):
-        p, g = _accumulable(param[part]), _accumulable(grad[part])
+    for p, g in zip(param.split(BLOCK), grad.split(BLOCK)):
+        p, g = _accumulable(p), _accumulable(g)
         gp += torch.dot(g, p).item()
         gg += torch.dot(g, g).item()
         pp += torch.dot(p, p).item()
-    threshold = delta / math.sqrt(param.numel())
-    return abs(gp) < threshold * max(math.sqrt(gg), eps) * max(math.sqrt(pp), eps)
+    norm = math.sqrt(pp)
+    if abs(gp) < delta / math.sqrt(param.numel()) * max(math.sqrt(gg), eps) * max(norm, eps):
+        return torch.tensor([norm], dtype=accumulation_dtype(param.dtype))
+    return None
 
 
-def radial_tiles(
-    param: Tensor, advance: Callable[[Tile], Tensor], again: Callable[[Tile], Tensor], eps: float
-) -> Iterator[tuple[Tile, Tensor, Tensor]]:
-    """Walk a (rows, length) matrix to be projected by rows: each tile, its update, each row's coefficient.
+def radial_blocks(
+    view: View,
+    param: Tensor,
+    others: Sequence[Tensor],
+    advance: Callable[..., Tensor],
+    again: Callable[..., Tensor],
+    eps: float,
+    scratch: Scratch,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Walk a flat tensor that is to be projected: blocks of it, their updates, the coefficient of each row.
 
     Args:
-        param: the weights, to be changed tile by tile by the caller.
-        advance: advances the optimizer's state on a tile and returns the update there.
+        view: the view to project in.
+        param: the weights, to be changed block by block by the caller.
+        others: gradient and state, split as the weights are.
+        advance: from blocks of the others, advances the state and returns the update.
         again: the same update once more, the state being advanced. A row longer than a block has to be seen
             twice: its dot product with the update is known only when all its pieces have been advanced.
         eps: added to the norm of a row.
+        scratch: memory of this step.
     """
-    rows, length = param.shape
-    if length <= BLOCK:
-        for part in blocks(rows, length):
-            tile = part, slice(None)
-            update, p = advance(tile), _accumulable(param[part])
-            dot = torch.linalg.vecdot(p, _accumulable(update))
-            yield tile, update, along(dot, torch.linalg.vector_norm(p, dim=1), eps).unsqueeze(1)
-        return
-    for row in range(rows):
-        pieces = [(slice(row, row + 1), part) for part in blocks(length)]
-        dot = squares = torch.zeros(1, dtype=accumulation_dtype(param.dtype))
-        for tile in pieces:
-            update, p = advance(tile), _accumulable(param[tile])
-            dot = dot + torch.linalg.vecdot(p, _accumulable(update))
-            squares = squares + torch.linalg.vecdot(p, p)
-        coefficient = along(dot, squares.sqrt(), eps).unsqueeze(1)
-        for tile in pieces:
-            yield tile, again(tile), coefficient
+    groups = zip(*(split_rows(tensor, view.rows) for tensor in (param, *others)))
+    for group, norm in zip(groups, view.norms):
+        pieces = list(zip(*group))
+        dots = []
+        for p, *rest in pieces:
+            update = advance(*rest)
+            dots.append(_row_dots(_accumulable(p), _accumulable(update), scratch))
+        coefficient = along(sum(dots[1:], dots[0]), norm, eps).unsqueeze(1)
+        for p, *rest in pieces:
+            yield p, again(*rest) if len(pieces) > 1 else update, coefficient
+
+
+def _row_dots(a: Tensor, b: Tensor, scratch: Scratch) -> Tensor:
+    return torch.mul(a, b, out=scratch.like(a, "products")).sum(1)
 
 
 def _accumulable(block: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from trueup.optim.blocks import Tile, blocks
-from trueup.optim.radial import decay_list, project_list, projected_rows, radial_tiles
+from trueup.optim.blocks import BLOCK, Scratch
+from trueup.optim.radial import decay_list, invariant_view, project_list, radial_blocks
 from trueup.optim.two_route import Group, TwoRouteOptimizer, check_range
 
 
@@ -104,39 +104,34 @@ class SGDP(TwoRouteOptimizer):
         check_range("delta", group["delta"], 0)
         check_range("wd_ratio", group["wd_ratio"], 0, 1)
 
-    def _step_blocks(self, group: Group, rows: int, param: Tensor, grad: Tensor, *state: Tensor) -> None:
+    def _step_blocks(
+        self, group: Group, scratch: Scratch, rows: int, param: Tensor, grad: Tensor, *state: Tensor
+    ) -> None:
         (buffer,) = state
         lr, eps, momentum = float(group["lr"]), group["eps"], group["momentum"]
         alpha = (1 - group["dampening"]) * (-1 if group["maximize"] else 1)
         decay = lr * group["weight_decay"] / (1 - momentum)
 
         def direction(g: Tensor, b: Tensor) -> Tensor:
-            """The update, in new memory unless it is the buffer that is to be projected."""
+            """The update, in scratch unless it is the buffer that is to be projected."""
             if group["nesterov"]:
-                return torch.add(-g if group["maximize"] else g, b, alpha=momentum)
-            return b if group["project_buffer"] else b.clone()
+                g = -g if group["maximize"] else g
+                return torch.add(g, b, alpha=momentum, out=scratch.like(g, "update"))
+            return b if group["project_buffer"] else scratch.like(b, "update").copy_(b)
 
-        view = projected_rows(param, grad, rows, group["delta"], eps) if rows else None
-        if view is None:
-            for block in blocks(param.numel()):
-                p, g, b = param[block], grad[block], buffer[block]
-                b.mul_(momentum).add_(g, alpha=alpha)
-                p.mul_(1 - decay).add_(direction(g, b), alpha=-lr)
-            return
-
-        grad, buffer = grad.view(view, -1), buffer.view(view, -1)
-
-        def advance(tile: Tile) -> Tensor:
-            g, b = grad[tile], buffer[tile]
+        def advance(g: Tensor, b: Tensor) -> Tensor:
             return direction(g, b.mul_(momentum).add_(g, alpha=alpha))
 
-        def again(tile: Tile) -> Tensor:
-            return direction(grad[tile], buffer[tile])
+        view = invariant_view(param, grad, rows, group["delta"], eps, scratch) if rows else None
+        if view is None:
+            for p, g, b in zip(param.split(BLOCK), grad.split(BLOCK), buffer.split(BLOCK)):
+                p.mul_(1 - decay).add_(advance(g, b), alpha=-lr)
+            return
 
-        param = param.view(view, -1)
         decay *= group["wd_ratio"]
-        for tile, update, coefficient in radial_tiles(param, advance, again, eps):
-            p = param[tile]
+        for p, update, coefficient in radial_blocks(
+            view, param, (grad, buffer), advance, direction, eps, scratch
+        ):
             update.addcmul_(p, coefficient, value=-1)
             p.mul_(1 - decay).add_(update, alpha=-lr)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from trueup.optim.blocks import in_memory_order, takes_blocks
+from trueup.optim.blocks import Scratch, in_memory_order, takes_blocks
 from trueup.optim.radial import accumulation_dtype
 
 Group = dict[str, Any]
@@ -44,7 +44,9 @@ class TwoRouteOptimizer(Optimizer):
         """Raise ValueError for hyperparameters out of range."""
 
     @abstractmethod
-    def _step_blocks(self, group: Group, rows: int, param: Tensor, grad: Tensor, *state: Tensor) -> None:
+    def _step_blocks(
+        self, group: Group, scratch: Scratch, rows: int, param: Tensor, grad: Tensor, *state: Tensor
+    ) -> None:
         """Step one CPU tensor, flat in memory order; `rows` is its size along dimension 0, 0 below 2-d."""
 
     @abstractmethod
@@ -102,6 +104,7 @@ class TwoRouteOptimizer(Optimizer):
         self, group: Group, params: list[Tensor], grads: list[Tensor], state: list[list[Tensor]]
     ) -> None:
         # foreach kernels are fast only on lists of one device and dtype
+        scratch = Scratch()
         alike: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = defaultdict(list)
         for tensors in zip(params, grads, *state):
             param = tensors[0]
@@ -111,7 +114,7 @@ class TwoRouteOptimizer(Optimizer):
                 flat = in_memory_order(*shaped)
                 if flat is not None:
                     rows = param.size(0) if param.dim() > 1 else 0
-                    self._step_blocks(group, rows, *flat[:2], *tensors[2 : 2 + counted], *flat[2:])
+                    self._step_blocks(group, scratch, rows, *flat[:2], *tensors[2 : 2 + counted], *flat[2:])
                     continue
             alike[param.device, param.dtype].append(tensors)
         for members in alike.values():

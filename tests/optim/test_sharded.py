@@ -1,0 +1,49 @@
+"""Sharded parameters: the angle that decides, and the part removed, are those of the whole tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import spawn
+
+from trueup.optim import SGDP, AdamP
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    # before LayerNorm a weight is scale-invariant as a whole, so the first one is projected in the layer view
+    return nn.Sequential(nn.Linear(6, 5, bias=False), nn.LayerNorm(5), nn.Linear(5, 3)).double()
+
+
+def compare(rank: int, rendezvous: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    inputs = torch.randn(8, 6, generator=torch.Generator().manual_seed(1)).double()
+    for build, hyper in (
+        (AdamP, {"lr": 1e-2, "weight_decay": 0.1}),
+        (SGDP, {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.1}),
+    ):
+        whole, sharded = network(), network()
+        fully_shard(sharded, mesh=mesh)
+        for model in (whole, sharded):
+            optimizer = build(model.parameters(), **hyper)
+            for _ in range(4):
+                optimizer.zero_grad()
+                model(inputs).square().sum().backward()
+                optimizer.step()
+        for mine, reference in zip(sharded.parameters(), whole.parameters()):
+            torch.testing.assert_close(mine.full_tensor(), reference, rtol=1e-10, atol=1e-12)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch is built without gloo")
+def test_fsdp2_equals_one_process(tmp_path: Path) -> None:
+    spawn(compare, args=(str(tmp_path / "rendezvous"),), nprocs=2)
