@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, SupportsIndex, get_args
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ def scale_lr(lr: float, batch_size: int, base_batch_size: int, rule: Rule = "sqr
 
 
 def adapt_regime(
-    milestones: Iterable[int], epochs: int, batch_size: int, base_batch_size: int
+    milestones: Iterable[SupportsIndex], epochs: int, batch_size: int, base_batch_size: int
 ) -> tuple[list[int], int]:
     """Stretch a schedule in epochs so that a large batch gets as many updates as the small one.
 
