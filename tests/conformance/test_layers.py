@@ -6,7 +6,7 @@ import copy
 import inspect
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -35,6 +35,7 @@ def fresh_compiler() -> Iterator[None]:
 
 
 State = dict[str, Tensor]
+Function = Callable[..., tuple[Tensor, ...]]
 
 
 def state_of(layer: nn.Module) -> tuple[State, State]:
@@ -74,7 +75,7 @@ def test_every_public_layer_has_a_case() -> None:
 # ---- derivatives ----
 
 
-def differentiable(case: Case, training: bool) -> tuple[object, tuple[Tensor, ...]]:
+def differentiable(case: Case, training: bool) -> tuple[Function, tuple[Tensor, ...]]:
     """The layer as a function of its input and parameters, buffers restored before each call."""
     layer = case.build(torch.float64, training=training)
     parameters, buffers = state_of(layer)
@@ -105,6 +106,14 @@ def test_gradient_can_be_differentiated_again(case: Case, training: bool) -> Non
         pytest.skip(f"approximate by design: {case.approximate_backward}")
     # Along random directions: every element of a second derivative would take minutes for all layers.
     assert torch.autograd.gradgradcheck(function, arguments, fast_mode=True)
+    # gradgradcheck holds that gradient against its own differences; it must also be the one used in training.
+    ys = function(*arguments)
+    directions = [torch.randn_like(y) for y in ys]
+    once, again = (
+        torch.autograd.grad(ys, arguments, directions, retain_graph=True, create_graph=graph)
+        for graph in (False, True)
+    )
+    torch.testing.assert_close(once, again)
 
 
 def test_func_grad_is_autograd(case: Case, training: bool) -> None:
