@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DELETE_ON_ERROR:
-.PHONY: demo test doctest shapes suite chromium lint types contracts docs bench mutate clean
+.PHONY: demo test doctest shapes suite chromium lint types contracts docs bench coverage mutate clean
 
 demo: $(VENV)/installed-cli
 	$(BIN)/trueup run ghost-batch-norm
@@ -68,6 +68,10 @@ docs: $(VENV)/installed-docs
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks
+
+# Not part of continuous integration: which lines of the methods and the lab does no test run?
+coverage: $(VENV)/installed-test chromium
+	$(TEST_ENV) $(BIN)/pytest -q -n 2 tests --cov --cov-report term:skip-covered --cov-fail-under 95
 
 # Not part of continuous integration: does a test notice when an equation changes?
 mutate: $(VENV)/installed-mutate
