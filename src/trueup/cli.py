@@ -108,9 +108,8 @@ def list_papers(
         raise ValueError(f"no room is called {room!r}; rooms are {', '.join(rooms)}")
     entries = ledger.read()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
-    table.add_column("paper", style="bold", no_wrap=True)
+    table.add_column("paper, and the problem it treats", ratio=1)
     table.add_column("room", style="cyan")
-    table.add_column("the problem it treats", ratio=1)
     table.add_column("verdict", no_wrap=True)
     for paper in papers.CATALOGUE:
         if (room and paper.room != room) or (available and paper.state != "available"):
@@ -119,7 +118,7 @@ def list_papers(
             state = _chip(entries[paper.slug]["verdict"]["outcome"], _stale(paper, entries))
         else:
             state = "available" if paper.state == "available" else "[dim]planned[/]"
-        table.add_row(paper.slug, paper.room, escape(paper.problem), state)
+        table.add_row(f"[bold]{paper.slug}[/]\n  {escape(paper.problem)}", paper.room, state)
     console.print(table)
     console.print("`trueup show SLUG` tells more; `trueup run SLUG` tests it here.", style="dim")
 
