@@ -208,6 +208,20 @@ def test_exports(case: Case, training: bool) -> None:
     assert_same([exported.state_dict()[name] for name in layer.state_dict()], [*layer.state_dict().values()])
 
 
+def test_an_exported_layer_can_be_trained(case: Case) -> None:
+    layer, x = case.build(torch.float64), case.example(torch.float64)
+    exported = torch.export.export(copy.deepcopy(layer), (x,)).module()
+    gradients = []
+    for module in (exported, layer):
+        leaf = x.clone().requires_grad_()
+        (y, *_) = outputs(module(leaf))
+        y.backward(torch.linspace(-1, 1, y.numel()).view_as(y))
+        gradients.append(
+            [leaf.grad, *(module.get_parameter(name).grad for name, _ in layer.named_parameters())]
+        )
+    assert_same(*gradients)
+
+
 # ---- state ----
 
 

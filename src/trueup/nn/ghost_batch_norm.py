@@ -160,13 +160,18 @@ def _spread(t: Tensor, blocks: _Blocks) -> Tensor:
     return torch.cat([part.repeat_interleave(size, 0) for part, (_, size) in zip(parts, blocks, strict=True)])
 
 
-def _strips(x: Tensor, blocks: _Blocks) -> _Blocks:
-    """The same ghost batches in blocks whose temporaries stay in a CPU's cache; elsewhere as they are."""
+def _at_once(x: Tensor, elements: int, whole: int) -> int:
+    """How many of ``whole`` pieces of so many elements to work on: all, or what stays in a CPU's cache."""
     if not x.is_cpu or torch.compiler.is_compiling():
-        return blocks
+        return whole
+    return max(2**17 // elements, 1)
+
+
+def _strips(x: Tensor, blocks: _Blocks) -> _Blocks:
+    """The same ghost batches in smaller blocks, so that a block's temporaries are small."""
     strips = []
     for count, size in blocks:
-        most = max(2**17 // (size * x.shape[1]), 1)
+        most = _at_once(x, size * x.shape[1], count)
         strips += [(min(most, count - done), size) for done in range(0, count, most)]
     return tuple(strips)
 
@@ -238,6 +243,9 @@ class _GhostNormalize(torch.autograd.Function):
 def _normalize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, blocks: _Blocks
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if torch.compiler.is_exporting():
+        # An exported graph holds plain operations, not this Function: they must carry the gradient.
+        return _normalize_plainly(x, weight, bias, eps, blocks)
     result = _GhostNormalize.apply(x, weight, bias, eps, blocks)  # type: ignore[no-untyped-call]
     return cast(tuple[Tensor, Tensor, Tensor], result)
 
@@ -254,8 +262,11 @@ def _normalize_rows(
         centered = wide - mean
         var = centered.square().mean(1, keepdim=True)
         rstd = (var + eps).rsqrt()
-        centered.mul_(rstd if weight is None else rstd * weight)
-        normalized.copy_(centered if bias is None else centered.add_(bias))
+        scale = rstd if weight is None else rstd * weight
+        if bias is None:
+            torch.mul(centered, scale, out=normalized)
+        else:
+            torch.addcmul(_wide(bias), centered, scale, out=normalized)
         means.append(mean.squeeze(1))
         variances.append(var.squeeze(1))
     return output, torch.cat(means), torch.cat(variances)
@@ -264,12 +275,16 @@ def _normalize_rows(
 def _normalize_planes(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, blocks: _Blocks
 ) -> tuple[Tensor, Tensor, Tensor]:
-    features = x.shape[1]
+    samples, features, area = x.shape
     # Group normalisation with a group per channel takes the moments of each plane in one fast pass (var_mean
     # is ten times slower). A float32 weight makes it return float32 moments for half inputs; with eps = 0 the
-    # variance is exactly 1/rstd^2. Its normalised output is not what is wanted, and freed at once.
+    # variance is exactly 1/rstd^2. Its normalised output is not what is wanted: a few samples at a time.
     ones = _wide(x.new_ones(features))
-    plane_mean, plane_rstd = torch.native_group_norm(x, ones, None, *x.shape, features, 0.0)[1:]
+    moments = [
+        torch.native_group_norm(part, ones, None, len(part), features, area, features, 0.0)[1:]
+        for part in x.split(_at_once(x, features * area, samples))
+    ]
+    plane_mean, plane_rstd = (torch.cat(values) for values in zip(*moments, strict=True))
     mean = _mean(plane_mean, blocks)
     center = _spread(mean, blocks)
     var = _mean(plane_rstd.reciprocal().square() + (plane_mean - center).square(), blocks)
@@ -289,6 +304,24 @@ def _affine_planes(x: Tensor, center: Tensor, scale: Tensor, shift: Tensor) -> T
     planes = x.reshape(1, -1, x.shape[-1])
     one = torch.ones_like(center).flatten()
     return F.batch_norm(planes, center.flatten(), one, scale.flatten(), shift.flatten(), eps=0.0).view_as(x)
+
+
+def _normalize_plainly(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, blocks: _Blocks
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for either layout, in operations that autograd knows."""
+    outputs, means, variances = [], [], []
+    for v in _split(_wide(x), blocks):
+        dims, per_channel = [1, *range(3, v.dim())], (-1, *[1] * (v.dim() - 3))
+        mean = v.mean(dims, keepdim=True)
+        var = (v - mean).square().mean(dims, keepdim=True)
+        y = (v - mean) * (var + eps).rsqrt()
+        y = y if weight is None else y * weight.view(per_channel)
+        y = y if bias is None else y + bias.view(per_channel)
+        outputs.append(y.flatten(0, 1))
+        means.append(mean.flatten(1))
+        variances.append(var.flatten(1))
+    return torch.cat(outputs).to(x.dtype), torch.cat(means), torch.cat(variances)
 
 
 # The gradients below are, with r = 1/sqrt(var_k + eps), z = (x - mean_k) r and means over ghost batch k,
@@ -317,8 +350,8 @@ def _row_gradients(
         g, centered, size = _wide(g), _wide(rows) - m, rows.shape[1]
         sum_z = (g * centered).sum(1, keepdim=True).mul_(r)
         sum_one = g.sum(1, keepdim=True)
-        centered.mul_(sum_z * r / -size).add_(g).sub_(sum_one / size).mul_(s)
-        target.copy_(centered)
+        torch.addcmul(g, centered, sum_z * r / -size, out=centered).sub_(sum_one / size)
+        torch.mul(centered, s, out=target)
         along_z.append(sum_z.squeeze(1))
         along_one.append(sum_one.squeeze(1))
     return grad_x, torch.cat(along_z).sum(0), torch.cat(along_one).sum(0)
