@@ -1,7 +1,8 @@
 """AdamP and SGDP steps on CPU, against torch's fused and foreach optimizers and against the official form.
 
-The official classes cannot be installed beside us, so their form is written out again here: a loop over parameters
-with whole-tensor operations, `F.cosine_similarity` for each view, and a Python branch on its maximum.
+The official classes cannot be installed beside us, so their form is written out again here: a loop over
+parameters with whole-tensor operations, `F.cosine_similarity` for each view, and a Python branch on its
+maximum.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from benchmarks.harness import Row
 from trueup.optim import SGDP, AdamP
 
 OFFICIAL = "official form, re-implemented"
+PROJECTION = {"eps": 1e-8, "delta": 0.1, "wd_ratio": 0.1}
 Shapes = list[tuple[int, ...]]
 
 
@@ -69,7 +71,7 @@ class OfficialForm(torch.optim.Optimizer):
 
 class OfficialAdamP(OfficialForm):
     def __init__(self, params: list[Tensor], lr: float, weight_decay: float) -> None:
-        super().__init__(params, dict(lr=lr, eps=1e-8, delta=0.1, wd_ratio=0.1, weight_decay=weight_decay))
+        super().__init__(params, {**PROJECTION, "lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self) -> None:
@@ -93,7 +95,7 @@ class OfficialAdamP(OfficialForm):
 
 class OfficialSGDP(OfficialForm):
     def __init__(self, params: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
-        defaults = dict(lr=lr, momentum=momentum, eps=1e-8, delta=0.1, wd_ratio=0.1, weight_decay=weight_decay)
+        defaults = {**PROJECTION, "lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -114,9 +116,10 @@ class OfficialSGDP(OfficialForm):
 
 
 def parameters(shapes: Shapes, gradient: str) -> list[nn.Parameter]:
-    """Weights with a gradient that keeps every matrix out of the projection ("aligned") or in it ("orthogonal").
+    """Weights whose gradient keeps every matrix out of the projection ("aligned") or in it ("orthogonal").
 
-    An orthogonal gradient of every row survives the steps: with lr = 0 the weights stay, and so does the decision.
+    An orthogonal gradient of every row survives the steps: with lr = 0 the weights stay, and so does the
+    decision.
     """
     generator = torch.Generator().manual_seed(0)
     params = []
@@ -148,7 +151,8 @@ def row(
     )
 
 
-# lr = 0 leaves the weights where they are, so that every round does the same work, and costs no less to compute.
+# lr = 0 leaves the weights where they are, so that every round does the same work, and costs no less to
+# compute.
 def adamp(params: list[nn.Parameter]) -> torch.optim.Optimizer:
     return AdamP(params, 0.0, weight_decay=1e-2)
 
@@ -175,13 +179,14 @@ def official_sgdp(params: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 def rows() -> Iterator[Row]:
     still, moving = "nothing projected", "projection everywhere"
-    yield row(f"AdamP step, ResNet-50, {still}", "AdamW(fused)", 2.6, resnet50(), adamp, fused)
-    yield row(f"AdamP step, ResNet-50, {still}", OFFICIAL, 0.35, resnet50(), adamp, official_adamp)
-    yield row(f"AdamP step, ResNet-50, {moving}", "AdamW(fused)", 3.2, resnet50(), adamp, fused, "orthogonal")
-    yield row(f"AdamP step, ResNet-50, {moving}", OFFICIAL, 0.5, resnet50(), adamp, official_adamp, "orthogonal")
-    yield row("AdamP step, 12 x 768 transformer", "AdamW(fused)", 2.6, transformer(), adamp, fused)
-    yield row("AdamP step, 12 x 768 transformer", OFFICIAL, 0.15, transformer(), adamp, official_adamp)
-    yield row("SGDP step, ResNet-50", "SGD(foreach)", 2.0, resnet50(), sgdp, foreach_sgd)
-    yield row("SGDP step, ResNet-50", OFFICIAL, 0.65, resnet50(), sgdp, official_sgdp)
-    yield row("SGDP step, 12 x 768 transformer", "SGD(foreach)", 2.0, transformer(), sgdp, foreach_sgd)
-    yield row("SGDP step, 12 x 768 transformer", OFFICIAL, 0.55, transformer(), sgdp, official_sgdp)
+    resnet, large = resnet50(), transformer()
+    yield row(f"AdamP step, ResNet-50, {still}", "AdamW(fused)", 2.6, resnet, adamp, fused)
+    yield row(f"AdamP step, ResNet-50, {still}", OFFICIAL, 0.35, resnet, adamp, official_adamp)
+    yield row(f"AdamP step, ResNet-50, {moving}", "AdamW(fused)", 3.2, resnet, adamp, fused, "orthogonal")
+    yield row(f"AdamP step, ResNet-50, {moving}", OFFICIAL, 0.5, resnet, adamp, official_adamp, "orthogonal")
+    yield row("AdamP step, 12 x 768 transformer", "AdamW(fused)", 2.6, large, adamp, fused)
+    yield row("AdamP step, 12 x 768 transformer", OFFICIAL, 0.15, large, adamp, official_adamp)
+    yield row("SGDP step, ResNet-50", "SGD(foreach)", 2.0, resnet, sgdp, foreach_sgd)
+    yield row("SGDP step, ResNet-50", OFFICIAL, 0.65, resnet, sgdp, official_sgdp)
+    yield row("SGDP step, 12 x 768 transformer", "SGD(foreach)", 2.0, large, sgdp, foreach_sgd)
+    yield row("SGDP step, 12 x 768 transformer", OFFICIAL, 0.55, large, sgdp, official_sgdp)

@@ -184,7 +184,7 @@ def test_blocked_route_allocates_no_more_than_blocks(
     if not case.two_routes:
         return
     shrink_blocks(monkeypatch, 256)
-    params = start([(64, 64), (4, 1024), (4096,), (4096, 1)], torch.float32)
+    params = start([(64, 64), (4, 1024), (4096,), (256, 16)], torch.float32)
     optimizer = case.build(params, **hyper)
     train(optimizer, params, range(1))  # state is allocated here, and only here
     for step in range(1, STEPS):

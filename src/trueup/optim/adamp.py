@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from trueup.optim.blocks import BLOCK, Scratch
+from trueup.optim.blocks import Scratch, split
 from trueup.optim.radial import decay_list, invariant_view, project_list, radial_blocks
 from trueup.optim.two_route import Group, TwoRouteOptimizer, check_range
 
@@ -110,9 +110,8 @@ class AdamP(TwoRouteOptimizer):
             """Advance the moments and add Adam's displacement to `out`, in one kernel."""
             if nesterov:
                 m.lerp_(-g if maximize else g, 1 - beta1)
-                m = scratch.like(m, "momentum").copy_(
-                    m
-                )  # the kernel moves it towards g once more: beta1 m + (1 - beta1) g
+                # the kernel moves its m towards g once more, to beta1 m + (1 - beta1) g: give it a copy
+                m = scratch.like(m, "momentum").copy_(m)
             torch._fused_adamw_(
                 [out],
                 [g],
@@ -132,8 +131,8 @@ class AdamP(TwoRouteOptimizer):
         view = invariant_view(param, grad, rows, group["delta"], eps, scratch) if rows else None
         if view is None:
             # Only nesterov needs scratch, and so blocks.
-            size = BLOCK if nesterov else max(1, param.numel())
-            for p, g, m, v in zip(*(tensor.split(size) for tensor in (param, grad, exp_avg, exp_avg_sq))):
+            whole = param, grad, exp_avg, exp_avg_sq
+            for p, g, m, v in split(*whole) if nesterov else [whole]:
                 adam(p, g, m, v, weight_decay)
             return
 
@@ -149,7 +148,7 @@ class AdamP(TwoRouteOptimizer):
             denominator = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(eps)
             return torch.div(m, denominator).mul_(-lr / (1 - beta1**t))
 
-        decay = 1 - lr * weight_decay * group["wd_ratio"]
+        decay = param.new_tensor(1 - lr * weight_decay * group["wd_ratio"], dtype=step.dtype)
         others = grad, exp_avg, exp_avg_sq
         for p, displacement, coefficient in radial_blocks(view, param, others, advance, again, eps, scratch):
             # decay * p + (displacement - coefficient * p), in one pass

@@ -2,19 +2,27 @@
 
 An elementwise optimizer written with whole-tensor operations streams every tensor from memory once per
 operation and allocates temporaries as large as the model. Walked in blocks, the same operations find their
-operands in cache, and the only temporaries are a block long. This module holds what every such walk needs:
-which tensors may take it, a common memory order for a parameter with its gradient and state, and the blocks
-themselves.
+operands in cache, and the only temporaries are blocks and one number a row. This module holds what every
+such walk needs: which tensors may take it, a common memory order for a parameter with its gradient and
+state, and the blocks themselves.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 #: Elements a block: large enough to hide the cost of a call, small enough for a core's share of the cache.
-BLOCK = 1 << 18
+BLOCK = 1 << 19
+
+# The memory formats, by number of dimensions, in which dimension 0 is outermost and its rows are dense.
+_FORMATS = {
+    4: (torch.contiguous_format, torch.channels_last),
+    5: (torch.contiguous_format, torch.channels_last_3d),
+}
 
 
 def takes_blocks(param: Tensor, foreach: bool | None) -> bool:
@@ -41,14 +49,17 @@ def in_memory_order(*tensors: Tensor) -> list[Tensor] | None:
     >>> in_memory_order(weight, torch.zeros(1, 2, 2, 2)) is None
     True
     """
-    formats = {
-        4: (torch.contiguous_format, torch.channels_last),
-        5: (torch.contiguous_format, torch.channels_last_3d),
-    }
-    for memory_format in formats.get(tensors[0].dim(), (torch.contiguous_format,)):
+    for memory_format in _FORMATS.get(tensors[0].dim(), (torch.contiguous_format,)):
         if all(tensor.is_contiguous(memory_format=memory_format) for tensor in tensors):
             return [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]
     return None
+
+
+def split(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut flat tensors of one size, side by side, into blocks of at most `BLOCK` elements."""
+    if tensors[0].numel() <= BLOCK:  # most are: Tensor.split costs as much as a small kernel
+        return iter([tensors])
+    return zip(*(tensor.split(BLOCK) for tensor in tensors))
 
 
 def split_rows(tensor: Tensor, rows: int) -> list[list[Tensor]]:
@@ -64,6 +75,8 @@ def split_rows(tensor: Tensor, rows: int) -> list[list[Tensor]]:
     """
     matrix = tensor.view(rows, -1)
     length = matrix.size(1)
+    if tensor.numel() <= BLOCK:
+        return [[matrix]]
     if length <= BLOCK:
         return [[block] for block in matrix.split(BLOCK // length)]
     return [list(row.split(BLOCK, dim=1)) for row in matrix.split(1)]
@@ -74,10 +87,13 @@ class Scratch:
 
     def __init__(self) -> None:
         self._flat: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._views: dict[tuple[str, torch.dtype, torch.Size], Tensor] = {}
 
     def like(self, block: Tensor, name: str) -> Tensor:
         """Uninitialised memory of this block's shape and dtype, the same for the same name."""
-        flat = self._flat.get((name, block.dtype))
-        if flat is None or flat.numel() < block.numel():
-            flat = self._flat[name, block.dtype] = block.new_empty(max(BLOCK, block.numel()))
-        return flat[: block.numel()].view(block.shape)
+        key = name, block.dtype, block.shape
+        if key not in self._views:
+            if (name, block.dtype) not in self._flat:
+                self._flat[name, block.dtype] = block.new_empty(BLOCK)
+            self._views[key] = self._flat[name, block.dtype][: block.numel()].view(block.shape)
+        return self._views[key]

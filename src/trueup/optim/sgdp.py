@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from trueup.optim.blocks import BLOCK, Scratch
+from trueup.optim.blocks import Scratch, split
 from trueup.optim.radial import decay_list, invariant_view, project_list, radial_blocks
 from trueup.optim.two_route import Group, TwoRouteOptimizer, check_range
 
@@ -124,7 +124,7 @@ class SGDP(TwoRouteOptimizer):
 
         view = invariant_view(param, grad, rows, group["delta"], eps, scratch) if rows else None
         if view is None:
-            for p, g, b in zip(param.split(BLOCK), grad.split(BLOCK), buffer.split(BLOCK)):
+            for p, g, b in split(param, grad, buffer):
                 p.mul_(1 - decay).add_(advance(g, b), alpha=-lr)
             return
 

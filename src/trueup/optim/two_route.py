@@ -103,15 +103,14 @@ class TwoRouteOptimizer(Optimizer):
     def _step_eagerly(
         self, group: Group, params: list[Tensor], grads: list[Tensor], state: list[list[Tensor]]
     ) -> None:
-        # foreach kernels are fast only on lists of one device and dtype
         scratch = Scratch()
+        counted = self.state_names[0] == "step"
+        # foreach kernels are fast only on lists of one device and dtype
         alike: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = defaultdict(list)
         for tensors in zip(params, grads, *state):
             param = tensors[0]
             if takes_blocks(param, group["foreach"]):
-                counted = self.state_names[0] == "step"
-                shaped = tensors[:2] + tensors[2 + counted :]
-                flat = in_memory_order(*shaped)
+                flat = in_memory_order(*tensors[:2], *tensors[2 + counted :])
                 if flat is not None:
                     rows = param.size(0) if param.dim() > 1 else 0
                     self._step_blocks(group, scratch, rows, *flat[:2], *tensors[2 : 2 + counted], *flat[2:])
