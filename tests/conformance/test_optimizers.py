@@ -410,6 +410,10 @@ class TestBadInput:
     def test_complex_parameter(self, case: Case) -> None:
         with pytest.raises(RuntimeError, match="real parameters"):
             case.build([nn.Parameter(torch.zeros(3, dtype=torch.complex64))])
+        optimizer = case.build(start())
+        with pytest.raises(RuntimeError, match="real parameters"):
+            optimizer.add_param_group({"params": nn.Parameter(torch.zeros(3, dtype=torch.complex64))})
+        assert len(optimizer.param_groups) == 1
 
     def test_no_parameters(self, case: Case) -> None:
         with pytest.raises(ValueError, match="empty parameter list"):

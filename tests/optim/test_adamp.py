@@ -118,6 +118,17 @@ def test_official_state_dicts_load(foreach: bool) -> None:
     torch.testing.assert_close(sgdp.state[w]["momentum"], torch.full((2, 3), 0.9 * 0.5 + 1))
 
 
+def test_loaded_step_count_is_as_precise_as_the_weight() -> None:
+    for dtype, expected in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
+        w = nn.Parameter(torch.ones(2, 3, dtype=dtype))
+        adamp = AdamP([w])
+        saved = adamp.state_dict()
+        saved["state"] = {0: {"step": 7, "exp_avg": torch.zeros(2, 3), "exp_avg_sq": torch.zeros(2, 3)}}
+        adamp.load_state_dict(saved)
+        assert adamp.state[w]["step"].dtype == expected
+        assert adamp.state[w]["exp_avg"].dtype == dtype
+
+
 def test_incomplete_state_is_refused() -> None:
     w = nn.Parameter(torch.ones(2, 3))
     saved = AdamP([w]).state_dict()

@@ -29,10 +29,9 @@ def takes_blocks(param: Tensor, foreach: bool | None) -> bool:
     """Whether `param` is stepped by the blocked route (else: by the branchless device route).
 
     `foreach` is the optimizer's argument: None chooses by device, True the device route, False the blocked
-    one. Under `torch.compile`, and for tensor subclasses such as DTensor, it is always the device route:
-    the blocked one reads values and addresses memory.
+    one. Tensor subclasses such as DTensor always take the device route: the blocked one addresses memory.
     """
-    if torch.compiler.is_compiling() or is_traceable_wrapper_subclass(param):
+    if is_traceable_wrapper_subclass(param):
         return False
     return param.device.type == "cpu" if foreach is None else not foreach
 
