@@ -201,7 +201,8 @@ def test_compare_names_the_column_that_is_missing(trueup):
     assert "accuracy" in err
 
 
-def test_a_report_over_nothing_teaches_the_command(trueup):
+def test_a_report_over_nothing_teaches_the_command(trueup, monkeypatch):
+    monkeypatch.setattr(ledger, "read", lambda: {})
     code, _, _ = trueup("report")
     assert code == 0
     assert "trueup run" in Path("trueup-lab/report/index.html").read_text()

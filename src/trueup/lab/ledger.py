@@ -62,7 +62,7 @@ def entry(outcome: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": outcome["verdict"],
         "scope_sentence": outcome["scope_sentence"],
         "claims": [{k: claim[k] for k in _CLAIM_FIELDS if k in claim} for claim in outcome["claims"]],
-        "cost": {k: outcome["cost"][k] for k in ("cells", "cpu_seconds")},
+        "cost": {k: outcome["cost"][k] for k in ("cells", "cpu_seconds", "stage_seconds", "peak_memory")},
         "provenance": {k: provenance.get(k, "") for k in ("trueup", "torch", "date", "fingerprint")},
         "replications": [],
     }
