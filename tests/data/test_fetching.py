@@ -361,6 +361,27 @@ def test_idx_images_come_training_part_first():
     assert y.dtype == np.int64
 
 
+def test_pages_come_in_the_order_of_the_table():
+    X, y = decoding.text({"b.rst.txt": "é".encode(), "a.rst.txt": b"z\n"})
+    assert X.tolist() == [0xC3, 0xA9, 10, ord("z"), 10]
+    assert X.dtype == np.uint8
+    assert y is None
+
+
+def test_files_reach_the_decoder_in_the_order_of_the_table_kept_or_not(tmp_path, cache, monkeypatch):
+    # A file kept from an interrupted fetch must not move to the front.
+    digests = {f"package/{name}": sha256(name.encode()) for name in "ba"}
+    source = data.Source("npm", "toy", decoding.text, version="1", members=digests, megabytes=0.1)
+    pages = np.frombuffer(b"b\na", np.uint8)
+    toy = data.Pin("toy", "a toy", 3, (), "CC0", content_sha256(pages, None), (source,))
+    monkeypatch.setitem(data.SETS, "toy", toy)
+    monkeypatch.setattr(fetching, "_download", lambda *_: None)
+    monkeypatch.setattr(fetching, "_unpack", lambda *_: {f"package/{n}": n.encode() for n in "ab"})
+    (cache / "files").mkdir(parents=True)
+    (cache / "files" / sha256(b"a")).write_bytes(b"a")
+    assert data.fetch("toy").X.tobytes() == b"b\na"
+
+
 def pickled(frame):
     buffer = io.BytesIO()
     frame.to_pickle(buffer, compression="xz")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,8 +24,9 @@ def test_included_sets_work_at_once_and_match_their_description(name):
     loaded = data.load(name)
     assert data.is_ready(name)
     assert loaded.X.shape == (pin.n, *pin.shape)
-    assert loaded.X.dtype == np.float64
-    assert len(loaded.feature_names) == loaded.X.shape[1] == len(set(loaded.feature_names))
+    if pin.shape:
+        assert loaded.X.dtype == np.float64
+        assert len(loaded.feature_names) == loaded.X.shape[1] == len(set(loaded.feature_names))
     assert loaded.sha256 == pin.sha256
     if loaded.y is None:
         assert loaded.target_names == ()
@@ -53,9 +55,17 @@ def test_roman_cups_are_compositions_without_zeros():
     assert cups.X[0, 0] == 75.2
 
 
-def test_arrays_are_the_callers_own():
-    data.load("wine").X[:] = 0
-    assert data.load("wine").X.max() > 0
+def test_the_included_text_is_the_licence_byte_by_byte():
+    text = data.load("apache-licence").X
+    assert text.dtype == np.uint8
+    licence = Path(__file__).parents[2] / "LICENSE"
+    assert text.tobytes() == licence.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["wine", "apache-licence"])
+def test_arrays_are_the_callers_own(name):
+    data.load(name).X[:] = 0
+    assert data.load(name).X.max() > 0
 
 
 def test_repr_says_what_it_is_and_its_licence():

@@ -44,9 +44,9 @@ def load(name: str) -> Dataset:
     """Load a data set; the arrays are yours to change.
 
     Args:
-        name: a key of :data:`trueup.data.SETS`: ``digits``, ``breast-cancer``, ``wine`` and ``roman-cups``
-            work at once; ``fashion-mnist``, ``mnist``, ``forensic-glass`` and ``pottery`` after one
-            :func:`trueup.data.fetch`.
+        name: a key of :data:`trueup.data.SETS`: ``digits``, ``breast-cancer``, ``wine``, ``roman-cups`` and
+            ``apache-licence`` work at once; ``fashion-mnist``, ``mnist``, ``forensic-glass``, ``pottery`` and
+            ``python-manual`` after one :func:`trueup.data.fetch`.
 
     Raises:
         ValueError: for an unknown name; the message suggests the nearest.

@@ -16,7 +16,8 @@ class Dataset:
 
     Attributes:
         name: the name it was asked by.
-        X: samples in rows: float64 tables ``(n, features)``, uint8 pictures ``(n, height, width)``.
+        X: samples in rows: float64 tables ``(n, features)``, uint8 pictures ``(n, height, width)``; of a
+            text, its bytes ``(n,)``.
         y: int64 labels ``(n,)`` that index ``target_names``; None where the set has no labels.
         feature_names: a name a column of a table; empty for pictures.
         target_names: a name a class; empty where there are no labels.

