@@ -24,6 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trueup.nn.moments import affine_planes, group_moments, pieces, pool, widen
+
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d", "ghost_batch_norm"]
 
 Remainder = Literal["merge", "keep", "drop_stats"]
@@ -160,25 +162,13 @@ def _spread(t: Tensor, blocks: _Blocks) -> Tensor:
     return torch.cat([part.repeat_interleave(size, 0) for part, (_, size) in zip(parts, blocks, strict=True)])
 
 
-def _at_once(x: Tensor, elements: int, whole: int) -> int:
-    """How many of ``whole`` pieces of so many elements to work on: all, or what stays in a CPU's cache."""
-    if not x.is_cpu or torch.compiler.is_compiling():
-        return whole
-    return max(2**17 // elements, 1)
-
-
 def _strips(x: Tensor, blocks: _Blocks) -> _Blocks:
     """The same ghost batches in smaller blocks, so that a block's temporaries are small."""
     strips = []
     for count, size in blocks:
-        most = _at_once(x, size * x.shape[1], count)
+        most = pieces(x, size * x.shape[1], count)
         strips += [(min(most, count - done), size) for done in range(0, count, most)]
     return tuple(strips)
-
-
-def _wide(t: Tensor) -> Tensor:
-    """At least float32: half types have too few bits for a mean of squares."""
-    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 class _GhostNormalize(torch.autograd.Function):
@@ -257,7 +247,7 @@ def _normalize_rows(
     means, variances = [], []
     blocks = _strips(x, blocks)
     for rows, normalized in zip(_split(x, blocks), _split(output, blocks), strict=True):
-        wide = _wide(rows)
+        wide = widen(rows)
         mean = wide.mean(1, keepdim=True)
         centered = wide - mean
         var = centered.square().mean(1, keepdim=True)
@@ -266,7 +256,7 @@ def _normalize_rows(
         if bias is None:
             torch.mul(centered, scale, out=normalized)
         else:
-            torch.addcmul(_wide(bias), centered, scale, out=normalized)
+            torch.addcmul(widen(bias), centered, scale, out=normalized)
         means.append(mean.squeeze(1))
         variances.append(var.squeeze(1))
     return output, torch.cat(means), torch.cat(variances)
@@ -275,35 +265,20 @@ def _normalize_rows(
 def _normalize_planes(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, blocks: _Blocks
 ) -> tuple[Tensor, Tensor, Tensor]:
-    samples, features, area = x.shape
-    # Group normalisation with a group per channel takes the moments of each plane in one fast pass (var_mean
-    # is ten times slower). A float32 weight makes it return float32 moments for half inputs; with eps = 0 the
-    # variance is exactly 1/rstd^2. Its normalised output is not what is wanted: a few samples at a time.
-    ones = _wide(x.new_ones(features))
-    moments = [
-        torch.native_group_norm(part, ones, None, len(part), features, area, features, 0.0)[1:]
-        for part in x.split(_at_once(x, features * area, samples))
+    features = x.shape[1]
+    plane_mean, plane_var = group_moments(x, features)
+    pooled = [
+        pool(means, variances, 1)
+        for means, variances in zip(_split(plane_mean, blocks), _split(plane_var, blocks), strict=True)
     ]
-    plane_mean, plane_rstd = (torch.cat(values) for values in zip(*moments, strict=True))
-    mean = _mean(plane_mean, blocks)
-    center = _spread(mean, blocks)
-    var = _mean(plane_rstd.reciprocal().square() + (plane_mean - center).square(), blocks)
+    mean, var = (torch.cat(values) for values in zip(*pooled, strict=True))
 
+    center = _spread(mean, blocks)
     scale = _spread((var + eps).rsqrt(), blocks)
     if weight is not None:
         scale = scale * weight
     shift = torch.zeros_like(scale) if bias is None else bias.to(scale.dtype).expand_as(scale)
-    return _affine_planes(x, center, scale, shift), mean, var
-
-
-def _affine_planes(x: Tensor, center: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """``(x - center) * scale + shift`` for planes ``(N, C, L)`` and values ``(N, C)``, in one pass.
-
-    Batch normalisation by given statistics is torch's fastest kernel for this on a CPU.
-    """
-    planes = x.reshape(1, -1, x.shape[-1])
-    one = torch.ones_like(center).flatten()
-    return F.batch_norm(planes, center.flatten(), one, scale.flatten(), shift.flatten(), eps=0.0).view_as(x)
+    return affine_planes(x, center, scale, shift), mean, var
 
 
 def _normalize_plainly(
@@ -311,7 +286,7 @@ def _normalize_plainly(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same for either layout, in operations that autograd knows."""
     outputs, means, variances = [], [], []
-    for v in _split(_wide(x), blocks):
+    for v in _split(widen(x), blocks):
         dims, per_channel = [1, *range(3, v.dim())], (-1, *[1] * (v.dim() - 3))
         mean = v.mean(dims, keepdim=True)
         var = (v - mean).square().mean(dims, keepdim=True)
@@ -347,7 +322,7 @@ def _row_gradients(
         scale.unsqueeze(1).split(counts),
         strict=True,
     ):
-        g, centered, size = _wide(g), _wide(rows) - m, rows.shape[1]
+        g, centered, size = widen(g), widen(rows) - m, rows.shape[1]
         sum_z = (g * centered).sum(1, keepdim=True).mul_(r)
         sum_one = g.sum(1, keepdim=True)
         torch.addcmul(g, centered, sum_z * r / -size, out=centered).sub_(sum_one / size)
@@ -367,7 +342,7 @@ def _plane_gradients(
 
     # The weight and bias gradients of a group normalisation with a group per plane are the sums over each
     # plane of grad * (x - center) * rstd and of grad.
-    g, v = _wide(grad).contiguous(), _wide(x)
+    g, v = widen(grad).contiguous(), widen(x)
     _, along_z, along_one = torch.ops.aten.native_group_norm_backward(
         g.view(1, planes, area),
         v.view(1, planes, area),
@@ -383,7 +358,7 @@ def _plane_gradients(
     along_z, along_one = along_z.view_as(center), along_one.view_as(center)
     mean_z = _spread(_mean(along_z, blocks), blocks) / area
     mean_one = _spread(_mean(along_one, blocks), blocks) / area
-    grad_x = _affine_planes(v, center, -scale * rstd * mean_z, -scale * mean_one)
+    grad_x = affine_planes(v, center, -scale * rstd * mean_z, -scale * mean_one)
     grad_x.addcmul_(g, scale.unsqueeze(-1))
     return grad_x.to(x.dtype), along_z.sum(0), along_one.sum(0)
 
@@ -393,7 +368,7 @@ def _differentiable_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same for either layout, the moments being functions of x."""
     grads, along_z, along_one = [], [], []
-    for g, v in zip(_split(_wide(grad), blocks), _split(_wide(x), blocks), strict=True):
+    for g, v in zip(_split(widen(grad), blocks), _split(widen(x), blocks), strict=True):
         dims = [1, *range(3, v.dim())]
         centered = v - v.mean(dims, keepdim=True)
         rstd = (centered.square().mean(dims, keepdim=True) + eps).rsqrt()

@@ -28,7 +28,7 @@ __all__ = [
 
 
 def widen(t: Tensor) -> Tensor:
-    """At least float32: half types have too few bits for a mean of squares, and float16 overflows at 65504."""
+    """At least float32: half types have too few bits for a mean of squares; float16 overflows at 65504."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
@@ -45,15 +45,15 @@ def pieces(x: Tensor, elements: int, whole: int) -> int:
 def group_moments(
     x: Float[Tensor, "batch channels length"], groups: int
 ) -> tuple[Float[Tensor, "batch groups"], Float[Tensor, "batch groups"]]:
-    """Mean and biased variance of each sample's groups of channels, over ``channels / groups x length`` values.
+    """Mean and biased variance of each sample's groups of ``channels / groups x length`` values.
 
     ``groups`` equal to the number of channels gives the moments of each plane. ``x`` is contiguous. Two sizes
     of one number are not confused: the variance is exact for a mean of 100 and a standard deviation of 1e-2.
     """
     samples, channels, length = x.shape
-    # Group normalisation takes the moments in one fast pass (`var_mean` is ten times slower on a CPU). A float32
-    # weight makes it return float32 moments for half inputs; with eps = 0 the variance is exactly 1/rstd^2.
-    # Its normalised output is not what is wanted: a few samples at a time, so that it stays small.
+    # Group normalisation takes the moments in one fast pass (`var_mean` is ten times slower on a CPU). A
+    # float32 weight makes it return float32 moments for half inputs; with eps = 0 the variance is exactly
+    # 1/rstd^2. Its normalised output is not what is wanted: a few samples at a time, so that it stays small.
     ones = widen(x.new_ones(channels))
     moments = [
         torch.native_group_norm(part, ones, None, len(part), channels, length, groups, 0.0)[1:]
@@ -66,7 +66,7 @@ def group_moments(
 def pool(
     mean: Tensor, var: Tensor, dim: int | tuple[int, ...], *, keepdim: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of the union of groups of equal size that lie along ``dim``; differentiable."""
+    """Mean and biased variance of the union of groups of equal size along ``dim``; differentiable."""
     center = mean.mean(dim, keepdim=True)
     spread = (var + (mean - center).square()).mean(dim, keepdim=keepdim)
     return center if keepdim else mean.mean(dim), spread

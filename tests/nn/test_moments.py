@@ -1,0 +1,171 @@
+"""The shared statistics: exact where floating point is treacherous, the same however they are pooled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from trueup.nn.moments import (
+    across_processes,
+    affine_planes,
+    group_moments,
+    mean_square,
+    pieces,
+    pool,
+    widen,
+)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def direct(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The definition, in float64."""
+    values = x.double().reshape(len(x), groups, -1)
+    return values.mean(-1), values.var(-1, correction=0)
+
+
+# ---- group_moments ----
+
+
+@pytest.mark.parametrize("groups", [1, 3, 6])
+@pytest.mark.parametrize(("mean", "sd"), [(100.0, 1e-2), (0.0, 1e-5), (0.0, 1e3), (-3.0, 1.0)])
+def test_no_digits_are_lost_to_a_large_mean_or_a_small_deviation(mean: float, sd: float, groups: int) -> None:
+    x = mean + sd * torch.randn(4, 6, 49)
+    for ours, want in zip(group_moments(x, groups), direct(x, groups), strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours.double(), want, rtol=1e-3, atol=1e-6 * sd)
+    ours = group_moments(x.double(), groups)
+    torch.testing.assert_close(ours, direct(x, groups), rtol=1e-10, atol=1e-12 * sd)
+
+
+def test_a_large_batch_is_taken_a_few_samples_at_a_time() -> None:
+    x = torch.randn(9, 64, 1000)
+    assert pieces(x, 64 * 1000, len(x)) == 2
+    torch.testing.assert_close(group_moments(x.double(), 8), direct(x, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_inputs_have_float32_moments(dtype: torch.dtype) -> None:
+    x = (50 + 2 * torch.randn(3, 4, 100)).to(dtype)
+    for ours, want in zip(group_moments(x, 2), direct(x, 2), strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours.double(), want, rtol=1e-5, atol=0)
+
+
+def test_squares_do_not_overflow_in_float16() -> None:
+    x = (1000 * torch.randn(2, 4, 64)).half()
+    assert x.square().isinf().any()
+    torch.testing.assert_close(group_moments(x, 2)[1].double(), direct(x, 2)[1], rtol=1e-5, atol=0)
+    assert mean_square(x).dtype == torch.float32
+    torch.testing.assert_close(mean_square(x).double(), x.double().square().mean((0, 1)), rtol=1e-5, atol=0)
+
+
+def test_a_constant_has_no_variance_and_nan_is_not_hidden() -> None:
+    x = torch.full((2, 2, 5), 7.0)
+    x[1, 0, 3] = torch.nan
+    mean, var = group_moments(x, 2)
+    torch.testing.assert_close(mean, torch.tensor([[7.0, 7.0], [torch.nan, 7.0]]), equal_nan=True)
+    torch.testing.assert_close(var, torch.tensor([[0.0, 0.0], [torch.nan, 0.0]]), equal_nan=True)
+
+
+# ---- pool ----
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize("dim", [0, 1, (0, 1)])
+def test_pooled_moments_are_those_of_the_union(dim: int | tuple[int, ...], keepdim: bool) -> None:
+    x = torch.randn(3, 4, 5, dtype=torch.float64) * torch.arange(1, 5).view(4, 1) + torch.arange(3).view(
+        3, 1, 1
+    )
+    axes = (dim, 2) if isinstance(dim, int) else (*dim, 2)
+    got = pool(x.mean(2), x.var(2, correction=0), dim, keepdim=keepdim)
+    want = x.mean(axes, keepdim=True), x.var(axes, correction=0, keepdim=True)
+    if keepdim:
+        torch.testing.assert_close(got, tuple(w.squeeze(2) for w in want))
+    else:
+        torch.testing.assert_close(got, (x.mean(axes), x.var(axes, correction=0)))
+
+
+def test_pooling_keeps_the_digits_and_can_be_differentiated() -> None:
+    x = 100 + 1e-2 * torch.randn(8, 6, 49)
+    _, var = pool(*group_moments(x, 6), 0)
+    want = x.double().var((0, 2), correction=0)
+    torch.testing.assert_close(var.double(), want, rtol=2e-3, atol=0)
+    leaves = (torch.randn(3, 2).double().requires_grad_(), torch.rand(3, 2).double().requires_grad_())
+    assert torch.autograd.gradcheck(lambda m, v: pool(m, v, 0), leaves)
+
+
+# ---- mean_square ----
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (3, 4, 5)])
+def test_mean_square_over_everything_but_channels(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    rows = x.double().reshape(-1, 5)
+    torch.testing.assert_close(mean_square(x).double(), rows.square().mean(0), rtol=1e-6, atol=0)
+
+
+def test_masked_rows_do_not_count_whatever_they_hold() -> None:
+    x, mask = torch.randn(3, 4, 5), torch.rand(3, 4) > 0.4
+    kept = x[mask].clone()
+    x[~mask] = torch.tensor([torch.nan, torch.inf, 1e30, -1.0, 2.0])
+    torch.testing.assert_close(mean_square(x, mask), kept.square().mean(0))
+    assert mean_square(x, torch.zeros_like(mask)).isnan().all()
+    x[mask] = torch.nan
+    assert mean_square(x, mask).isnan().all()
+
+
+# ---- affine_planes ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_affine_planes(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 4, 5).to(dtype)
+    center, scale, shift = torch.randn(3, 3, 4, dtype=widen(x).dtype)
+    y = affine_planes(x, center, scale, shift)
+    assert y.dtype == dtype
+    want = (x.double() - center.unsqueeze(2)) * scale.unsqueeze(2) + shift.unsqueeze(2)
+    torch.testing.assert_close(
+        y.double(), want.to(dtype).double(), rtol=1e-2 if dtype.itemsize == 2 else 1e-5, atol=1e-5
+    )
+
+
+# ---- across_processes ----
+
+
+def share(rank: int, address: str, x: Tensor, cuts: list[int], folder: str) -> None:
+    """One process's part of the rows of x, and what it learns of the whole."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=len(cuts))
+    rows = x.split(cuts)[rank]
+    mean, var = rows.mean(0), rows.var(0, correction=0)
+    found = across_processes(mean, var, len(rows), dist.group.WORLD)
+    # Zero is a count that carries no mean: on a process without rows it is nan here, and must not spread.
+    assert mean.isnan().all() == (len(rows) == 0)
+    torch.save([torch.as_tensor(value) for value in found], f"{folder}/{cuts}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:var.*degrees of freedom")
+@pytest.mark.parametrize("cuts", [[5, 2], [7, 0]])
+def test_two_processes_know_the_moments_of_the_whole(tmp_path: Path, cuts: list[int]) -> None:
+    x = 100 + 1e-2 * torch.randn(7, 4)
+    mp.spawn(share, (f"file://{tmp_path}/meeting", x, cuts, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        mean, var, count = torch.load(tmp_path / f"{cuts}-{rank}.pt")
+        torch.testing.assert_close(mean.double(), x.double().mean(0), rtol=3e-7, atol=0)
+        torch.testing.assert_close(var.double(), x.double().var(0, correction=0), rtol=5e-3, atol=0)
+        assert count == 7
+
+
+def test_one_process_is_left_alone() -> None:
+    mean, var = torch.randn(2, 3)
+    assert across_processes(mean, var, 5, None) == (mean, var, 5)
