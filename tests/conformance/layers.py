@@ -17,7 +17,13 @@ from functools import cached_property, partial
 import torch
 from torch import nn
 
-from trueup.nn import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+from trueup.nn import (
+    GhostBatchNorm1d,
+    GhostBatchNorm2d,
+    GhostBatchNorm3d,
+    WeightStandardization,
+    parametrize_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,28 @@ class Case:
 RUNNING = "running statistics and their counter move with every training batch"
 ALONE = "more than one value per channel"
 
+
+def of_weight(parametrization: type[nn.Module], *shape: int, **options: object) -> Callable[..., nn.Module]:
+    """A parametrisation, as the layer from a stored weight to the effective one."""
+
+    def layer(device: str | None = None, dtype: torch.dtype | None = None) -> nn.Module:
+        return parametrization(torch.ones(shape, device=device, dtype=dtype), **options)
+
+    return layer
+
+
+def parametrized(parametrization: type[nn.Module], **options: object) -> Callable[..., nn.Module]:
+    """A convolution whose weight is parametrised."""
+
+    def layer(device: str | None = None, dtype: torch.dtype | None = None) -> nn.Module:
+        conv = nn.Conv2d(4, 6, 3, groups=2, device=device, dtype=dtype)
+        return parametrize_weights(conv, parametrization, inplace=True, **options)
+
+    return layer
+
+
+NO_PICKLE = "torch pickles no parametrised module; its state_dict can be saved"
+
 CASES = [
     # 7 samples in ghost batches of 2: the remainder counts too.
     Case(partial(GhostBatchNorm1d, 3, ghost_batch_size=2), (7, 3), one_sample=ALONE, stateful=RUNNING),
@@ -82,4 +110,7 @@ CASES = [
     Case(partial(GhostBatchNorm2d, 3, affine=False, momentum=None), (3, 3, 2, 2), stateful=RUNNING),
     Case(partial(GhostBatchNorm2d, 3, ghost_batch_size=4), (4, 3, 1, 1), one_sample=ALONE, stateful=RUNNING),
     Case(partial(GhostBatchNorm3d, 2, ghost_batch_size=2), (4, 2, 2, 1, 3), stateful=RUNNING),
+    Case(of_weight(WeightStandardization, 4, 3, 2, 2), (4, 3, 2, 2), channels_last=False),
+    Case(of_weight(WeightStandardization, 4, 5, unbiased=False, eps_inside=False), (4, 5)),
+    Case(parametrized(WeightStandardization), (2, 4, 5, 4), parametrization=NO_PICKLE, inductor=True),
 ]
