@@ -87,7 +87,8 @@ def parametrize_weights(
     built = {layer: _build(layer, name, owners, parametrization, options) for layer, name in layers.items()}
     for layer, new in built.items():
         _own_class(layer)
-        parametrize.register_parametrization(layer, "weight", new.train(layer.training))
+        parametrize.register_parametrization(layer, "weight", new)
+        layer.parametrizations.train(layer.training)  # type: ignore[union-attr]
     return model
 
 

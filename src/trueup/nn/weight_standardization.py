@@ -40,7 +40,8 @@ def standardize_weight(
     Args:
         weight: floating point, ``(O, I/groups, *kernel)`` or ``(O, I)``: filters along dimension 0, as in
             `nn.Conv1d`, `2d`, `3d` and `nn.Linear` (not in transposed convolutions).
-        eps: >= 0. A constant filter gives zeros, and a gradient of at most 1 / sqrt(eps) times the incoming.
+        eps: >= 0. A constant filter gives zeros, and a gradient up to 1 / sqrt(eps) times the incoming one;
+            with eps = 0 it gives NaN.
         unbiased: divide the sum of squares by n - 1, else by n.
         eps_inside: divide by ``sqrt(var + eps)``, else by ``sqrt(var) + eps``.
 
