@@ -8,23 +8,23 @@ from u its part along the weight (`radial.py`), and decays those weights `wd_rat
     w <- w (1 - lr wd r) - lr / (1 - beta1^t) u
 
 Heo, Chun, Oh, Han, Yun, Kim, Uh, Ha: AdamP, ICLR 2021, arXiv 2006.08217, algorithm 2. Departures from the
-official
-code: it runs on channels_last weights, steps are counted in tensors, sparse gradients and complex
-    parameters raise,
-`maximize` and `foreach` exist, and dots and norms are accumulated in float32 for lower precisions.
+official code: it runs on channels_last weights, steps are counted in tensors, sparse gradients and complex
+parameters raise, `maximize` and `foreach` exist, and dots and norms are accumulated in float32 for lower
+precisions.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from trueup.optim.blocks import Scratch, split
-from trueup.optim.radial import decay_list, invariant_view, project_list, radial_blocks
-from trueup.optim.two_route import Group, TwoRouteOptimizer, check_range
+from trueup.optim.radial import View, decay_list, invariant_view, project_list, radial_blocks
+from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_range
 
 
 class AdamP(TwoRouteOptimizer):
@@ -97,28 +97,33 @@ class AdamP(TwoRouteOptimizer):
         check_range("delta", group["delta"], 0)
         check_range("wd_ratio", group["wd_ratio"], 0, 1)
 
-    def _step_blocks(
-        self, group: Group, scratch: Scratch, rows: int, param: Tensor, grad: Tensor, *state: Tensor
-    ) -> None:
-        step, exp_avg, exp_avg_sq = state
-        step += 1
+    def _step_blocks(self, group: Group, scratch: Scratch, flats: list[Flat]) -> None:
         lr, eps, weight_decay = float(group["lr"]), group["eps"], group["weight_decay"]
         beta1, beta2 = group["betas"]
         nesterov, maximize = group["nesterov"], group["maximize"]
+        torch._foreach_add_([flat.state[0] for flat in flats], 1)
 
-        def adam(out: Tensor, g: Tensor, m: Tensor, v: Tensor, weight_decay: float) -> None:
-            """Advance the moments and add Adam's displacement to `out`, in one kernel."""
+        def adam(
+            out: list[Tensor],
+            g: list[Tensor],
+            m: list[Tensor],
+            v: list[Tensor],
+            step: list[Tensor],
+            weight_decay: float,
+        ) -> None:
+            """Advance the moments and add Adam's displacements to `out`, in one kernel."""
             if nesterov:
-                m.lerp_(-g if maximize else g, 1 - beta1)
+                for own, grad in zip(m, g):
+                    own.lerp_(-grad if maximize else grad, 1 - beta1)
                 # the kernel moves its m towards g once more, to beta1 m + (1 - beta1) g: give it a copy
-                m = scratch.like(m, "momentum").copy_(m)
+                m = [scratch.like(own, "momentum").copy_(own) for own in m]
             torch._fused_adamw_(
-                [out],
-                [g],
-                [m],
-                [v],
+                out,
+                g,
+                m,
+                v,
                 [],
-                [step],
+                step,
                 lr=lr,
                 beta1=beta1,
                 beta2=beta2,
@@ -128,28 +133,47 @@ class AdamP(TwoRouteOptimizer):
                 maximize=maximize,
             )
 
-        view = invariant_view(param, grad, rows, group["delta"], eps, scratch) if rows else None
-        if view is None:
-            # Only nesterov needs scratch, and so blocks.
+        # What nothing projects is stepped in one call, except that nesterov needs scratch, and so blocks.
+        together: list[tuple[Tensor, ...]] = []
+        for rows, param, grad, (step, exp_avg, exp_avg_sq) in flats:
+            view = invariant_view(param, grad, rows, group["delta"], eps, scratch) if rows else None
             whole = param, grad, exp_avg, exp_avg_sq
-            for p, g, m, v in split(*whole) if nesterov else [whole]:
-                adam(p, g, m, v, weight_decay)
-            return
+            if view is not None:
+                self._step_projected(group, scratch, view, adam, step, *whole)
+            elif nesterov:
+                for p, g, m, v in split(*whole):
+                    adam([p], [g], [m], [v], [step], weight_decay)
+            else:
+                together.append((*whole, step))
+        if together:
+            params, grads, exp_avgs, exp_avg_sqs, steps = (list(column) for column in zip(*together))
+            adam(params, grads, exp_avgs, exp_avg_sqs, steps, weight_decay)
+
+    def _step_projected(
+        self,
+        group: Group,
+        scratch: Scratch,
+        view: View,
+        adam: Callable[..., None],
+        step: Tensor,
+        param: Tensor,
+        *others: Tensor,
+    ) -> None:
+        lr, eps, (beta1, beta2) = float(group["lr"]), group["eps"], group["betas"]
 
         def advance(g: Tensor, m: Tensor, v: Tensor) -> Tensor:
             displacement = scratch.like(g, "displacement").zero_()
-            adam(displacement, g, m, v, 0.0)
+            adam([displacement], [g], [m], [v], [step], 0.0)
             return displacement
 
         def again(g: Tensor, m: Tensor, v: Tensor) -> Tensor:
-            if nesterov:
-                m = torch.lerp(m, -g if maximize else g, 1 - beta1)
+            if group["nesterov"]:
+                m = torch.lerp(m, -g if group["maximize"] else g, 1 - beta1)
             t = step.item()
             denominator = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(eps)
             return torch.div(m, denominator).mul_(-lr / (1 - beta1**t))
 
-        decay = param.new_tensor(1 - lr * weight_decay * group["wd_ratio"], dtype=step.dtype)
-        others = grad, exp_avg, exp_avg_sq
+        decay = 1 - lr * group["weight_decay"] * group["wd_ratio"]
         for p, displacement, coefficient in radial_blocks(view, param, others, advance, again, eps, scratch):
             # decay * p + (displacement - coefficient * p), in one pass
             torch.addcmul(displacement, p, decay - coefficient, out=p)

@@ -48,6 +48,8 @@ def in_memory_order(*tensors: Tensor) -> list[Tensor] | None:
     >>> in_memory_order(weight, torch.zeros(1, 2, 2, 2)) is None
     True
     """
+    if tensors[0].dim() == 1 and all(tensor.is_contiguous() for tensor in tensors):
+        return list(tensors)
     for memory_format in _FORMATS.get(tensors[0].dim(), (torch.contiguous_format,)):
         if all(tensor.is_contiguous(memory_format=memory_format) for tensor in tensors):
             return [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]

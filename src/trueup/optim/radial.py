@@ -176,7 +176,9 @@ def invariant_view(
         if norms is not None:
             return View(rows, norms.view(rows, 1))
     norm = _orthogonal_norm(param, grad, delta, eps)
-    return None if norm is None else View(1, norm.view(1, 1))
+    if norm is None:
+        return None
+    return View(1, torch.tensor([[norm]], dtype=accumulation_dtype(param.dtype)))
 
 
 def _orthogonal_norms(
@@ -184,31 +186,29 @@ def _orthogonal_norms(
 ) -> Tensor | None:
     """The norms of the rows of `param`, if every row passes."""
     length = param.numel() // rows
-    norms = []
     if length > BLOCK:
+        norms = []
         for p, g in zip(param.split(length), grad.split(length)):
             own = _orthogonal_norm(p, g, delta, eps)
             if own is None:
                 return None
             norms.append(own)
-        return torch.cat(norms)
-    dots = []
+        return torch.tensor(norms, dtype=accumulation_dtype(param.dtype))
+    found = []
     for (p,), (g,) in zip(split_rows(param, rows), split_rows(grad, rows)):
-        p = _accumulable(p)
-        dots.append(_row_dots(_accumulable(g), p, scratch))
-        norms.append(torch.linalg.vector_norm(p, dim=1))
-    dot, norm = torch.cat(dots), torch.cat(norms)
-    # The norm of a part is a lower bound of the whole's: an eighth of the gradient settles most cases.
-    for part in (length // 8, length):
-        g_norm = torch.cat(
-            [torch.linalg.vector_norm(_accumulable(g[:, :part]), dim=1) for (g,) in split_rows(grad, rows)]
-        )
-        if orthogonal(dot, g_norm, norm, length, delta, eps).all():
-            return norm
-    return None
+        p, g = _accumulable(p), _accumulable(g)
+        dot, norm = _row_dots(g, p, scratch), _row_dots(p, p, scratch).sqrt_()
+        # The norm of a part is a lower bound of the whole's: an eighth of the gradient settles most cases.
+        for part in (g[:, : length // 8], g):
+            if orthogonal(dot, _row_dots(part, part, scratch).sqrt_(), norm, length, delta, eps).all():
+                break
+        else:
+            return None
+        found.append(norm)
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def _orthogonal_norm(param: Tensor, grad: Tensor, delta: float, eps: float) -> Tensor | None:
+def _orthogonal_norm(param: Tensor, grad: Tensor, delta: float, eps: float) -> float | None:
     """The norm of one flat row of any length, if it passes; sums are gathered block by block, in float64."""
     gp = gg = pp = 0.0
     for p, g in split(param, grad):
@@ -217,9 +217,8 @@ def _orthogonal_norm(param: Tensor, grad: Tensor, delta: float, eps: float) -> T
         gg += torch.dot(g, g).item()
         pp += torch.dot(p, p).item()
     norm = math.sqrt(pp)
-    if abs(gp) < delta / math.sqrt(param.numel()) * max(math.sqrt(gg), eps) * max(norm, eps):
-        return torch.tensor([norm], dtype=accumulation_dtype(param.dtype))
-    return None
+    passes = abs(gp) < delta / math.sqrt(param.numel()) * max(math.sqrt(gg), eps) * max(norm, eps)
+    return norm if passes else None
 
 
 def radial_blocks(

@@ -23,7 +23,7 @@ from torch.optim.optimizer import ParamsT
 
 from trueup.optim.blocks import Scratch, split
 from trueup.optim.radial import decay_list, invariant_view, project_list, radial_blocks
-from trueup.optim.two_route import Group, TwoRouteOptimizer, check_range
+from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_range
 
 
 class SGDP(TwoRouteOptimizer):
@@ -104,10 +104,7 @@ class SGDP(TwoRouteOptimizer):
         check_range("delta", group["delta"], 0)
         check_range("wd_ratio", group["wd_ratio"], 0, 1)
 
-    def _step_blocks(
-        self, group: Group, scratch: Scratch, rows: int, param: Tensor, grad: Tensor, *state: Tensor
-    ) -> None:
-        (buffer,) = state
+    def _step_blocks(self, group: Group, scratch: Scratch, flats: list[Flat]) -> None:
         lr, eps, momentum = float(group["lr"]), group["eps"], group["momentum"]
         alpha = (1 - group["dampening"]) * (-1 if group["maximize"] else 1)
         decay = lr * group["weight_decay"] / (1 - momentum)
@@ -122,18 +119,18 @@ class SGDP(TwoRouteOptimizer):
         def advance(g: Tensor, b: Tensor) -> Tensor:
             return direction(g, b.mul_(momentum).add_(g, alpha=alpha))
 
-        view = invariant_view(param, grad, rows, group["delta"], eps, scratch) if rows else None
-        if view is None:
-            for p, g, b in split(param, grad, buffer):
-                p.mul_(1 - decay).add_(advance(g, b), alpha=-lr)
-            return
-
-        decay *= group["wd_ratio"]
-        for p, update, coefficient in radial_blocks(
-            view, param, (grad, buffer), advance, direction, eps, scratch
-        ):
-            update.addcmul_(p, coefficient, value=-1)
-            p.mul_(1 - decay).add_(update, alpha=-lr)
+        for rows, param, grad, (buffer,) in flats:
+            view = invariant_view(param, grad, rows, group["delta"], eps, scratch) if rows else None
+            if view is None:
+                for p, g, b in split(param, grad, buffer):
+                    p.mul_(1 - decay).add_(advance(g, b), alpha=-lr)
+                continue
+            less = decay * group["wd_ratio"]
+            for p, update, coefficient in radial_blocks(
+                view, param, (grad, buffer), advance, direction, eps, scratch
+            ):
+                update.addcmul_(p, coefficient, value=-1)
+                p.mul_(1 - less).add_(update, alpha=-lr)
 
     def _step_foreach(
         self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]

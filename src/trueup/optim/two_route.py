@@ -13,7 +13,7 @@ import math
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,18 @@ from trueup.optim.blocks import Scratch, in_memory_order, takes_blocks
 from trueup.optim.radial import accumulation_dtype
 
 Group = dict[str, Any]
+
+
+class Flat(NamedTuple):
+    """A CPU parameter with its gradient and state, flat in one memory order.
+
+    `rows` is the parameter's size along dimension 0, or 0 if it has less than two dimensions.
+    """
+
+    rows: int
+    param: Tensor
+    grad: Tensor
+    state: tuple[Tensor, ...]
 
 
 class TwoRouteOptimizer(Optimizer):
@@ -44,10 +56,8 @@ class TwoRouteOptimizer(Optimizer):
         """Raise ValueError for hyperparameters out of range."""
 
     @abstractmethod
-    def _step_blocks(
-        self, group: Group, scratch: Scratch, rows: int, param: Tensor, grad: Tensor, *state: Tensor
-    ) -> None:
-        """Step one CPU tensor, flat in memory order; `rows` is its size along dimension 0, 0 below 2-d."""
+    def _step_blocks(self, group: Group, scratch: Scratch, flats: list[Flat]) -> None:
+        """Step CPU tensors of one dtype, reading values as need be."""
 
     @abstractmethod
     def _step_foreach(
@@ -103,19 +113,23 @@ class TwoRouteOptimizer(Optimizer):
     def _step_eagerly(
         self, group: Group, params: list[Tensor], grads: list[Tensor], state: list[list[Tensor]]
     ) -> None:
-        scratch = Scratch()
         counted = self.state_names[0] == "step"
-        # foreach kernels are fast only on lists of one device and dtype
+        # kernels that take lists of tensors are fast only where those are of one device and dtype
         alike: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = defaultdict(list)
+        flats: dict[torch.dtype, list[Flat]] = defaultdict(list)
         for tensors in zip(params, grads, *state):
             param = tensors[0]
             if takes_blocks(param, group["foreach"]):
                 flat = in_memory_order(*tensors[:2], *tensors[2 + counted :])
                 if flat is not None:
                     rows = param.size(0) if param.dim() > 1 else 0
-                    self._step_blocks(group, scratch, rows, *flat[:2], *tensors[2 : 2 + counted], *flat[2:])
+                    state_of = (*tensors[2 : 2 + counted], *flat[2:])
+                    flats[param.dtype].append(Flat(rows, flat[0], flat[1], state_of))
                     continue
             alike[param.device, param.dtype].append(tensors)
+        scratch = Scratch()
+        for of_dtype in flats.values():
+            self._step_blocks(group, scratch, of_dtype)
         for members in alike.values():
             self._step_foreach(group, *(list(column) for column in zip(*members)))
 
