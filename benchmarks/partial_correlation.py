@@ -1,7 +1,7 @@
 """Speed and memory of CompositionalPartialCorrelation against the pseudo-inverse routes it replaces.
 
-Both sides go from raw parts to the matrix of partial correlations: log-ratios and covariance are timed on
-    both.
+Both sides go from raw parts to the matrix of partial correlations: log-ratios and covariance are timed
+on both.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from torch import Tensor
 Shrinkage: TypeAlias = Literal["clr", "basis"] | float | None
 
 _ROWS = 1024  # samples whose log-ratios are held at a time
-_TILE = 256  # edge of the blocks in which a matrix is scaled or mirrored
+_TILE = 64  # edge of the blocks in which a matrix is scaled or mirrored
 
 
 class RankLossError(ValueError):
@@ -137,8 +137,8 @@ def variation_matrix(
     X = _parts("variation_matrix", X)
     if X.shape[-2] <= ddof:
         raise ValueError(f"variation_matrix needs more than ddof={ddof} samples; got {X.shape[-2]}")
-    # Differences first: the variance of a nearly constant ratio would cancel away in cov_ii + cov_jj - 2
-    # cov_ij.
+    # Differences first: the variance of a nearly constant ratio would cancel away in
+    # cov_ii + cov_jj - 2 cov_ij.
     centred = _clr(X)
     centred = centred - centred.mean(-2, keepdim=True)
     rows = [(centred - part).square().sum(-2) for part in centred.split(1, dim=-1)]
@@ -202,8 +202,7 @@ def log_ratio_covariance(
     ddof: int = 1,
     assume_centered: bool = False,
 ) -> tuple[Float[Tensor, "*batch parts parts"], Float[Tensor, "*batch 2"]]:
-    """Covariance of the centred log-ratios, and the intensities (of correlations, of variances) used to "
-    "shrink."""
+    """Covariance of the centred log-ratios, and the shrinkage intensities of correlations and variances."""
     if shrinkage is None:
         covariance = _covariance(X, ddof, assume_centered)
         return covariance, covariance.new_zeros(*covariance.shape[:-2], 2)
@@ -281,9 +280,8 @@ def shrunk_covariance(
     """Shrink correlations to zero and variances to their median (Schaefer and Strimmer 2005).
 
     The intensities minimise the expected squared error, estimated from the data: the summed sampling
-        variances of
-    the entries over the summed squared distances to the target; ``intensity`` sets both instead. A constant
-    variable is taken as uncorrelated with all others.
+    variances of the entries over the summed squared distances to the target; ``intensity`` sets both instead.
+    A constant variable is taken as uncorrelated with all others.
     """
     n = values.shape[-2]
     centred = values if assume_centered else values - values.mean(-2, keepdim=True)
@@ -391,9 +389,9 @@ def _clr(X: Tensor) -> Tensor:
 
 
 def _one_norm(matrix: Tensor) -> Tensor:
-    # Along rows, which for a symmetric matrix is the same and makes no temporary.
-    norm: Tensor = torch.linalg.vector_norm(matrix.detach(), 1, dim=-1).amax(-1)
-    return norm
+    # Along rows, which for a symmetric matrix is the same; a few at a time, so that the temporary is small.
+    sums = [rows.abs().sum(-1).amax(-1) for rows in matrix.detach().split(_TILE, -2)]
+    return torch.stack(sums).amax(0)
 
 
 def _parts(function: str, X: Tensor) -> Tensor:
