@@ -106,6 +106,13 @@ def test_superiority(mean: float, outcome: str, note: str) -> None:
     assert (judged.outcome, judged.note) == (outcome, note)
 
 
+@pytest.mark.parametrize("mean", [1.0, 0.52, 0.3, -0.3])
+def test_a_judgement_keeps_the_larger_p_value_whatever_the_outcome(mean: float) -> None:
+    assert judge(shifted(mean), 0.5).pvalue == max(verdict.pvalues(np.array(shifted(mean)), 0.5))
+    behind = judge(shifted(mean), 0.5, test="non-inferiority")
+    assert behind.pvalue == max(verdict.pvalues(np.array(shifted(mean)), -0.5))
+
+
 # the t-test says above 0, and the sign flips do not: the weight of the evidence is uneven
 UNEVEN = np.array([1.6, 1.7, 0.4, 1.1, -0.4, 0.4, 2.3])
 
@@ -170,9 +177,11 @@ def link(outcome: str, pvalue: float | None = 0.01) -> Judgement:
     ("links", "outcome", "note"),
     [
         (["reproduced", "reproduced"], "reproduced", ""),
-        (["reproduced", "inconclusive"], "inconclusive", "link 2 is undecided"),
-        (["contradicted", "inconclusive"], "contradicted", "link 1 does not hold"),
-        (["reproduced", "contradicted"], "contradicted", "link 2 does not hold"),
+        (["reproduced", "inconclusive"], "inconclusive", "step 2 is undecided"),
+        (["contradicted", "inconclusive"], "contradicted", "step 1 does not hold"),
+        (["reproduced", "contradicted"], "contradicted", "step 2 does not hold"),
+        (["inconclusive", "reproduced", "inconclusive"], "inconclusive", "steps 1 and 3 are undecided"),
+        (["contradicted"] * 3, "contradicted", "steps 1, 2 and 3 do not hold"),
         (["contradicted", "incomplete"], "incomplete", "incomplete"),
         (["contradicted", "invalid"], "invalid", "invalid"),
     ],

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trueup.lab import words
+from trueup.lab import numerals, words
 
 CLAIM: dict[str, Any] = {
     "name": "accuracy",
@@ -48,7 +48,7 @@ STATISTICAL: list[tuple[dict[str, Any], str]] = [
         "(95 % interval 0.3 to 0.9, 10 seeds; 0.2 was asked for): reproduced.",
     ),
     (
-        {"better": "AdamP", "worse": "Adam", "metric": "", "unit": "%", "level": 0.99},
+        {"labels": {"adamp": "AdamP", "adam": "Adam"}, "metric": "", "unit": "%", "level": 0.99},
         "AdamP beats Adam by 0.6 points (99 % interval 0.3 to 0.9, 10 seeds; 0.2 was asked for): reproduced.",
     ),
     (
@@ -156,15 +156,33 @@ def test_an_ordering_tells_every_link() -> None:
         link("x", "y", mean=None, outcome="incomplete", note="not run"),
     ]
     sentence = told(
-        statement="Each step helps.", links=links, outcome="contradicted", note="link 2 does not hold"
+        statement="Each step helps.",
+        links=links,
+        labels={"scaled": "+ rate"},
+        outcome="contradicted",
+        note="step 2 does not hold",
     )
     assert sentence == (
-        "Each step helps: "
-        "scaled beats large by 0.6 points (95 % interval 0.3 to 0.9, 10 seeds; 0.2 was asked for); "
-        "ghost is behind scaled by 0.6 points (95 % interval 0.3 to 0.9, 10 seeds; at most 0.2 behind was "
-        "asked for), which does not hold; "
-        "adapted is ahead of ghost by 0.6 points (95 % interval 0.3 to 0.9, 10 seeds; 0.2 was asked for), "
-        "which is undecided; x - y, acc: not run: contradicted at desk scale: link 2 does not hold."
+        "Each step helps (95 % intervals, 10 seeds): "
+        "(1) “+ rate” over large 0.6 points (0.3 to 0.9; 0.2 was asked for); "
+        "(2) ghost over “+ rate” −0.6 points (−0.9 to −0.3; −0.2 was asked for); "
+        "(3) adapted over ghost 0.6 points (0.3 to 0.9; 0.2 was asked for); "
+        "(4) x over y: not run: contradicted at desk scale: step 2 does not hold."
+    )
+
+
+def test_an_ordering_with_one_seed_has_no_intervals() -> None:
+    link = {
+        "arms": ["b", "a"],
+        "margin": 0.002,
+        "level": 0.95,
+        "n": 1,
+        "mean": 0.006,
+        "outcome": "inconclusive",
+    }
+    sentence = told(links=[link], statement="b wins", outcome="inconclusive", note="too few seeds")
+    assert sentence == (
+        "b wins (1 seed): (1) b over a 0.6 points (0.2 was asked for): inconclusive: too few seeds."
     )
 
 
@@ -296,8 +314,34 @@ def test_the_gain_that_a_control_explains_is_that_of_the_arm_claimed() -> None:
     links = [{"arms": ["scaled", "large"]}, {"arms": ["ghost", "scaled"]}]
     ordering = CLAIM | asked | {"links": links, "arms": ["large", "scaled", "ghost"]}
     assert "ghost beats decay" in words.control_sentence(ordering)
-    assert "AdamP beats decay" in words.control_sentence(CLAIM | asked | {"better": "AdamP"})
+    labels = {"adamp": "AdamP", "decay": "Adam, less decay"}
+    assert "AdamP beats “Adam, less decay” by" in words.control_sentence(CLAIM | asked | {"labels": labels})
     assert "the method beats decay" in words.control_sentence(CLAIM | asked | {"arms": []})
+
+
+def test_a_control_at_the_claims_own_seeds_is_told_briefly() -> None:
+    asked = {"survives": "survives", "controls": [control("decay", d=[{}] * 10)]}
+    told_briefly = "The gain survives its control: adamp beats decay by 0.6 points (0.3 to 0.9)."
+    assert words.control_sentence(CLAIM | asked) == told_briefly
+
+
+def test_the_measure_says_which_direction_is_better_where_it_is_not_more() -> None:
+    loss = {"measure": "test loss", "higher": False}
+    assert told(**loss).startswith("adamp beats adam in test loss (lower is better) by")
+    assert told(measure="test accuracy", higher=True).startswith("adamp beats adam in test accuracy by")
+
+
+@pytest.mark.parametrize(
+    ("control", "ending"),
+    [
+        ("survives", "; the gains survive their controls."),
+        ("explained", "; but a control explains one of the gains."),
+        ("undecided", "; whether all gains survive their controls is undecided."),
+    ],
+)
+def test_several_controlled_gains_are_told_together(control: str, ending: str) -> None:
+    claims = [CLAIM | {"survives": control}, CLAIM | {"name": "speed", "survives": "survives"}]
+    assert words.paper_sentence("reproduced", control, claims, "desk").endswith(ending)
 
 
 @pytest.mark.parametrize(
@@ -362,21 +406,21 @@ LOST = CLAIM | WORSE
             None,
             [exact(0.0), LOST, OPEN],
             "Partly reproduced at desk scale: 1 of 3 primary claims reproduced (free), "
-            "1 inconclusive (speed), 1 contradicted at desk scale (accuracy); "
-            f"{BEHIND}: contradicted at desk scale: opposite.",
+            "1 inconclusive (speed), 1 contradicted at desk scale (accuracy). "
+            f"accuracy: {BEHIND}: contradicted at desk scale: opposite.",
         ),
         (
             "reproduced",
             None,
             [exact(0.0), CLAIM, OPEN | {"primary": False}],
-            f"Reproduced at desk scale: 2 of 2 primary claims reproduced (free, accuracy); {BODY}.",
+            f"Reproduced at desk scale: both primary claims (free, accuracy). accuracy: {BODY}.",
         ),
         (
             "incomplete",
             None,
             [CLAIM, exact(0.0, outcome="incomplete", note="instance i0 did not run")],
-            "Incomplete at desk scale: 1 of 2 primary claims reproduced (accuracy), 1 incomplete (free); "
-            "No reference changes it: incomplete: instance i0 did not run.",
+            "Incomplete at desk scale: 1 of 2 primary claims reproduced (accuracy), 1 incomplete (free). "
+            "free: No reference changes it: incomplete: instance i0 did not run.",
         ),
         ("none", None, [CLAIM | {"primary": False}], "No verdict: no primary claim was judged."),
     ],
@@ -419,7 +463,7 @@ def test_contradicted_is_always_followed_by_its_scale(scale: str) -> None:
     ],
 )
 def test_numbers(value: float, text: str) -> None:
-    assert words.number(value) == text
+    assert numerals.number(value) == text
 
 
 @pytest.mark.parametrize(

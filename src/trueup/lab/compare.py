@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from trueup.lab import verdict, words
+from trueup.lab import numerals, verdict, words
 from trueup.lab.contrasts import Contrast, SeedCells, difference, log_ratio
 from trueup.lab.power import more_seeds
 from trueup.lab.spec import Metric, as_number
@@ -290,7 +290,7 @@ def _judge(
     judgement = verdict.judge(d, margin, alpha)
     if judgement.outcome == "invalid":
         raise ValueError(
-            f"{contrast.text}: every seed gives the same {words.number(d[0], 6)}, so seeds change nothing "
+            f"{contrast.text}: every seed gives the same {numerals.number(d[0], 6)}, so seeds change nothing "
             "and there is no spread to judge by: check that the rows come from different seeds, not copies"
         )
     return judgement

@@ -310,19 +310,18 @@ def _claim_document(study: Study, judged: Judged, evidence: Evidence, scale: str
     }
     if isinstance(claim, Claim):
         contrast = claim.contrast
-        percent = bool(contrast.metric) and study.metric(contrast.metric).unit == "%"
+        metric = study.metric(contrast.metric) if contrast.metric else None
+        percent = metric is not None and metric.unit == "%"
         plain = contrast.scale == "difference"
         out |= {
             "contrast": contrast.text,
-            # labels, for sentences; only where two arms are set against each other
-            "better": study.arm(contrast.arms[0]).label if len(contrast.arms) == 2 else "",
-            "worse": study.arm(contrast.arms[1]).label if len(contrast.arms) == 2 else "",
             "arms": list(contrast.arms),
+            "labels": {arm: study.arm(arm).label or arm for arm in (*contrast.arms, *judged.controls)},
             "scale": contrast.scale,
             "metric": contrast.metric,
-            "unit": ("points" if percent else study.metric(contrast.metric).unit)
-            if plain and contrast.metric
-            else "",
+            "measure": metric.label or metric.name.replace("_", " ") if metric else "",
+            "higher": metric.higher if metric else None,
+            "unit": ("points" if percent else metric.unit) if plain and metric else "",
             "scale_factor": 100 if percent and plain else 1,
             "min_effect": claim.min_effect,
             "why": claim.why,

@@ -167,7 +167,7 @@ def of_links(links: Sequence[Judgement], whole: Judgement) -> Judgement:
     """
     outcomes = [link.outcome for link in links]
     pvalue = max((link.pvalue for link in links if link.pvalue is not None), default=None)
-    broken = [str(i + 1) for i, outcome in enumerate(outcomes) if outcome == "contradicted"]
+    broken = [i for i, outcome in enumerate(outcomes, start=1) if outcome == "contradicted"]
     if "invalid" in outcomes or "incomplete" in outcomes:
         worst: Outcome = "invalid" if "invalid" in outcomes else "incomplete"
         return replace(
@@ -175,14 +175,20 @@ def of_links(links: Sequence[Judgement], whole: Judgement) -> Judgement:
         )
     if broken:
         return replace(
-            whole, outcome="contradicted", note=f"link {', '.join(broken)} does not hold", pvalue=pvalue
+            whole, outcome="contradicted", note=_steps(broken, "does not hold", "do not hold"), pvalue=pvalue
         )
     if all(outcome == "reproduced" for outcome in outcomes):
         return replace(whole, outcome="reproduced", note="", pvalue=pvalue)
-    undecided = [str(i + 1) for i, outcome in enumerate(outcomes) if outcome == "inconclusive"]
+    undecided = [i for i, outcome in enumerate(outcomes, start=1) if outcome == "inconclusive"]
     return replace(
-        whole, outcome="inconclusive", note=f"link {', '.join(undecided)} is undecided", pvalue=pvalue
+        whole, outcome="inconclusive", note=_steps(undecided, "is undecided", "are undecided"), pvalue=pvalue
     )
+
+
+def _steps(numbers: Sequence[int], one: str, several: str) -> str:
+    """ "step 2 is undecided", "steps 1 and 2 are undecided"."""
+    *first, last = map(str, numbers)
+    return f"steps {', '.join(first)} and {last} {several}" if first else f"step {last} {one}"
 
 
 def with_requirements(judgement: Judgement, required: Mapping[str, Outcome]) -> Judgement:

@@ -8,51 +8,22 @@ number is computed here that the verdict rule has not produced. Intervals carry 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from trueup.lab.numerals import number, percent, plural, rounded
+
 ClaimDocument: TypeAlias = Mapping[str, Any]
 
-MINUS = "−"
-
-_TIED_TO_THE_GAIN = {  # what became of a reproduced gain when its control was asked
-    "survives": "the gain survives its control",
-    "explained": "but a control explains the gain",
-    "undecided": "whether the gain survives its control is undecided",
+_TIED_TO_THE_GAIN = {  # what became of a reproduced gain when its control was asked; and of several gains
+    "survives": ("the gain survives its control", "the gains survive their controls"),
+    "explained": ("but a control explains the gain", "but a control explains one of the gains"),
+    "undecided": (
+        "whether the gain survives its control is undecided",
+        "whether all gains survive their controls is undecided",
+    ),
 }
-
-_LINK_WORDS = {
-    "reproduced": "",
-    "contradicted": "which does not hold",
-    "inconclusive": "which is undecided",
-}
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A number in at most ``digits`` significant digits.
-
-    >>> number(0.20000001), number(-1234.5), number(4e-14), number(float("inf"))
-    ('0.2', '−1,234', '4e-14', 'infinity')
-    """
-    if not math.isfinite(value):
-        return "not a number" if math.isnan(value) else ("infinity" if value > 0 else MINUS + "infinity")
-    size = abs(value)
-    if size == 0 or 1e-4 <= size < 1e7:
-        decimals = max(0, digits - 1 - math.floor(math.log10(size))) if size else 0
-        text = f"{size:,.{decimals}f}"
-        text = text.rstrip("0").rstrip(".") if "." in text else text
-    else:
-        mantissa, exponent = f"{size:.{digits - 1}e}".split("e")
-        text = f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
-    return (MINUS if value < 0 else "") + text
-
-
-def plural(count: int, noun: str) -> str:
-    """
-    >>> plural(1, "seed"), plural(10, "seed")
-    ('1 seed', '10 seeds')
-    """
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def effect(
@@ -126,7 +97,7 @@ def body(claim: ClaimDocument) -> str:
         wish = "{} was asked for" if test == "superiority" else f"{test} within {{}} was asked for"
         contrast = claim.get("contrast") or "the contrast"
         return f"{_statement(claim)}: {contrast} is {_measured(wish=wish, **arguments).removeprefix('by ')}"
-    return _compared(*pair, claim, claim.get("metric") or "")
+    return _compared(*pair, claim, where=_measure(claim))
 
 
 def ending(claim: ClaimDocument, scale: str) -> str:
@@ -156,8 +127,7 @@ def control_sentence(claim: ClaimDocument) -> str:
     controls = claim.get("controls") or []
     if claim.get("survives") is None or not controls:
         return ""
-    subject = _subject(claim)
-    told = "; ".join(_control(subject, control, claim) for control in controls)
+    told = "; ".join(_control(control, claim) for control in controls)
     head = {
         "survives": "The gain survives its control",
         "explained": "A control explains the gain",
@@ -199,10 +169,7 @@ def paper_sentence(outcome: str, control: str | None, claims: Sequence[ClaimDocu
             else "No verdict: no primary claim was judged."
         )
     head = outcome_words(outcome, scale)
-    head = head[0].upper() + head[1:] + ("" if outcome == "contradicted" else f" at {scale} scale")
-    parts = []
-    if len(primary) > 1:
-        parts.append(_tally(primary, scale))
+    head = _capital(head) + ("" if outcome == "contradicted" else f" at {scale} scale")
     headline = next((c for c in primary if c["kind"] == "statistical"), primary[0])
     if outcome == "incomplete":
         headline = next(c for c in primary if c["outcome"] in ("incomplete", "invalid"))
@@ -210,44 +177,58 @@ def paper_sentence(outcome: str, control: str | None, claims: Sequence[ClaimDocu
     if len(primary) == 1:  # the head has said the outcome
         said, why = outcome_words(headline["outcome"], scale), ending(headline, scale)
         told += "; " + rest if (rest := why.removeprefix(said).lstrip(":; ")) else ""
-    elif headline["outcome"] != "reproduced":
-        told += f": {ending(headline, scale)}"
-    parts.append(told)
+    else:
+        head += f": {_tally(primary, scale)}. {headline['name']}"
+        if headline["outcome"] != "reproduced":
+            told += f": {ending(headline, scale)}"
     if control is not None:
-        parts.append(_TIED_TO_THE_GAIN[control])
-    return f"{head}: {'; '.join(parts)}."
+        gains = sum(claim.get("survives") is not None for claim in primary)
+        told += "; " + _TIED_TO_THE_GAIN[control][gains > 1]
+    return f"{head}: {told}."
 
 
 # -- parts of sentences --------------------------------------------------------------------------------------
 
 
-def _compared(better: str, worse: str, judged: Mapping[str, Any], metric: str = "") -> str:
-    """Two arms side by side: "adamp beats adam in accuracy by 0.6 points (...)"."""
-    where = f" in {metric.replace('_', ' ')}" if metric else ""
+def _compared(better: str, worse: str, judged: Mapping[str, Any], *, where: str = "") -> str:
+    """Two arms side by side: "AdamP beats Adam in test accuracy by 0.6 points (...)"."""
     sized = effect(**_effect_arguments(judged))
     if judged["mean"] == 0 and judged.get("test") != "equivalence":
         return f"{better} equals {worse}{where} on average, {sized.replace('by 0', 'a difference of 0', 1)}"
     if judged.get("test") == "equivalence":
         return f"{better} and {worse} differ{where} {sized}"
+    return f"{better} {_relation(judged)} {worse}{where} {sized}"
+
+
+def _relation(judged: Mapping[str, Any]) -> str:
+    """What stands between two arms: "beats" is kept for what the rule has found."""
     if judged["mean"] < 0:
-        return f"{better} is behind {worse}{where} {sized}"
+        return "is behind"
     won = judged["outcome"] == "reproduced" and judged.get("test") != "non-inferiority"
-    return f"{better} {'beats' if won else 'is ahead of'} {worse}{where} {sized}"
+    return "beats" if won else "is ahead of"
 
 
 def _ordering(claim: ClaimDocument) -> str:
-    """Every link of an ordering; the interval's level and the seeds are said once."""
-    unit = {key: claim.get(key) for key in ("unit", "scale_factor", "scale") if claim.get(key) is not None}
+    """Every step of an ordering, numbered; the interval's level and the seeds are said once, at the head."""
+    measured = next((link for link in claim["links"] if link.get("mean") is not None), None)
+    shared = ""
+    if measured is not None:
+        level = "" if measured.get("low") is None else f"{percent(measured['level'])} intervals, "
+        shared = f" ({level}{plural(measured['n'], 'seed')})"
     told = []
-    for link in claim["links"]:
-        judged = {**unit, **link}
-        pair = _pair(judged)
-        if link.get("mean") is None or pair is None:
-            told.append(f"{link['text']}: {link.get('note') or link['outcome']}")
+    for step, link in enumerate(claim["links"], start=1):
+        better, worse = (_label(claim, arm) for arm in link["arms"])
+        if link.get("mean") is None:
+            told.append(f"({step}) {better} over {worse}: {link.get('note') or link['outcome']}")
             continue
-        doubt = _LINK_WORDS.get(link["outcome"], link["outcome"])
-        told.append(_compared(*pair, judged) + (f", {doubt}" if doubt else ""))
-    return f"{_statement(claim)}: {'; '.join(told)}"
+        least = -link["margin"] if link.get("test") == "non-inferiority" else link["margin"]
+        values = [link["mean"], link.get("low"), link.get("high"), least]
+        unit, factor = claim.get("unit") or "", claim.get("scale_factor") or 1
+        _, tail, (mean, low, high, least) = _scaled(values, "difference", unit, factor)
+        size, interval = _with_interval(mean, low, high)
+        inside = f"{interval}; " if interval else ""
+        told.append(f"({step}) {better} over {worse} {size}{tail} ({inside}{number(least)} was asked for)")
+    return f"{_statement(claim)}{shared}: {'; '.join(told)}"
 
 
 def _exact(claim: ClaimDocument) -> str:
@@ -276,25 +257,37 @@ def _cost(claim: ClaimDocument) -> str:
         None if v is None else bound * math.exp(-v)
         for v in (claim["mean"], claim.get("high"), claim.get("low"))
     ]
-    size, interval = _rounded(*ratios)
+    size, interval = _with_interval(*ratios)
     told = f"{_interval(interval, claim['level'])}{plural(claim['n'], 'round')}; at most {number(bound)}"
     return f"{size} times the peer's time ({told} was asked for)"
 
 
-def _control(subject: str, control: Mapping[str, Any], claim: ClaimDocument) -> str:
+def _control(control: Mapping[str, Any], claim: ClaimDocument) -> str:
+    """One control: size and interval alone where it was asked at the seeds that the claim rests on."""
+    rival = _label(claim, control["arm"])
     if control.get("mean") is None:
-        return f"{control['arm']}: {control.get('note') or control['outcome']}"
+        return f"{rival}: {control.get('note') or control['outcome']}"
     shared = {key: claim[key] for key in ("unit", "scale_factor", "scale", "margin") if key in claim}
     judged = {"test": "superiority", "n": len(control.get("d") or []), **shared, **control}
-    return _compared(subject, control["arm"], judged)
+    if judged["n"] == claim.get("n") and judged["mean"] > 0:
+        known = _effect_arguments(judged)
+        values = [known["mean"], known["low"], known["high"]]
+        lead, tail, shown = _scaled(values, known["scale"], known["unit"], known["scale_factor"])
+        size, interval = _with_interval(*shown)
+        inside = f" ({interval})" if interval else ""
+        return f"{_subject(claim)} {_relation(judged)} {rival} {lead}{size}{tail}{inside}"
+    return _compared(_subject(claim), rival, judged)
 
 
 def _tally(primary: Sequence[ClaimDocument], scale: str) -> str:
-    """ "2 of 3 primary claims reproduced (a, b), 1 inconclusive (c)"."""
+    """ "2 of 3 primary claims reproduced (a, b), 1 inconclusive (c)", or "all 3 primary claims (a, b, c)"."""
     groups: dict[str, list[str]] = {}
     parts: list[str] = []
     for claim in primary:
         groups.setdefault(claim["outcome"], []).append(claim["name"])
+    if len(groups) == 1:
+        count = "both" if len(primary) == 2 else f"all {len(primary)}"
+        return f"{count} primary claims ({', '.join(c['name'] for c in primary)})"
     for outcome in ("reproduced", "inconclusive", "contradicted", "incomplete", "invalid"):
         if names := groups.get(outcome):
             count = f"{len(names)}" + ("" if parts else f" of {len(primary)} primary claims")
@@ -302,25 +295,37 @@ def _tally(primary: Sequence[ClaimDocument], scale: str) -> str:
     return ", ".join(parts)
 
 
-def _pair(claim: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The two arms, by label if there is one, of a contrast that simply compares two."""
-    text, arms = claim.get("contrast") or claim.get("text") or "", claim.get("arms") or []
+def _pair(claim: ClaimDocument) -> tuple[str, str] | None:
+    """The labels of the two arms of a contrast that simply compares two."""
+    text, arms = claim.get("contrast") or "", claim.get("arms") or []
     if len(arms) != 2:
         return None
     better, worse = arms
     if not text.startswith((f"{better} - {worse}, ", f"{better} / {worse}, ")):
         return None
-    return claim.get("better") or better, claim.get("worse") or worse
+    return _label(claim, better), _label(claim, worse)
 
 
 def _subject(claim: ClaimDocument) -> str:
     """The arm whose gain is claimed: the better of two, the last of an ordering."""
     arms = list(claim.get("arms") or [])
-    if claim.get("better"):
-        return str(claim["better"])
     if claim.get("links"):
-        return str(claim["links"][-1]["arms"][0])
-    return str(arms[0]) if arms else "the method"
+        return _label(claim, claim["links"][-1]["arms"][0])
+    return _label(claim, arms[0]) if arms else "the method"
+
+
+def _label(claim: ClaimDocument, arm: str) -> str:
+    """An arm by its label, in quotation marks where it holds more than words."""
+    label = (claim.get("labels") or {}).get(arm) or arm
+    return label if re.fullmatch(r"\w[\w .+/-]*", label) else f"“{label}”"
+
+
+def _measure(claim: ClaimDocument) -> str:
+    """What two arms are compared in: " in loss (lower is better)"."""
+    measure = claim.get("measure") or (claim.get("metric") or "").replace("_", " ")
+    if not measure:
+        return ""
+    return f" in {measure}" + (" (lower is better)" if claim.get("higher") is False else "")
 
 
 def _measured(
@@ -337,7 +342,7 @@ def _measured(
 ) -> str:
     """Size, interval, seeds and wish, with the signs as they come."""
     lead, tail, shown = _scaled([mean, low, high, margin], scale, unit, scale_factor)
-    size, interval = _rounded(*shown[:3])
+    size, interval = _with_interval(*shown[:3])
     asked = number(shown[3] if shown[3] is not None else math.nan) + (tail if tail == " %" else "")
     return f"{lead}{size}{tail} ({_interval(interval, level)}{plural(n, 'seed')}; {wish.format(asked)})"
 
@@ -371,32 +376,23 @@ def _scaled(
     return "by ", f" {unit}" if unit else "", [None if v is None else v * scale_factor for v in values]
 
 
-def _rounded(mean: float | None, low: float | None, high: float | None) -> tuple[str, str]:
-    """Mean and interval, rounded alike: two digits of the interval's width, where that is readable."""
+def _with_interval(mean: float | None, low: float | None, high: float | None) -> tuple[str, str]:
+    """Mean, and interval as "0.3 to 0.9" ("" if there is none)."""
     assert mean is not None
-    if low is None or high is None:
-        return number(mean), ""
-    width = high - low
-    digits = 1 - math.floor(math.log10(width)) if width > 0 else 7
-    if not 0 <= digits <= 6:
-        return number(mean), f"{number(low)} to {number(high)}"
-
-    def text(value: float) -> str:
-        rounded = f"{abs(value):,.{digits}f}"
-        return (MINUS if value < 0 and float(rounded.replace(",", "")) else "") + rounded
-
-    texts = [text(v) for v in (mean, low, high)]
-    while "." in texts[0] and all(t.endswith(("0", ".")) for t in texts):  # 0.60, 0.30, 0.90 -> 0.6, 0.3, 0.9
-        texts = [t[:-1] for t in texts]
-    return texts[0], f"{texts[1]} to {texts[2]}"
+    size, *ends = rounded(mean, low, high)
+    return size, "" if low is None or high is None else " to ".join(ends)
 
 
 def _interval(interval: str, level: float) -> str:
-    return f"{number(100 * level, 4)} % interval {interval}, " if interval else ""
+    return f"{percent(level)} interval {interval}, " if interval else ""
 
 
 def _statement(claim: ClaimDocument) -> str:
     return str(claim["statement"]).strip().rstrip(".")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _negative(value: float | None) -> float | None:

@@ -16,6 +16,7 @@ from typing import Any
 import outcomes as made
 import pytest
 
+from trueup.lab import numerals
 from trueup.lab.report import (
     ReportError,
     export,
@@ -521,4 +522,4 @@ def test_an_outcome_without_a_part_still_gets_a_page(tmp_path: Path, missing: st
 def test_mean_and_interval_are_rounded_alike(
     mean: float, low: float | None, high: float | None, texts: tuple[str, str, str]
 ) -> None:
-    assert wording.rounded(mean, low, high) == texts
+    assert numerals.rounded(mean, low, high) == texts

@@ -17,8 +17,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from trueup.lab.numerals import number
 from trueup.lab.report.summaries import Interval, condition_text, intervals, per_seed
-from trueup.lab.report.wording import displayed, interval, is_ratio, number, value_text
+from trueup.lab.report.wording import displayed, interval, is_ratio, value_text
 
 Figure: TypeAlias = dict[str, Any]
 Doc: TypeAlias = Mapping[str, Any]

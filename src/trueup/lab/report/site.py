@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 import trueup
+from trueup.lab import numerals
 from trueup.lab.ledger import q_values
 from trueup.lab.report import export, figures, summaries, wording
 
@@ -221,17 +222,17 @@ def _environment(inline: bool = False) -> Environment:
     )
     env.filters.update(
         displayed=wording.displayed,
-        duration=wording.duration,
+        duration=numerals.duration,
         effect=wording.effect,
         exact_summary=wording.exact_summary,
         first_author=_first_author,
         margin_text=wording.margin_text,
-        memory=wording.memory,
-        number=wording.number,
+        memory=numerals.memory,
+        number=numerals.number,
         outcome_words=wording.outcome_words,
         pairs=wording.pairs,
-        percent=wording.percent,
-        plural=wording.plural,
+        percent=numerals.percent,
+        plural=numerals.plural,
         scoped=wording.scoped,
         sentence=_sentence,
         script_json=lambda document: Markup(export.script_json(document)),

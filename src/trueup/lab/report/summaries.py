@@ -11,7 +11,8 @@ import numpy as np
 from scipy import stats
 
 from trueup.lab import words
-from trueup.lab.report.wording import rounded, value_text
+from trueup.lab.numerals import fixed, rounded
+from trueup.lab.report.wording import value_text
 
 Doc: TypeAlias = Mapping[str, Any]
 
@@ -176,7 +177,7 @@ def _texts(interval: Interval, decimals: int | None) -> tuple[str, str, str]:
     values = (interval.mean, interval.low, interval.high)
     if decimals is None:
         return rounded(*values)
-    mean, low, high = ("–" if v is None else f"{v:,.{decimals}f}".replace("-", words.MINUS) for v in values)
+    mean, low, high = (fixed(v, decimals) for v in values)
     return mean, low, high
 
 

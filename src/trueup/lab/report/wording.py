@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trueup.lab import words
+from trueup.lab.numerals import number, rounded
 
 CONTROLS: dict[str, str] = {
     "survives": "survives its control",
@@ -41,39 +42,6 @@ def scoped(sentence: str, scale: str = "desk") -> str:
     'All claims: contradicted at desk scale.'
     """
     return re.sub(r"\bcontradicted\b(?! at \w+ scale)", f"contradicted at {scale} scale", sentence or "")
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number in at most ``digits`` significant digits; a dash where there is none.
-
-    >>> number(-0.012345), number(1234567.0), number(None), number(float("inf"))
-    ('−0.0123', '1,234,567', '–', 'infinity')
-    """
-    return "–" if value is None else words.number(value, digits)
-
-
-def rounded(mean: float, low: float | None, high: float | None) -> tuple[str, str, str]:
-    """Mean and interval, rounded alike to two digits of the interval's width.
-
-    >>> rounded(0.61234, 0.3141, 0.9201)
-    ('0.61', '0.31', '0.92')
-    """
-    width = (high - low) if low is not None and high is not None else 0.0
-    if not (width > 0 and math.isfinite(width)) or width < 1e-9 * abs(mean):
-        return number(mean), number(low), number(high)
-    decimals = max(0, 1 - math.floor(math.log10(width)))
-    if decimals > 6:
-        return number(mean), number(low), number(high)
-
-    def text(value: float | None) -> str:
-        return f"{value:,.{decimals}f}".replace("-", words.MINUS) if value is not None else "–"
-
-    return text(mean), text(low), text(high)
-
-
-def percent(level: float | None) -> str:
-    """A share as a percentage: ``0.95`` is "95 %"."""
-    return "–" if level is None else f"{number(100 * level, 4)} %"
 
 
 def displayed(value: float | None, claim: Mapping[str, Any]) -> float | None:
@@ -153,46 +121,3 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return number(float(value), 6)
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them.
-
-    >>> duration(0.25), duration(75), duration(7300)
-    ('0.25 s', '1 min 15 s', '2 h 2 min')
-    """
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{number(seconds, 2 if seconds < 10 else 3)} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 else "")
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h" + (f" {minutes % 60} min" if minutes % 60 else "")
-
-
-def memory(size: float | None) -> str:
-    """Bytes as people say them; "not measured" where there is no figure.
-
-    >>> memory(3 * 2**20), memory(None)
-    ('3 MB', 'not measured')
-    """
-    if size is None:
-        return "not measured"
-    for unit in ("bytes", "KB", "MB"):
-        if size < 1024:
-            return f"{number(size)} {unit}"
-        size /= 1024
-    return f"{number(size)} GB"
-
-
-def plural(count: int, noun: str, many: str = "") -> str:
-    """``plural(1, "seed")`` is "1 seed", ``plural(2, "is stale", "are stale")`` is "2 are stale"."""
-    return (
-        f"{count:,} {many}"
-        if many and count != 1
-        else f"{count:,} {noun}"
-        if many
-        else words.plural(count, noun)
-    )
