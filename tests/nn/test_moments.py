@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from trueup.nn.moments import (
     across_processes,
@@ -17,6 +18,7 @@ from trueup.nn.moments import (
     mean_square,
     pieces,
     pool,
+    recomputing,
     widen,
 )
 
@@ -169,3 +171,20 @@ def test_two_processes_know_the_moments_of_the_whole(tmp_path: Path, cuts: list[
 def test_one_process_is_left_alone() -> None:
     mean, var = torch.randn(2, 3)
     assert across_processes(mean, var, 5, None) == (mean, var, 5)
+
+
+# ---- recomputing ----
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_forward_that_checkpointing_repeats_is_known(use_reentrant: bool) -> None:
+    seen = []
+
+    def forward(x: Tensor) -> Tensor:
+        seen.append(recomputing())
+        return x.exp().sin()
+
+    x = torch.randn(3, requires_grad=True)
+    for _ in range(2):
+        checkpoint(forward, x, use_reentrant=use_reentrant).sum().backward()
+    assert seen == [False, True, False, True]

@@ -23,6 +23,7 @@ __all__ = [
     "mean_square",
     "pieces",
     "pool",
+    "recomputing",
     "widen",
 ]
 
@@ -120,3 +121,12 @@ def across_processes(
     spread = torch.zeros_like(var) if empty else (var + (mean - center).square()) * count
     dist.all_reduce(spread, group=group)
     return center, spread / total[0], total[0]
+
+
+def recomputing() -> bool:
+    """Whether a backward pass is under way: a forward that runs inside it repeats one that has been.
+
+    That is how activation checkpointing works. A layer's running statistics have seen that batch, and must
+    not move by it again.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
