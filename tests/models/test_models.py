@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from trueup.models import convnet, mlp
+from trueup.models import CifarResNet, convnet, mlp
 
 
 @pytest.mark.parametrize(
@@ -10,6 +10,7 @@ from trueup.models import convnet, mlp
     [
         (mlp(12, (8, 8), 3), (4, 3, 4)),
         (convnet(3, (4, 8, 8), 3), (4, 3, 16, 16)),
+        (CifarResNet(3, 14, 2, 3), (4, 3, 9, 16)),
     ],
 )
 def test_every_parameter_learns(model, shape):
@@ -22,3 +23,15 @@ def test_every_parameter_learns(model, shape):
 def test_the_norm_is_the_callers_choice():
     net = convnet(1, (4, 4), 2, norm=lambda c: nn.GroupNorm(2, c))
     assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+
+
+def test_the_depth_of_a_resnet_counts_its_layers():
+    model = CifarResNet(3, 20, 4, 10)
+    convolutions = [
+        m for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and "short" not in name
+    ]
+    assert len(convolutions) + 1 == 20
+    assert [block.conv1.stride[0] for block in model.blocks] == [1, 1, 1, 2, 1, 1, 2, 1, 1]
+    for depth in (2, 9, -4):
+        with pytest.raises(ValueError, match=f"such as 8, 14 or 20; got {depth}"):
+            CifarResNet(3, depth, 4, 10)
