@@ -222,6 +222,55 @@ def test_ledger_without_entries_says_how_to_get_some(trueup, monkeypatch):
     assert "trueup ledger publish" in out
 
 
+@pytest.fixture
+def published(trueup, monkeypatch, tmp_path):
+    """A paper of one's own whose verdict is published in a ledger of one's own."""
+    from dataclasses import replace
+
+    from trueup.lab.engine import StudyRef
+    from trueup.lab.runner import collect
+    from trueup.lab.store import Store
+
+    path = Path(write_study()).resolve()
+    ref = StudyRef("file", str(path))
+    monkeypatch.setattr(ledger, "SHIPPED", tmp_path / "ledger.json")
+    paper = replace(papers.get("adamp"), slug="tiny")
+    monkeypatch.setattr(papers, "get", lambda slug: paper)
+    monkeypatch.setattr(cli, "_reference", lambda target: ref)
+    monkeypatch.setattr(cli, "_stale", lambda paper, entries: stale[0])
+    stale = [False]
+    assert trueup("run", "tiny.py", "--workers", "1")[0] == 0
+    with Store(Path("trueup-lab/store.sqlite")) as store:
+        ledger.publish(collect(ref, store))
+    return stale
+
+
+def test_a_replication_is_compared_recorded_and_shown(trueup, published):
+    before = ledger.read()["tiny"]
+    code, out, _ = trueup("ledger", "replicate", "tiny", "--workers", "1")
+    assert code == 0
+    assert "The replication agrees with the published verdict." in out
+    assert ledger.read()["tiny"] == before  # only --record writes
+    code, out, _ = trueup("ledger", "replicate", "tiny", "--workers", "1", "--record")
+    assert code == 0
+    assert "30 cells, 30 of them stored" in out  # the same fresh seeds: nobody draws again until it agrees
+    assert "recorded in the ledger as replication 1" in out
+    assert ledger.read()["tiny"]["replications"][0]["agrees"]
+    _, out, _ = trueup("ledger")
+    assert "replication 1 (" in out
+    assert "agrees" in out
+
+
+def test_a_replication_of_changed_code_is_run_but_not_recorded(trueup, published):
+    published[0] = True
+    code, out, _ = trueup("ledger", "replicate", "tiny", "--workers", "1")
+    assert code == 0
+    assert "has changed since its verdict was published" in out
+    code, _, err = trueup("ledger", "replicate", "tiny", "--workers", "1", "--record")
+    assert code == 2
+    assert "publish it again before" in err
+
+
 def test_no_arguments_teach(trueup):
     code, out, err = trueup()
     assert "ghost-batch-norm" in out + err

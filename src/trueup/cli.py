@@ -18,6 +18,7 @@ try:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
+    from rich.padding import Padding
     from rich.panel import Panel
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.syntax import Syntax
@@ -85,6 +86,10 @@ def main() -> None:
         sys.exit(130)
 
 
+def _print_indented(text: str, by: int = 4) -> None:
+    console.print(Padding(text, (0, 0, 0, by)))
+
+
 def _chip(word: str, stale: bool = False) -> str:
     colour = COLOURS.get(word, "white")
     return f"[{colour}]{word}[/]" + (" [dim](stale)[/]" if stale else "")
@@ -132,16 +137,19 @@ def show(slug: Annotated[str, typer.Argument(help="A paper's slug, as `trueup li
     console.print(f"\n[bold]{escape(paper.title)}[/]")
     where = f"{paper.venue}, {paper.year}" if paper.venue else str(paper.year)
     console.print(f"{escape(paper.authors)}. {where}. {paper.url}\n", style="dim")
-    console.print(f"[bold]The problem[/]  {escape(paper.problem)}")
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("[bold]problem[/]", escape(paper.problem))
+    if paper.state == "available":
+        facts.add_row("[bold]names[/]", ", ".join(paper.names))
+        facts.add_row("[bold]fidelity[/]", f"{paper.fidelity}: {escape(paper.reference)}")
+    console.print(facts)
     if paper.state == "planned":
         console.print("\nThis method is planned, not written yet.\n")
         return
-    console.print("\n[bold]How to use it[/]")
+    console.print("\n[bold]how to use it[/]")
     console.print(
         Syntax(paper.usage.strip(), "python", background_color="default", word_wrap=True, padding=1)
     )
-    console.print(f"[bold]Names[/]     {', '.join(paper.names)}")
-    console.print(f"[bold]Fidelity[/]  {paper.fidelity}: {escape(paper.reference)}\n")
     entries = ledger.read()
     if slug in entries:
         _print_claims(entries[slug], stale=_stale(paper, entries))
@@ -177,9 +185,10 @@ def _print_claims(outcome: dict[str, Any], *, stale: bool = False) -> None:
         console.print(f"  {_chip(claim['outcome'])}  [bold]{claim['name']}[/]{mark}")
         for text in (claim["sentence"], claim.get("control_sentence", "")):
             if text:
-                console.print(f"    {escape(text)}")
+                _print_indented(escape(text))
     if outcome.get("scope_sentence"):
-        console.print(f"\n  [dim]{escape(outcome['scope_sentence'])}[/]")
+        console.print()
+        _print_indented(f"[dim]{escape(outcome['scope_sentence'])}[/]", 2)
     console.print()
 
 
@@ -234,9 +243,7 @@ def run(
 
     options = Options(scale, seeds, fresh=fresh, device=_device(device), threads=threads)
     refs = [_reference(target) for target in targets]
-    workers = workers if workers is not None else len(os.sched_getaffinity(0))
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+    workers = _workers(workers)
     if plan:
         _print_plans(refs, store, options, workers)
         return
@@ -246,6 +253,17 @@ def run(
     page = _write_report(store)
     console.print(f"report: [bold]{page}[/] (`trueup report --open` opens it)")
     raise typer.Exit(1 if failed else 0)
+
+
+def _workers(asked: int | None) -> int:
+    """Worker processes: as many as asked for, or one a core that this process may use."""
+    if asked is not None:
+        if asked < 1:
+            raise ValueError(f"workers must be at least 1, got {asked}")
+        return asked
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _reference(target: str) -> StudyRef:
@@ -442,6 +460,9 @@ def compare(
 
     For example: trueup compare results.csv --metric acc --higher --baseline sgd --method adamp
     --min-effect 0.005
+
+    Decide beforehand how many seeds to run, and ask once. Adding seeds until the answer pleases finds gains
+    that are none: about one time in ten instead of one in forty.
     """
     from trueup import lab
 
@@ -482,17 +503,24 @@ def ledger_show(context: typer.Context) -> None:
     )
     q = ledger.q_values(entries)
     for slug, published in entries.items():
-        console.print(f"\n[bold]{slug}[/], protocol {published['protocol']}", end="")
-        console.print(f" ({len(published['protocols'])} tried), published {published['provenance']['date']}")
-        _print_claims(published, stale=_stale(papers.get(slug), entries))
-        values = [
-            f"{c['name']} {q[slug, c['name']]:.2g}" for c in published["claims"] if (slug, c["name"]) in q
+        verdict, tried = published["verdict"], len(published["protocols"])
+        facts = [
+            f"its control: {verdict['control'] or 'not asked'}",
+            f"protocol {published['protocol']}" + (f" of {tried} tried" if tried > 1 else ""),
+            f"published {published['provenance']['date']}",
         ]
-        if values:
-            console.print(f"  [dim]false-discovery q: {', '.join(values)}[/]")
-        for replication in published["replications"]:
-            word = "agrees" if replication["agrees"] else "disagrees"
-            console.print(f"  replication {replication['attempt']}, {replication['date']}: {word}")
+        facts += [
+            f"replication {r['attempt']} ({r['date']}) {'agrees' if r['agrees'] else '[red]differs[/]'}"
+            for r in published["replications"]
+        ]
+        values = [f"{name} {value:.2g}" for (paper, name), value in q.items() if paper == slug]
+        facts += [f"false-discovery q: {', '.join(values)}"] if values else []
+        chip = _chip(verdict["outcome"], _stale(papers.get(slug), entries))
+        console.print(f"\n[bold]{slug}[/]  {chip}")
+        _print_indented(escape(verdict["sentence"]), 2)
+        _print_indented(f"[dim]{'; '.join(facts)}[/]", 2)
+    console.print()
+    console.print("`trueup show SLUG` tells every claim.", style="dim")
 
 
 @ledger_app.command("publish")
@@ -521,25 +549,45 @@ def ledger_replicate(
     store: StoreOption = STORE,
     record: Annotated[bool, typer.Option("--record", help="Note the result in the ledger.")] = False,
 ) -> None:
-    """Run a published study again on fresh seeds: does the verdict agree?"""
+    """Run a published study again on fresh seeds: does the verdict agree?
+
+    Exact and cost claims, which draw no seeds, are computed again. The published verdict stays as it is.
+    """
     from trueup.lab import ledger
     from trueup.lab.runner import Options
 
     entries = ledger.read()
     if slug not in entries:
         raise ValueError(f"{slug} has no published verdict; published: {', '.join(entries) or 'none'}")
-    attempt = 1 + len(entries[slug]["replications"])
+    published = entries[slug]
+    if _stale(papers.get(slug), entries):
+        changed = f"the code of {slug} has changed since its verdict was published"
+        if record:
+            raise ValueError(f"{changed}: publish it again before a replication is recorded")
+        console.print(f"[yellow]{changed}; this runs the code as it is now[/]")
+    attempt = 1 + len(published["replications"])
     options = Options(replicate=attempt)
-    outcome = _run_all([_reference(slug)], store, options, workers or len(os.sched_getaffinity(0)))[0]
+    outcome = _run_all([_reference(slug)], store, options, _workers(workers))[0]
     failed = _print_outcome(outcome)
-    before = {c["name"]: c["outcome"] for c in entries[slug]["claims"] if c["primary"]}
-    for claim in outcome["claims"]:
-        if claim["primary"]:
-            same = claim["outcome"] == before.get(claim["name"])
-            word = "[green]agrees[/]" if same else f"[red]differs[/], published {before.get(claim['name'])}"
-            console.print(f"  {claim['name']}: {_chip(claim['outcome'])}, {word}")
+
+    agreement = ledger.agreement(published, outcome)
+    table = Table(box=box.SIMPLE_HEAD, title="against the published verdict", title_justify="left")
+    for name in ("primary claim", "published", "replication"):
+        table.add_column(name)
+    for name, (before, after) in agreement.items():
+        table.add_row(name, _chip(before), _chip(after))
+    console.print(table)
+    agrees = all(before == after for before, after in agreement.values())
+    console.print(
+        "[green]The replication agrees with the published verdict.[/]"
+        if agrees
+        else "[red]The replication differs from the published verdict.[/]"
+    )
     if record and not failed:
         ledger.add_replication(outcome, attempt)
+        console.print(f"recorded in the ledger as replication {attempt}")
+    elif record:
+        console.print("[red]not recorded, since cells failed[/]")
     raise typer.Exit(1 if failed else 0)
 
 

@@ -65,6 +65,32 @@ def test_a_replication_is_noted_with_whether_it_agrees(tmp_path, outcomes):
     assert [r["agrees"] for r in ledger.read(path)["toy"]["replications"]] == [True, False]
 
 
+def test_a_replication_changes_nothing_else_of_the_entry(tmp_path, outcomes):
+    path = tmp_path / "ledger.json"
+    ledger.publish(outcomes["published"], path)
+    before = ledger.read(path)["toy"]
+    ledger.add_replication(outcomes["replicated"], 1, path)
+    after = ledger.read(path)["toy"]
+    assert len(after.pop("replications")) == 1
+    assert after == {k: v for k, v in before.items() if k != "replications"}
+
+
+def test_a_replication_of_other_code_is_not_recorded(tmp_path, outcomes):
+    path = tmp_path / "ledger.json"
+    ledger.publish(outcomes["published"], path)
+    other = json.loads(json.dumps(outcomes["replicated"]))
+    other["provenance"]["fingerprint"] = "of an edited study"
+    with pytest.raises(ledger.LedgerError, match="publish it again first"):
+        ledger.add_replication(other, 1, path)
+    assert ledger.read(path)["toy"]["replications"] == []
+
+
+def test_agreement_sets_the_primary_claims_side_by_side(outcomes):
+    other = json.loads(json.dumps(outcomes["replicated"]))
+    other["claims"][0]["outcome"] = "contradicted"
+    assert ledger.agreement(outcomes["published"], other) == {"better": ("reproduced", "contradicted")}
+
+
 def test_protocols_tried_are_kept(tmp_path, outcomes):
     path = tmp_path / "ledger.json"
     ledger.publish(outcomes["published"], path)
@@ -114,6 +140,8 @@ def test_the_readme_table_is_renewed_between_its_marks(tmp_path, outcomes):
     assert text.endswith("\ntail\n")
     assert "old" not in text
     assert "| `toy` | **reproduced** | survives |" in text
+    assert "| All " not in text  # one primary claim: its own sentence, without the verdict's head
+    assert "| Ours beats" in text or "| ours beats" in text or "| Ours " in text
     assert "1 more" in text
     readme.write_text("no marks")
     with pytest.raises(ledger.LedgerError, match="twice"):

@@ -202,6 +202,18 @@ def test_a_replication_draws_other_seeds_and_keeps_the_tuning(tmp_path, store):
     assert not again["published"]
 
 
+def test_a_replication_computes_exact_claims_again_and_leaves_the_stored_ones(tmp_path, store):
+    ref = toy(tmp_path)
+    runner.run(ref, store, InlineEngine())
+    before = {f: r for f, c, r in store.cells("toy") if c.kind.startswith("exact")}
+    engine = InlineEngine()
+    runner.run(ref, store, engine, Options(replicate=1))
+    assert sum(c.kind.startswith("exact") for c in engine.done) == len(before) == 2
+    assert {f: r for f, c, r in store.cells("toy") if c.kind.startswith("exact")} == before
+    told = runner.collect(ref, store, Options(replicate=1))
+    assert all(claim["outcome"] != "incomplete" for claim in told["claims"])
+
+
 def test_smoke_is_one_seed_without_tuning_or_verdict(tmp_path, store):
     engine = InlineEngine()
     outcome = runner.run(toy(tmp_path), store, engine, Options("smoke"))

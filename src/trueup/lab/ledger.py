@@ -1,6 +1,8 @@
 """The ledger: published desk verdicts, one file shipped with the package.
 
-It is written by :func:`publish` only, from an outcome that followed the protocol on its published seeds.
+A verdict enters it by :func:`publish` only, from an outcome that followed the protocol on its published
+seeds; :func:`add_replication` notes beside it what fresh seeds said. Functions that take a path use the
+shipped file if it is left out.
 An entry whose code has changed since is stale, and said to be so wherever it is shown.
 """
 
@@ -32,12 +34,13 @@ class LedgerError(StudyError):
     """An outcome that may not be published, or a ledger that cannot be read or written."""
 
 
-def read(path: Path = SHIPPED) -> dict[str, Any]:
+def read(path: Path | None = None) -> dict[str, Any]:
     """Slug -> entry; empty if nothing is published yet.
 
     Raises:
         LedgerError: if the file is damaged or written by a newer trueup.
     """
+    path = path or SHIPPED
     if not path.exists():
         return {}
     try:
@@ -68,7 +71,7 @@ def entry(outcome: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def publish(outcome: Mapping[str, Any], path: Path = SHIPPED) -> dict[str, Any]:
+def publish(outcome: Mapping[str, Any], path: Path | None = None) -> dict[str, Any]:
     """Write an outcome's verdict into the ledger, and return the entry.
 
     Raises:
@@ -97,23 +100,38 @@ def publish(outcome: Mapping[str, Any], path: Path = SHIPPED) -> dict[str, Any]:
     return new
 
 
-def add_replication(outcome: Mapping[str, Any], attempt: int, path: Path = SHIPPED) -> bool:
-    """Note whether a replication on fresh seeds agrees with the published verdict, and return that."""
-    entries = read(path)
-    published = entries[outcome["slug"]]
+def agreement(published: Mapping[str, Any], outcome: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Primary claim -> its outcome as published, and in another run of the study."""
     before = {c["name"]: c["outcome"] for c in published["claims"] if c["primary"]}
     after = {c["name"]: c["outcome"] for c in outcome["claims"] if c["primary"]}
+    return {name: (before.get(name, "none"), after.get(name, "none")) for name in {**before, **after}}
+
+
+def add_replication(outcome: Mapping[str, Any], attempt: int, path: Path | None = None) -> bool:
+    """Note whether a replication on fresh seeds agrees with the published verdict, and return that.
+
+    Raises:
+        LedgerError: if it ran other code than the published verdict rests on.
+    """
+    entries = read(path)
+    published = entries[outcome["slug"]]
+    if outcome["provenance"]["fingerprint"] != published["provenance"]["fingerprint"]:
+        raise LedgerError(
+            f"{outcome['slug']}: the replication ran other code than was published: publish it again first"
+        )
+    pairs = agreement(published, outcome)
+    agrees = all(before == after for before, after in pairs.values())
     record = {
         "attempt": attempt,
         "date": outcome["provenance"]["date"],
         "outcome": outcome["verdict"]["outcome"],
-        "agrees": before == after,
-        "claims": after,
+        "agrees": agrees,
+        "claims": {name: after for name, (_, after) in pairs.items()},
     }
     kept = [r for r in published["replications"] if r["attempt"] != attempt]
     published["replications"] = sorted([*kept, record], key=lambda r: int(r["attempt"]))
     _write(entries, path)
-    return before == after
+    return agrees
 
 
 def q_values(entries: Mapping[str, Any]) -> dict[tuple[str, str], float]:
@@ -132,7 +150,7 @@ def q_values(entries: Mapping[str, Any]) -> dict[tuple[str, str], float]:
 
 def readme_table(entries: Mapping[str, Any], papers: Sequence[Any]) -> str:
     """The ledger as a Markdown table: every paper with a method, in the catalogue's order."""
-    lines = ["| paper | verdict at desk scale | its control | in a sentence |", "| --- | --- | --- | --- |"]
+    lines = ["| paper | verdict at desk scale | its control | what came out |", "| --- | --- | --- | --- |"]
     for paper in papers:
         if paper.state != "available":
             continue
@@ -141,9 +159,12 @@ def readme_table(entries: Mapping[str, Any], papers: Sequence[Any]) -> str:
             lines.append(f"| `{paper.slug}` | not published yet | | |")
         else:
             verdict = published["verdict"]
-            sentence = verdict["sentence"].replace("|", "\\|")
+            # the verdict has its own column: "Reproduced at desk scale: all 3 ..." goes on from the colon
+            sentence = verdict["sentence"].partition(": ")[2].replace("|", "\\|")
+            sentence = sentence[:1].upper() + sentence[1:]
+            outcome = "partly reproduced" if verdict["outcome"] == "partly" else verdict["outcome"]
             control = verdict["control"] or "not asked"
-            lines.append(f"| `{paper.slug}` | **{verdict['outcome']}** | {control} | {sentence} |")
+            lines.append(f"| `{paper.slug}` | **{outcome}** | {control} | {sentence} |")
     planned = sum(paper.state != "available" for paper in papers)
     return "\n".join([*lines, f"| *{planned} more* | planned | | |"])
 
@@ -158,7 +179,8 @@ def renew_readme(path: Path, entries: Mapping[str, Any], papers: Sequence[Any]) 
     path.write_text(renewed, encoding="utf-8")
 
 
-def _write(entries: Mapping[str, Any], path: Path) -> None:
+def _write(entries: Mapping[str, Any], path: Path | None) -> None:
+    path = path or SHIPPED
     text = json.dumps(
         {"format": FORMAT, "entries": dict(sorted(entries.items()))}, indent=1, ensure_ascii=False
     )

@@ -46,7 +46,8 @@ class Options:
         scale: smoke, desk or paper.
         seeds: ``None`` follows the protocol's looks on its published seeds; a number runs that many
             development seeds, which are shown but never published.
-        replicate: k > 0 draws the k-th set of fresh seeds for a replication.
+        replicate: k > 0 draws the k-th set of fresh seeds for a replication, and computes exact and cost
+            claims again.
         fresh: forget what the store has.
     """
 
@@ -136,7 +137,7 @@ class _Session:
             fingerprint = self.fingerprint(cell)
             if self.options.fresh and self.engine is not None:
                 self.store.forget(fingerprint)
-            stored = self.store.get(fingerprint)
+            stored = None if self._again(cell) else self.store.get(fingerprint)
             if stored is not None and (stored.status != "failed" or self.engine is None):
                 results[cell] = stored
                 self._account(cell, stored, reused=True)
@@ -151,6 +152,11 @@ class _Session:
             self._account(task.cell, result, reused=False)
             self.progress.done(task.cell, result)
         return results
+
+    def _again(self, cell: Cell) -> bool:
+        """A replication computes anew what draws no fresh seeds; what is stored stays the first result."""
+        seedless = cell.kind in ("exact", "exact-control", "cost")
+        return seedless and self.options.replicate > 0 and self.engine is not None
 
     def _keep(self, task: Task, result: CellResult) -> None:
         # a replaced worker loads the code as it is now; its result must not pass for the old code's
