@@ -21,6 +21,16 @@ from trueup.nn import (
     GhostBatchNorm1d,
     GhostBatchNorm2d,
     GhostBatchNorm3d,
+    LayerNormGRU,
+    LayerNormGRUCell,
+    LayerNormLSTM,
+    LayerNormLSTMCell,
+    LayerNormRNN,
+    LayerNormRNNCell,
+    PowerNorm1d,
+    PowerNorm2d,
+    ScaledWeightStandardization,
+    WeightCompander,
     WeightStandardization,
     parametrize_weights,
 )
@@ -39,6 +49,7 @@ class Case:
         approximate_backward: why the gradient is not that of the forward (gradcheck is skipped).
         once_differentiable: why the gradient cannot be differentiated again (it must then raise).
         parametrization: why the layer cannot be pickled whole (its state dict can).
+        bounded: why an infinite input gives a finite output.
         stateful: what a training forward changes. Without it the suite demands that nothing changes.
     """
 
@@ -50,6 +61,7 @@ class Case:
     approximate_backward: str = ""
     once_differentiable: str = ""
     parametrization: str = ""
+    bounded: str = ""
     stateful: str = ""
 
     @cached_property
@@ -73,6 +85,8 @@ class Case:
         return torch.randn(self.shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)) * 2 + 0.5
 
 
+APPROXIMATE = "the running statistic is gone back through approximately, as the paper does"
+ONCE = "that approximation is no function to differentiate again"
 RUNNING = "running statistics and their counter move with every training batch"
 ALONE = "more than one value per channel"
 
@@ -96,6 +110,7 @@ def parametrized(parametrization: type[nn.Module], **options: object) -> Callabl
     return layer
 
 
+BOUNDED = "the function of an infinite weight is its bound"
 NO_PICKLE = "torch pickles no parametrised module; its state_dict can be saved"
 
 CASES = [
@@ -110,7 +125,43 @@ CASES = [
     Case(partial(GhostBatchNorm2d, 3, affine=False, momentum=None), (3, 3, 2, 2), stateful=RUNNING),
     Case(partial(GhostBatchNorm2d, 3, ghost_batch_size=4), (4, 3, 1, 1), one_sample=ALONE, stateful=RUNNING),
     Case(partial(GhostBatchNorm3d, 2, ghost_batch_size=2), (4, 2, 2, 1, 3), stateful=RUNNING),
+    # Two units would be normalised to +1 and -1, with hardly a gradient.
+    Case(partial(LayerNormRNNCell, 2, 3), (2, 2)),
+    Case(partial(LayerNormLSTMCell, 2, 3, input_bias_inside=True), (2, 2)),
+    Case(partial(LayerNormGRUCell, 2, 3), (2, 2), inductor=True),
+    Case(partial(LayerNormRNN, 2, 3, 2, "relu", batch_first=True), (3, 2, 2)),
+    Case(partial(LayerNormLSTM, 2, 3, batch_first=True, bidirectional=True), (2, 2, 2)),
+    Case(partial(LayerNormGRU, 2, 3, batch_first=True, bias=False), (2, 3, 2)),
     Case(of_weight(WeightStandardization, 4, 3, 2, 2), (4, 3, 2, 2), channels_last=False),
     Case(of_weight(WeightStandardization, 4, 5, unbiased=False, eps_inside=False), (4, 5)),
+    Case(
+        of_weight(ScaledWeightStandardization, 4, 3, 2, 2, gamma=1.7, gain=False),
+        (4, 3, 2, 2),
+        channels_last=False,
+    ),
+    Case(
+        of_weight(WeightCompander, 4, 3, 2, 2, a=3.0, b=2.0, learnable=True, relative=False),
+        (4, 3, 2, 2),
+        bounded=BOUNDED,
+    ),
+    Case(of_weight(WeightCompander, 4, 5, fn="tanh"), (4, 5), bounded=BOUNDED),
+    Case(of_weight(WeightCompander, 4, 5, fn="softsign", a=3.0, init="direct"), (4, 5)),
+    Case(parametrized(WeightCompander), (2, 4, 5, 4), parametrization=NO_PICKLE),
+    Case(parametrized(ScaledWeightStandardization, gamma=1.7), (2, 4, 5, 4), parametrization=NO_PICKLE),
     Case(parametrized(WeightStandardization), (2, 4, 5, 4), parametrization=NO_PICKLE, inductor=True),
+    *(
+        Case(
+            partial(layer, channels, **options),
+            shape,
+            approximate_backward=APPROXIMATE,
+            once_differentiable=ONCE,
+            stateful=RUNNING,
+            inductor=len(shape) == 3,
+        )
+        for layer, channels, shape, options in (
+            (PowerNorm1d, 4, (5, 3, 4), {"group_num": 2}),
+            (PowerNorm1d, 4, (6, 4), {"warmup_iters": 0, "group_scaling": False}),
+            (PowerNorm2d, 4, (3, 4, 2, 3), {"warmup_iters": 2, "affine": False, "backward": "paper"}),
+        )
+    ),
 ]

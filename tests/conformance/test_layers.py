@@ -346,6 +346,8 @@ def test_empty_batch(case: Case, training: bool) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_and_infinity_are_not_hidden(case: Case, training: bool, value: float) -> None:
+    if case.bounded and value == float("inf"):
+        pytest.skip(f"bounded by design: {case.bounded}")
     x = case.example()
     x.view(-1)[0] = value
     y = outputs(case.build(training=training)(x))[0]

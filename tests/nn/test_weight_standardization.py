@@ -14,6 +14,11 @@ from trueup.nn import WeightStandardization, parametrize_weights, standardize_we
 FORMS = [(unbiased, inside) for unbiased in (True, False) for inside in (True, False)]
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=FORMS, ids=lambda form: f"unbiased={form[0]}-inside={form[1]}")
 def form(request: pytest.FixtureRequest) -> dict[str, bool]:
     unbiased, inside = request.param
@@ -76,8 +81,8 @@ def test_the_variance_is_exact_far_from_zero() -> None:
     weight = torch.randn(4, 64, dtype=torch.float64) * 1e-2 + 100
     got = standardize_weight(weight.float(), eps=0.0).double()
     torch.testing.assert_close(got.var(1), torch.ones(4, dtype=torch.float64), rtol=1e-3, atol=0)
-    # a float32 mean of 100 is rounded by up to 4e-6, that is 4e-4 of the deviation
-    torch.testing.assert_close(got, standardize_weight(weight.float().double()), rtol=0, atol=1e-3)
+    # a float32 mean of 100 is off by an ulp or so, 8e-6: that is 8e-4 of the deviation
+    torch.testing.assert_close(got, standardize_weight(weight.float().double()), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
