@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.multiprocessing.spawn import spawn
 
+from processes import in_processes
 from trueup.optim import SGDP, AdamP
 
 
@@ -21,9 +21,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 5, bias=False), nn.LayerNorm(5), nn.Linear(5, 3)).double()
 
 
-def compare(rank: int, rendezvous: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+def compare(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2,))
     inputs = torch.randn(8, 6, generator=torch.Generator().manual_seed(1)).double()
     for build, hyper in (
@@ -40,10 +38,9 @@ def compare(rank: int, rendezvous: str) -> None:
                 optimizer.step()
         for mine, reference in zip(sharded.parameters(), whole.parameters()):
             torch.testing.assert_close(mine.full_tensor(), reference, rtol=1e-10, atol=1e-12)
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch is built without gloo")
 def test_fsdp2_equals_one_process(tmp_path: Path) -> None:
-    spawn(compare, args=(str(tmp_path / "rendezvous"),), nprocs=2)
+    in_processes(compare, folder=tmp_path)

@@ -9,9 +9,11 @@ from trueup.optim.large_batch import (
     scale_lr,
 )
 from trueup.optim.radial import project_radial
+from trueup.optim.sam import SAM
 from trueup.optim.sgdp import SGDP
 
 __all__ = [
+    "SAM",
     "SGDP",
     "AdamP",
     "DistanceFromInit",

@@ -1,0 +1,208 @@
+"""Sharpness-aware minimisation: descend by the gradient at the worst point near the weights.
+
+Problem: sharp minima generalise worse than flat ones of the same loss. Idea: before each step climb to where
+the loss is about highest within a ball of radius rho, take the gradient there, come back, and step with it:
+
+    e = rho g / (||g|| + 1e-12),    g_sam = gradient at w + e,    w <- base step from w with g_sam
+
+with one norm over all parameters. The adaptive form (ASAM) measures the ball in units of each weight,
+e = rho w^2 g / (||  |w| g  || + 1e-12), so that rescaling the weights of a layer changes nothing.
+
+Foret, Kleiner, Mobahi, Neyshabur: Sharpness-Aware Minimization, ICLR 2021, arXiv 2010.01412; Kwon, Kim, Park,
+Choi: ASAM, ICML 2021, arXiv 2102.11600. Unlike the widely used code (davda54/sam) this is no optimizer of its
+own: it wraps yours, so that schedulers, scalers and checkpoints go on with that; and it comes back by
+restoring the weights bit by bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim.optimizer import Optimizer
+
+
+class SAM:
+    """Sharpness-aware steps with any optimizer.
+
+    In one call, with a closure that clears the gradients, computes the loss, calls ``backward`` and returns
+    the loss (of all micro-batches, if you accumulate)::
+
+        sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+        loss = sam.step(closure)
+
+    or piece by piece, which is also the form for a `torch.amp.GradScaler`::
+
+        loss_fn(model(x), y).backward()
+        with sam.perturbed():  # or sam.perturb() and, in the end, sam.restore()
+            optimizer.zero_grad()
+            loss_fn(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    Gradients may be scaled by any constant: the perturbation is the same. One with an infinite or NaN norm
+    perturbs nothing. If anything raises in between, the weights are those from before.
+
+    Under `DistributedDataParallel` gradients arrive averaged, so the perturbation is global: the same
+    everywhere, as for one process with the joined batch. For the paper's local one compute the first gradient
+    within ``model.no_sync()``; the weights then differ between processes until they are restored. Under FSDP2
+    (`fully_shard`) the norm is that of the whole model.
+
+    Batch normalisation sees two forward passes a step. To keep the second out of its running statistics, set
+    the ``momentum`` of those layers to 0 for it.
+
+    Args:
+        optimizer: steps the weights; its parameters are perturbed, those without a gradient left alone.
+        rho: radius of the ball, at least 0; 0.05 by default, around 0.5 to 2 with ``adaptive``.
+        adaptive: scale by the weights (ASAM). Biases and scales are treated as weights are.
+
+    Memory: one copy of the parameters, made at the first step and kept.
+
+    Raises:
+        TypeError: ``optimizer`` is not an optimizer.
+        ValueError: ``rho`` is negative or not finite.
+
+    Source: Foret et al. 2021, equation 2 and algorithm 1.
+
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+    >>> sam = SAM(torch.optim.SGD([weight], lr=0.5), rho=0.1)
+    >>> def closure():
+    ...     sam.optimizer.zero_grad()
+    ...     loss = (weight**2).sum()
+    ...     loss.backward()
+    ...     return loss
+    >>> sam.step(closure)  # the gradient 2.2 at 1.1, not 2 at 1
+    tensor(1., grad_fn=<SumBackward0>)
+    >>> round(weight.item(), 4)
+    -0.1
+    """
+
+    def __init__(self, optimizer: Optimizer, rho: float = 0.05, *, adaptive: bool = False) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                "SAM wraps an optimizer, such as torch.optim.SGD(model.parameters(), lr=0.1); got "
+                f"{optimizer!r}"
+            )
+        if not 0 <= rho < math.inf:
+            raise ValueError(f"rho must be finite and at least 0; got {rho}")
+        self.optimizer = optimizer
+        self.rho = rho
+        self.adaptive = adaptive
+        # Reused at every step: fresh memory would cost page faults each time.
+        self._copies: dict[Tensor, Tensor] = {}
+        self._perturbed: list[Tensor] = []
+
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        """One sharpness-aware step: `closure` at the weights, `closure` at the perturbed ones, then a step.
+
+        Returns:
+            The loss at the weights, what the first call returned.
+
+        Raises:
+            TypeError: without a closure.
+            RuntimeError: the closure left no gradients, or the weights are perturbed already.
+        """
+        if not callable(closure):
+            raise TypeError(
+                "SAM.step needs a closure that clears the gradients, computes the loss, calls backward and "
+                "returns the loss, since it is evaluated twice; without one use perturbed() and then "
+                f"optimizer.step(). Got {closure!r}"
+            )
+        with torch.enable_grad():
+            loss = closure()
+            with self.perturbed():
+                closure()
+        self.optimizer.step()
+        return loss
+
+    @contextmanager
+    def perturbed(self) -> Iterator[None]:
+        """`perturb` on entry and `restore` on exit, whatever happens inside."""
+        self.perturb()
+        try:
+            yield
+        finally:
+            self.restore()
+
+    @torch.no_grad()
+    def perturb(self) -> None:
+        """Move the weights to about the highest loss nearby, by the gradients that they hold.
+
+        Raises:
+            RuntimeError: no parameter has a gradient; a gradient is sparse; or a perturbation is in force.
+        """
+        if self._perturbed:
+            raise RuntimeError("the weights are perturbed already: call restore() before perturb()")
+        params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not params:
+            raise RuntimeError(
+                "SAM needs gradients to perturb by; got none: call backward() before perturb()"
+            )
+        grads = [_dense(p.grad) for p in params]
+        norm = self._norm(params, grads)
+        scale = self.rho / (norm + 1e-12)
+
+        for p in params:
+            if p in self._copies and self._copies[p].shape == p.shape:
+                self._copies[p].copy_(p)
+            else:
+                self._copies[p] = p.detach().clone()
+        self._perturbed = params
+        if norm.is_cpu:
+            if norm.isfinite():
+                factor = scale.item()
+                if not self.adaptive:
+                    torch._foreach_add_(params, grads, alpha=factor)
+                else:
+                    for p, g in zip(params, grads, strict=True):
+                        p.addcmul_(p.square(), g, value=factor)
+            return
+        # Elsewhere no value is read, so that nothing waits for the device.
+        finite = norm.isfinite()
+        for p, g in zip(params, grads, strict=True):
+            direction = p.square().mul_(g) if self.adaptive else g
+            step = direction * scale.to(p.device, p.dtype)
+            p.add_(torch.where(finite.to(p.device), step, 0.0))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the weights back, bit by bit. Gradients stay: those of the perturbed weights, for the step.
+
+        Raises:
+            RuntimeError: no perturbation is in force.
+        """
+        if not self._perturbed:
+            raise RuntimeError("nothing to restore: call perturb() first")
+        for p in self._perturbed:
+            p.copy_(self._copies[p])
+        self._perturbed = []
+
+    def _norm(self, params: list[Tensor], grads: list[Tensor]) -> Tensor:
+        """Of all gradients as one vector (times the weights if adaptive), 0-d, in float32 or better."""
+        device = params[0].device
+        if self.adaptive:
+            norms = [_norm(p * g) for p, g in zip(params, grads, strict=True)]
+        else:
+            norms = [_norm(g) for g in grads]
+        # A shard's norm is made that of the whole tensor.
+        norms = [n.full_tensor() if isinstance(n, DTensor) else n for n in norms]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
+        return norm
+
+
+def _norm(t: Tensor) -> Tensor:
+    dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
+    norm: Tensor = torch.linalg.vector_norm(t, dtype=dtype)
+    return norm
+
+
+def _dense(grad: Tensor) -> Tensor:
+    if grad.layout != torch.strided:
+        raise RuntimeError(
+            f"SAM needs dense gradients; got layout {grad.layout}: build the embedding with sparse=False"
+        )
+    return grad

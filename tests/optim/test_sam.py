@@ -1,0 +1,323 @@
+"""SAM: the right perturbation, weights that come back bit by bit, and any optimizer below."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from processes import in_processes
+from trueup.optim import SAM, AdamP
+
+
+def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype)
+
+
+def batch(n: int = 8, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, 4, generator=generator).to(dtype), torch.randint(3, (n,), generator=generator)
+
+
+def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(model(x), y)
+
+
+def snapshot(model: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def same(model: nn.Module, before: list[Tensor]) -> bool:
+    return all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_perturbation_is_the_formula(adaptive: bool) -> None:
+    model = network()
+    sam = SAM(torch.optim.SGD(model.parameters(), 0.1), 0.3, adaptive=adaptive)
+    loss_of(model, *batch()).backward()
+    w = torch.cat([p.detach().flatten() for p in model.parameters()])
+    g = torch.cat([p.grad.flatten() for p in model.parameters()])
+    e = 0.3 * w**2 * g / (w * g).norm() if adaptive else 0.3 * g / g.norm()
+    with sam.perturbed():
+        moved = torch.cat([p.detach().flatten() for p in model.parameters()])
+    torch.testing.assert_close(moved, w + e, rtol=0, atol=1e-11)
+
+
+def test_adaptive_perturbation_follows_a_rescaling_of_the_weights() -> None:
+    """ASAM, section 3: f(w) = h(a w) perturbs w by 1/a of what h perturbs a w by."""
+    w = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    a = torch.tensor([3.0, 0.1, 7.0], dtype=torch.float64)
+    moves = []
+    for start, scale in ((w, a), (w * a, torch.ones_like(a))):
+        p = nn.Parameter(start.clone())
+        sam = SAM(torch.optim.SGD([p], 0.1), 0.2, adaptive=True)
+        (p * scale).exp().sum().backward()
+        with sam.perturbed():
+            moves.append((p.detach() - start) * scale)
+    torch.testing.assert_close(*moves, rtol=1e-10, atol=0)
+
+
+def test_rho_zero_is_the_optimizer_itself() -> None:
+    plain, sharp = network(), network()
+    base, wrapped = (torch.optim.SGD(m.parameters(), 0.1, 0.9) for m in (plain, sharp))
+    sam = SAM(wrapped, 0.0)
+    for _ in range(3):
+        base.zero_grad()
+        loss_of(plain, *batch()).backward()
+        base.step()
+
+        def closure() -> Tensor:
+            wrapped.zero_grad()
+            loss = loss_of(sharp, *batch())
+            loss.backward()
+            return loss
+
+        sam.step(closure)
+    assert same(sharp, snapshot(plain))
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW, AdamP, torch.optim.RMSprop])
+def test_closure_and_pieces_are_one_step(base: type[torch.optim.Optimizer]) -> None:
+    by_closure, by_pieces = network(), network()
+    one, two = SAM(base(by_closure.parameters(), lr=0.1)), SAM(base(by_pieces.parameters(), lr=0.1))
+    x, y = batch()
+
+    def closure() -> Tensor:
+        one.optimizer.zero_grad()
+        loss = loss_of(by_closure, x, y)
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        before = loss_of(by_closure, x, y)
+        assert torch.equal(one.step(closure), before)
+        two.optimizer.zero_grad()
+        loss_of(by_pieces, x, y).backward()
+        two.perturb()
+        two.optimizer.zero_grad()
+        loss_of(by_pieces, x, y).backward()
+        two.restore()
+        two.optimizer.step()
+    assert same(by_pieces, snapshot(by_closure))
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
+    whole, parts = network(), network()
+    x, y = batch(8)
+    sams = [SAM(torch.optim.SGD(m.parameters(), 0.1), 0.5) for m in (whole, parts)]
+    for sam, model, cuts in ((sams[0], whole, 1), (sams[1], parts, 4)):
+
+        def closure(sam: SAM = sam, model: nn.Module = model, cuts: int = cuts) -> Tensor:
+            sam.optimizer.zero_grad()
+            losses = [
+                loss_of(model, *piece) / cuts for piece in zip(x.chunk(cuts), y.chunk(cuts), strict=True)
+            ]
+            torch.stack(losses).sum().backward()
+            return torch.stack(losses).sum()
+
+        sam.step(closure)
+    for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_weights_come_back_bit_by_bit_after_an_exception(adaptive: bool) -> None:
+    model = network(torch.float32)
+    sam = SAM(torch.optim.SGD(model.parameters(), 0.1), 5.0, adaptive=adaptive)
+    before, calls = snapshot(model), []
+
+    def closure() -> Tensor:
+        calls.append(not same(model, before))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        loss = loss_of(model, *batch(dtype=torch.float32))
+        loss.backward()
+        return loss
+
+    with pytest.raises(KeyboardInterrupt):
+        sam.step(closure)
+    assert calls == [False, True]
+    assert same(model, before)
+    with pytest.raises(RuntimeError, match="nothing to restore"):
+        sam.restore()
+
+
+@pytest.mark.parametrize("scale", [2.0**16, math.inf, math.nan])
+def test_a_scaled_gradient_perturbs_alike_and_one_that_overflowed_not_at_all(scale: float) -> None:
+    models = network(), network()
+    moved = []
+    for model, factor in zip(models, (1.0, scale), strict=True):
+        sam = SAM(torch.optim.SGD(model.parameters(), 0.1))
+        loss_of(model, *batch()).backward()
+        for p in model.parameters():
+            p.grad.mul_(factor)
+        before = snapshot(model)
+        with sam.perturbed():
+            moved.append([p.detach() - b for p, b in zip(model.parameters(), before, strict=True)])
+    for plain, scaled in zip(*moved, strict=True):
+        assert scaled.isfinite().all()
+        want = plain if math.isfinite(scale) else torch.zeros_like(plain)
+        torch.testing.assert_close(scaled, want, rtol=1e-9, atol=1e-14)
+
+
+def test_with_a_gradient_scaler() -> None:
+    plain, scaled = network(torch.float32), network(torch.float32)
+    optimizers = [torch.optim.SGD(m.parameters(), 0.1) for m in (plain, scaled)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for model, optimizer, scale in (
+        (plain, optimizers[0], lambda loss: loss),
+        (scaled, optimizers[1], scaler.scale),
+    ):
+        sam = SAM(optimizer, 0.2)
+        scale(loss_of(model, *batch(dtype=torch.float32))).backward()
+        with sam.perturbed():
+            optimizer.zero_grad()
+            scale(loss_of(model, *batch(dtype=torch.float32))).backward()
+        if model is plain:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+    for p, q in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_one_copy_of_the_parameters_is_kept_and_used_again() -> None:
+    model = network()
+    sam = SAM(torch.optim.SGD(model.parameters(), 0.1))
+    pointers = []
+    for _ in range(2):
+        loss_of(model, *batch()).backward()
+        with sam.perturbed():
+            pointers.append([copy.data_ptr() for copy in sam._copies.values()])
+    assert pointers[0] == pointers[1]
+    assert sum(copy.numel() for copy in sam._copies.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_parameters_without_a_gradient_stay() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    sam = SAM(torch.optim.SGD(model.parameters(), 0.1), 1.0)
+    loss_of(model, *batch()).backward()
+    before = snapshot(model)
+    with sam.perturbed():
+        moved = [not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
+    assert moved == [False, False, True, True]
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_no_value_is_read_from_an_accelerator(adaptive: bool) -> None:
+    with FakeTensorMode():  # reading a value of a fake tensor raises
+        p = nn.Parameter(torch.empty(5, 4, device="cuda"))
+        p.grad = torch.empty(5, 4, device="cuda")
+        sam = SAM(torch.optim.SGD([p], 0.1, foreach=True), adaptive=adaptive)
+        with sam.perturbed():
+            assert p.device.type == "cuda"
+        sam.optimizer.step()
+
+
+def test_half_precision_norms_are_taken_in_float32() -> None:
+    p = nn.Parameter(torch.zeros(100_000, dtype=torch.float16))
+    p.grad = torch.full_like(p, 10.0)  # the sum of squares is 1e7, above float16's range
+    sam = SAM(torch.optim.SGD([p], 0.1), 100.0)
+    with sam.perturbed():
+        torch.testing.assert_close(p.detach().float().norm(), torch.tensor(100.0), rtol=1e-3, atol=0)
+
+
+# ---- several processes ----
+
+
+def train(rank: int, kind: str) -> list[Tensor]:
+    """Ten steps on this process's half of the batch; the whole weights."""
+    model, (x, y) = network(), batch(8)
+    half = slice(4 * rank, 4 * rank + 4)
+    wrapped: nn.Module = model
+    if kind == "fsdp":
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    else:
+        wrapped = DistributedDataParallel(model)
+    for adaptive in (False, True):
+        sam = SAM(torch.optim.SGD(model.parameters(), 0.2, 0.9), 0.3, adaptive=adaptive)
+
+        def closure(sam: SAM = sam) -> Tensor:
+            sam.optimizer.zero_grad()
+            loss = loss_of(wrapped, x[half], y[half])
+            loss.backward()
+            return loss
+
+        for _ in range(5):
+            sam.step(closure)
+    return [p.full_tensor() if kind == "fsdp" else p.detach() for p in model.parameters()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_equal_one_with_the_joined_batch(tmp_path: Path, kind: str) -> None:
+    found = in_processes(train, kind, folder=tmp_path)
+    model, (x, y) = network(), batch(8)
+    for adaptive in (False, True):
+        sam = SAM(torch.optim.SGD(model.parameters(), 0.2, 0.9), 0.3, adaptive=adaptive)
+
+        def closure(sam: SAM = sam) -> Tensor:
+            sam.optimizer.zero_grad()
+            loss = loss_of(model, x, y)
+            loss.backward()
+            return loss
+
+        for _ in range(5):
+            sam.step(closure)
+    for weights in found:
+        for p, want in zip(weights, model.parameters(), strict=True):
+            torch.testing.assert_close(p, want.detach(), rtol=1e-6, atol=1e-9)
+
+
+# ---- bad input ----
+
+
+@pytest.mark.bad_input
+def test_what_is_no_optimizer() -> None:
+    with pytest.raises(TypeError, match="SAM wraps an optimizer"):
+        SAM(network().parameters())
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("rho", [-0.1, math.inf, math.nan])
+def test_rho_out_of_range(rho: float) -> None:
+    with pytest.raises(ValueError, match="rho must be finite and at least 0"):
+        SAM(torch.optim.SGD(network().parameters(), 0.1), rho)
+
+
+@pytest.mark.bad_input
+def test_steps_out_of_order() -> None:
+    model = network()
+    sam = SAM(torch.optim.SGD(model.parameters(), 0.1))
+    with pytest.raises(TypeError, match="needs a closure"):
+        sam.step(None)
+    with pytest.raises(RuntimeError, match="call backward"):
+        sam.perturb()
+    with pytest.raises(RuntimeError, match="nothing to restore"):
+        sam.restore()
+    loss_of(model, *batch()).backward()
+    sam.perturb()
+    with pytest.raises(RuntimeError, match="perturbed already"):
+        sam.perturb()
+
+
+@pytest.mark.bad_input
+def test_sparse_gradients() -> None:
+    table = nn.Embedding(5, 2, sparse=True)
+    table(torch.tensor([1])).sum().backward()
+    before = table.weight.detach().clone()
+    with pytest.raises(RuntimeError, match="dense gradients"):
+        SAM(torch.optim.SGD(table.parameters(), 0.1)).perturb()
+    assert torch.equal(table.weight, before)

@@ -1,0 +1,27 @@
+"""Run a function in several processes that can talk to each other, as distributed training does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+
+def in_processes(function: Callable[..., Any], *args: Any, folder: Path, number: int = 2) -> list[Any]:
+    """What ``function(rank, *args)`` returns in each of ``number`` gloo processes, in the order of ranks.
+
+    The function is a module's own, since processes are spawned. An assertion that fails in one fails here.
+    """
+    spawn(_run, (number, str(folder), function, args), nprocs=number)
+    return [torch.load(folder / f"returned-{rank}.pt", weights_only=False) for rank in range(number)]
+
+
+def _run(rank: int, number: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=number)
+    torch.save(function(rank, *args), f"{folder}/returned-{rank}.pt")
+    dist.destroy_process_group()
