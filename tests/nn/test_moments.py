@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from trueup.nn.moments import (
     across_processes,
@@ -17,8 +16,8 @@ from trueup.nn.moments import (
     group_moments,
     mean_square,
     pieces,
+    plane_sums,
     pool,
-    recomputing,
     widen,
 )
 
@@ -140,6 +139,27 @@ def test_affine_planes(dtype: torch.dtype) -> None:
     )
 
 
+# ---- plane_sums ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_plane_sums(dtype: torch.dtype) -> None:
+    grad, x = torch.randn(2, 3, 4, 5).to(dtype)
+    center = torch.randn(3, 4, dtype=widen(x).dtype)
+    along_x, along_one = plane_sums(grad, x, center)
+    want = (grad.double() * (x.double() - center.double().unsqueeze(2))).sum(2)
+    torch.testing.assert_close(along_x.double(), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(along_one.double(), grad.double().sum(2), rtol=1e-5, atol=1e-5)
+
+
+def test_plane_sums_of_deviations_from_a_large_mean() -> None:
+    grad, x = torch.randn(2, 2, 3, 1000)
+    x = 100 + 0.01 * x
+    center = x.mean(2)
+    want = (grad.double() * (x.double() - center.double().unsqueeze(2))).sum(2)
+    torch.testing.assert_close(plane_sums(grad, x, center)[0].double(), want, rtol=1e-4, atol=1e-6)
+
+
 # ---- across_processes ----
 
 
@@ -171,20 +191,3 @@ def test_two_processes_know_the_moments_of_the_whole(tmp_path: Path, cuts: list[
 def test_one_process_is_left_alone() -> None:
     mean, var = torch.randn(2, 3)
     assert across_processes(mean, var, 5, None) == (mean, var, 5)
-
-
-# ---- recomputing ----
-
-
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_a_forward_that_checkpointing_repeats_is_known(use_reentrant: bool) -> None:
-    seen = []
-
-    def forward(x: Tensor) -> Tensor:
-        seen.append(recomputing())
-        return x.exp().sin()
-
-    x = torch.randn(3, requires_grad=True)
-    for _ in range(2):
-        checkpoint(forward, x, use_reentrant=use_reentrant).sum().backward()
-    assert seen == [False, True, False, True]

@@ -22,8 +22,8 @@ __all__ = [
     "group_moments",
     "mean_square",
     "pieces",
+    "plane_sums",
     "pool",
-    "recomputing",
     "widen",
 ]
 
@@ -104,6 +104,32 @@ def affine_planes(
     return F.batch_norm(planes, center.flatten(), one, scale.flatten(), shift.flatten(), eps=0.0).view_as(x)
 
 
+def plane_sums(
+    grad: Float[Tensor, "batch channels length"],
+    x: Float[Tensor, "batch channels length"],
+    center: Float[Tensor, "batch channels"],
+) -> tuple[Float[Tensor, "batch channels"], Float[Tensor, "batch channels"]]:
+    """Sums over each plane of ``grad * (x - center)`` and of ``grad``, in float32 or better; both contiguous.
+
+    The center is taken off before the product, so that it may be large beside the deviations from it.
+    """
+    planes, length = center.numel(), x.shape[-1]
+    # The gradients of weight and bias of a batch normalisation with a channel per plane are these sums.
+    _, along_x, along_one = torch.ops.aten.native_batch_norm_backward(
+        widen(grad).contiguous().view(1, planes, length),
+        widen(x).contiguous().view(1, planes, length),
+        torch.ones_like(center).flatten(),
+        None,
+        None,
+        center.flatten(),
+        torch.ones_like(center).flatten(),
+        True,
+        0.0,
+        [False, True, True],
+    )
+    return along_x.view_as(center), along_one.view_as(center)
+
+
 def across_processes(
     mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor, int | Tensor]:
@@ -121,12 +147,3 @@ def across_processes(
     spread = torch.zeros_like(var) if empty else (var + (mean - center).square()) * count
     dist.all_reduce(spread, group=group)
     return center, spread / total[0], total[0]
-
-
-def recomputing() -> bool:
-    """Whether a backward pass is under way: a forward that runs inside it repeats one that has been.
-
-    That is how activation checkpointing works. A layer's running statistics have seen that batch, and must
-    not move by it again.
-    """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
