@@ -211,6 +211,19 @@ CATALOGUE: tuple[Paper, ...] = (
         fidelity="official",
         reference="the authors' framework (facebookresearch/open_lth) with its freezing switches",
         venue="ICLR",
+        names=(
+            "trueup.nn.freeze_all_but_norm_affine",
+            "trueup.nn.reinit_norm_affine",
+            "trueup.nn.train_only",
+            "trueup.nn.random_parameter_mask",
+            "trueup.nn.train_masked",
+            "trueup.nn.norm_affine_report",
+        ),
+        usage=(
+            "trueup.nn.reinit_norm_affine(model)\n"
+            "trueup.nn.freeze_all_but_norm_affine(model, train_output=True)\n"
+            "print(trueup.nn.norm_affine_report(model))  # after training"
+        ),
     ),
     Paper(
         slug="dataset-distillation",
