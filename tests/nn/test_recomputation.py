@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from trueup.nn.recomputation import recomputing
+from trueup.nn.recomputation import as_it_is_now, recomputing
 
 
 class Witness(nn.Module):
@@ -39,3 +39,30 @@ def test_plain_passes_are_not():
 def test_compiles_as_one_graph():
     layer = torch.compile(Witness(), fullgraph=True, backend="eager")
     torch.testing.assert_close(layer(torch.ones(3)), torch.ones(3).sin())
+
+
+class Running(nn.Module):
+    """Multiplies by a buffer, then moves it: the gradient is the buffer as it was."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(3))
+
+    def forward(self, x):
+        y = x * (as_it_is_now(self.scale) + 1).sin()
+        self.scale.add_(1)
+        return y
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_a_backward_pass_sees_a_buffer_as_it_was(backend):
+    layer = Running() if backend is None else torch.compile(Running(), fullgraph=True, backend=backend)
+    for step in range(3):
+        x = torch.ones(3, requires_grad=True)
+        layer(x).sum().backward()
+        torch.testing.assert_close(x.grad, torch.full((3,), step + 2.0).sin())
+
+
+def test_nothing_unknown_is_exported():
+    exported = torch.export.export(Running(), (torch.ones(3),))
+    assert "trueup" not in str(exported.graph)

@@ -1,10 +1,11 @@
-"""Is this forward pass activation checkpointing's second run? Statistics must not move twice for a batch."""
+"""What a layer whose buffers move must know of recomputation, by checkpointing or by a compiler."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-__all__ = ["recomputing"]
+__all__ = ["as_it_is_now", "recomputing"]
 
 
 def recomputing() -> bool:
@@ -19,3 +20,29 @@ def recomputing() -> bool:
     """
     # The engine's number of the running backward pass, -1 outside one; checkpointing itself asks this way.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def as_it_is_now(buffer: Tensor) -> Tensor:
+    """A buffer that is about to move, for a backward pass that needs the value from before.
+
+    A compiler may compute again in the backward what it can from the buffer, which has moved by then: it gets
+    a copy that it cannot make again. Elsewhere the buffer itself; what is computed from it is kept.
+
+    >>> as_it_is_now(torch.ones(2))
+    tensor([1., 1.])
+    """
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        copied: Tensor = _copy(buffer)
+        return copied
+    return buffer
+
+
+# Compilers recompute only operations that they know to be cheap; this one they do not know.
+@torch.library.custom_op("trueup::copy", mutates_args=())
+def _copy(t: Tensor) -> Tensor:
+    return t.clone()
+
+
+@_copy.register_fake
+def _(t: Tensor) -> Tensor:
+    return torch.empty_like(t)
