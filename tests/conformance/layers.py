@@ -18,6 +18,15 @@ import torch
 from torch import nn
 
 from trueup.nn import (
+    EvoNorm2dB0,
+    EvoNorm2dB1,
+    EvoNorm2dB2,
+    EvoNorm2dS0,
+    EvoNorm2dS0a,
+    EvoNorm2dS1,
+    EvoNorm2dS1a,
+    EvoNorm2dS2,
+    EvoNorm2dS2a,
     GhostBatchNorm1d,
     GhostBatchNorm2d,
     GhostBatchNorm3d,
@@ -87,6 +96,7 @@ class Case:
 
 APPROXIMATE = "the running statistic is gone back through approximately, as the paper does"
 ONCE = "that approximation is no function to differentiate again"
+RUNNING_VAR = "the running variance moves with every training batch"
 RUNNING = "running statistics and their counter move with every training batch"
 ALONE = "more than one value per channel"
 
@@ -128,7 +138,7 @@ CASES = [
     # Two units would be normalised to +1 and -1, with hardly a gradient.
     Case(partial(LayerNormRNNCell, 2, 3), (2, 2)),
     Case(partial(LayerNormLSTMCell, 2, 3, input_bias_inside=True), (2, 2)),
-    Case(partial(LayerNormGRUCell, 2, 3), (2, 2), inductor=True),
+    Case(partial(LayerNormGRUCell, 2, 3), (2, 2)),
     Case(partial(LayerNormRNN, 2, 3, 2, "relu", batch_first=True), (3, 2, 2)),
     Case(partial(LayerNormLSTM, 2, 3, batch_first=True, bidirectional=True), (2, 2, 2)),
     Case(partial(LayerNormGRU, 2, 3, batch_first=True, bias=False), (2, 3, 2)),
@@ -163,5 +173,24 @@ CASES = [
             (PowerNorm1d, 4, (6, 4), {"warmup_iters": 0, "group_scaling": False}),
             (PowerNorm2d, 4, (3, 4, 2, 3), {"warmup_iters": 2, "affine": False, "backward": "paper"}),
         )
+    ),
+    *(
+        Case(partial(layer, 4), (3, 4, 3, 2), stateful=RUNNING_VAR, inductor=layer is EvoNorm2dB0)
+        for layer in (EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2)
+    ),
+    Case(partial(EvoNorm2dB0, 3), (4, 3, 1, 1), one_sample=ALONE, stateful=RUNNING_VAR),
+    Case(partial(EvoNorm2dB1, 3, momentum=0.7), (4, 3, 5), stateful=RUNNING_VAR),
+    Case(partial(EvoNorm2dB2, 2), (3, 2, 2, 1, 3), stateful=RUNNING_VAR),
+    Case(partial(EvoNorm2dB0, 3, apply_act=False), (2, 3, 2, 2)),
+    *(
+        Case(partial(layer, 4, groups=2), (3, 4, 3, 2), inductor=layer is EvoNorm2dS0)
+        for layer in (EvoNorm2dS0, EvoNorm2dS1, EvoNorm2dS2)
+    ),
+    Case(partial(EvoNorm2dS0, 6, groups=3), (2, 6, 5)),
+    Case(partial(EvoNorm2dS2, 4, group_size=4, act_layer=nn.Tanh), (2, 4, 2, 1, 3)),
+    Case(partial(EvoNorm2dS1, 4, groups=2, apply_act=False), (2, 4, 2, 2)),
+    *(
+        Case(partial(layer, 4, groups=2, apply_act=False), (2, 4, 2, 3))
+        for layer in (EvoNorm2dS0a, EvoNorm2dS1a, EvoNorm2dS2a)
     ),
 ]
