@@ -1,6 +1,14 @@
 """Layers, each used as its counterpart in `torch.nn`, and `convert`, which puts them into a model."""
 
 from trueup.nn.adaptive_clip_grad import adaptive_clip_grad_
+from trueup.nn.batch_channel_norm import (
+    BatchChannelNorm1d,
+    BatchChannelNorm2d,
+    EstimatedBatchNorm1d,
+    EstimatedBatchNorm2d,
+    batch_channel_norm,
+    estimated_batch_norm,
+)
 from trueup.nn.bn_only import (
     NormAffine,
     freeze_all_but_norm_affine,
@@ -49,6 +57,10 @@ from trueup.nn.weight_compander import (
 from trueup.nn.weight_standardization import WeightStandardization, standardize_weight
 
 __all__ = [
+    "BatchChannelNorm1d",
+    "BatchChannelNorm2d",
+    "EstimatedBatchNorm1d",
+    "EstimatedBatchNorm2d",
     "EvoNorm2dB0",
     "EvoNorm2dB1",
     "EvoNorm2dB2",
@@ -76,8 +88,10 @@ __all__ = [
     "activation_gain",
     "adaptive_clip_grad_",
     "bake",
+    "batch_channel_norm",
     "convert",
     "convert_ghost_batchnorm",
+    "estimated_batch_norm",
     "evonorm_b",
     "evonorm_s",
     "freeze_all_but_norm_affine",

@@ -1,0 +1,948 @@
+"""Batch-channel normalisation: a batch norm, often by estimated statistics, then a norm over groups of channels.
+
+Problem: with one or two images a batch its statistics are noise, and norms that do without a batch let channels
+die for all inputs. Idea: normalise each channel by statistics gathered over many batches, which a tiny batch
+can afford, then each sample's groups of channels:
+
+    u = weight_c * (x - m_c) / sqrt(v_c + batch_eps) + bias_c                   batch part, channel c
+    y = channel_weight_g * (u - mean_ng(u)) / sqrt(var_ng(u) + eps) + channel_bias_g      channel part, group g
+
+m, v are the batch's (with gradient), or estimates that are constants for the gradient, moved before use:
+
+    m <- (1-r) m + r mean(x)        v <- (1-r) v + r mean((x - m_old)^2)
+
+Qiao, Wang, Liu, Shen, Yuille: Micro-Batch Training with Batch-Channel Normalization and Weight Standardization,
+2019, arXiv 1903.10520. As in the official code there is one channel_weight a GROUP, and v is around the OLD mean.
+The official code leaves r at 0, which never moves the estimates; here r is 0.1 unless said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, cast, get_args
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from trueup.nn.moments import (
+    across_processes,
+    affine_planes,
+    group_moments,
+    pieces,
+    plane_sums,
+    pool,
+    widen,
+)
+from trueup.nn.recomputation import recomputing
+
+__all__ = [
+    "BatchChannelNorm1d",
+    "BatchChannelNorm2d",
+    "EstimatedBatchNorm1d",
+    "EstimatedBatchNorm2d",
+    "batch_channel_norm",
+    "estimated_batch_norm",
+]
+
+ChannelAffine = Literal["group", "channel"]
+
+
+def batch_channel_norm(
+    input: Float[Tensor, "batch channels *spatial"],
+    running_mean: Float[Tensor, " channels"] | None,
+    running_var: Float[Tensor, " channels"] | None,
+    weight: Float[Tensor, " channels"] | None = None,
+    bias: Float[Tensor, " channels"] | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    num_groups: int = 32,
+    channel_weight: Float[Tensor, " affine"] | None = None,
+    channel_bias: Float[Tensor, " affine"] | None = None,
+    moving_speed: float | None = None,
+    batch_eps: float = 1e-5,
+    warm_start: bool = False,
+    num_batches_tracked: Int[Tensor, ""] | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> Float[Tensor, "batch channels *spatial"]:
+    """Batch part, then channel part; the arguments are those of `F.batch_norm`, then ours.
+
+    Args:
+        input: floating point, ``(N, C)`` or ``(N, C, ...)``.
+        running_mean, running_var: ``(C,)``, both or neither; updated in place when training. Needed with a
+            ``moving_speed`` and when not training.
+        weight, bias: ``(C,)`` or None, of the batch part.
+        training: take the batch into the statistics; else normalise by the running ones, as constants.
+        momentum: for batch statistics, as in `F.batch_norm`; None takes the plain average and needs
+            ``num_batches_tracked``.
+        eps: under the root of the channel part.
+        num_groups: divides C; each group is of C / num_groups neighbouring channels.
+        channel_weight, channel_bias: of the channel part, ``(num_groups,)``, or one a channel, or None.
+        moving_speed: r in [0, 1] for estimated statistics; None for batch statistics.
+        batch_eps: under the root of the batch part.
+        warm_start: let the first batch's mean and variance stand for the estimates it finds. Needs
+            ``num_batches_tracked``, which tells the first batch from others.
+        num_batches_tracked: counter, moved by one when training.
+        process_group: over whose processes the batch part's statistics are taken; None: this one alone.
+
+    Raises:
+        TypeError: the input is not floating point.
+        ValueError: a shape or an option that does not fit; in training, one value a channel with batch
+            statistics, or one value a group.
+        RuntimeError: a second derivative through statistics of several processes.
+
+    Source: section 5 of the paper; the equations above.
+
+    >>> x = torch.tensor([[[1.0, 3.0], [10.0, 30.0]]])
+    >>> batch_channel_norm(x, None, None, training=True, num_groups=1)  # each channel alone is -1, 1
+    tensor([[[-1.0000,  1.0000],
+             [-1.0000,  1.0000]]])
+    """
+    what = "batch_channel_norm"
+    per_channel = {
+        "running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias
+    }  # fmt: skip
+    _check_input(what, input, per_channel)
+    channels = input.shape[1]
+    _check_groups(what, "input has", channels, num_groups)
+    for name, value in (("channel_weight", channel_weight), ("channel_bias", channel_bias)):
+        if value is not None and tuple(value.shape) not in ((num_groups,), (channels,)):
+            raise ValueError(
+                f"{name} needs one value a group or one a channel, shape ({num_groups},) or ({channels},); "
+                f"got shape {tuple(value.shape)}"
+            )
+    _check_options(momentum, eps, batch_eps, moving_speed)
+    if running_mean is None and (moving_speed is not None or not training):
+        raise ValueError(
+            "batch_channel_norm normalises by running_mean and running_var unless training with batch "
+            "statistics; got None: pass both, or training=True and moving_speed=None"
+        )
+    if num_batches_tracked is None and (warm_start or (momentum is None and running_mean is not None)):
+        raise ValueError("warm_start and momentum=None count batches: pass num_batches_tracked")
+    area = math.prod(input.shape[2:])
+    if training and process_group is None and moving_speed is None and len(input) * area == 1:
+        raise ValueError(
+            f"batch statistics need more than one value per channel; got input of shape {tuple(input.shape)}: "
+            "pass a larger batch, or estimate the statistics (moving_speed=0.1; estimate=True of the layers)"
+        )
+    if training and channels // num_groups * area == 1:
+        raise ValueError(
+            f"the channel part needs more than one value per group; got input of shape {tuple(input.shape)} "
+            f"and num_groups={num_groups}, which always gives the bias: pass fewer groups"
+        )
+    # A process without samples still has to take part in the sums of its group.
+    if input.numel() == 0 and (process_group is None or not training):
+        return _empty(input, weight, bias, channel_weight, channel_bias)
+
+    first_pass = training and not recomputing()
+    if not training:
+        speed: float | None = 0.0
+    elif moving_speed is not None:
+        # A recomputed forward normalises by what the first one made of the estimates.
+        speed = moving_speed if first_pass else 0.0
+    else:
+        speed = None
+    fresh = _fresh(num_batches_tracked, channels) if warm_start and first_pass else None
+
+    x, along = _lay_out(input)
+    output, mean, var, count = _normalize(
+        x, running_mean, running_var, fresh, weight, bias, channel_weight, channel_bias,
+        speed, num_groups, eps, batch_eps, along, process_group,
+    )  # fmt: skip
+    if first_pass and running_mean is not None and running_var is not None:
+        if speed is None:
+            _update_running(running_mean, running_var, num_batches_tracked, mean, var, count, momentum)
+        else:
+            _put(running_mean, running_var, num_batches_tracked, mean, var)
+    return _lay_back(output, input, along)
+
+
+def estimated_batch_norm(
+    input: Float[Tensor, "batch channels *spatial"],
+    running_mean: Float[Tensor, " channels"],
+    running_var: Float[Tensor, " channels"],
+    weight: Float[Tensor, " channels"] | None = None,
+    bias: Float[Tensor, " channels"] | None = None,
+    training: bool = False,
+    moving_speed: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    warm_start: bool = False,
+    num_batches_tracked: Int[Tensor, ""] | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> Float[Tensor, "batch channels *spatial"]:
+    """The batch part alone, by estimated statistics, which are constants for the gradient.
+
+    Arguments, errors and source as `batch_channel_norm`. Training on a single value a channel is legal.
+
+    >>> mean, var = torch.tensor([0.0]), torch.tensor([1.0])
+    >>> estimated_batch_norm(torch.tensor([[2.0], [4.0]]), mean, var, training=True, moving_speed=0.5)
+    tensor([[0.2132],
+            [1.0660]])
+    >>> mean, var  # half way to the mean 3, and to the mean square 10 around the old mean 0
+    (tensor([1.5000]), tensor([5.5000]))
+    """
+    per_channel = {
+        "running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias
+    }  # fmt: skip
+    _check_input("estimated_batch_norm", input, per_channel)
+    _check_options(0.0, eps, eps, moving_speed)
+    if warm_start and num_batches_tracked is None:
+        raise ValueError("warm_start counts batches: pass num_batches_tracked")
+    if input.numel() == 0 and (process_group is None or not training):
+        return _empty(input, weight, bias)
+
+    mean, var = running_mean, running_var
+    if training and not recomputing():
+        with torch.no_grad():
+            fresh = _fresh(num_batches_tracked, input.shape[1]) if warm_start else None
+            x, along = _lay_out(input)
+            mean, var, _ = _statistics(
+                *_plane_moments(x, along), mean, var, fresh, moving_speed, _area(x, along), process_group
+            )
+        _put(running_mean, running_var, num_batches_tracked, mean, var)
+    # Copies, since backward needs them and the next batch moves the running ones.
+    mean, var = widen(mean).clone(), widen(var).clone()
+    weight, bias = (None if t is None else widen(t) for t in (weight, bias))
+    return F.batch_norm(input, mean, var, weight, bias, False, 0.0, eps)
+
+
+# ---- the two parts in one pass ----
+
+
+class _Normalize(torch.autograd.Function):
+    """Planes ``(N, C, L)`` or rows ``(N, L, C)`` -> y; mean and variance ``(C,)`` that the batch part took and
+    the number of values behind a batch's; and the moments ``(N, C)`` of the planes, if these hold more than
+    one value. All but y carry no gradient. Saved for backward: x, and what is of the size of those moments.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        fresh: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        channel_weight: Tensor | None,
+        channel_bias: Tensor | None,
+        speed: float | None,
+        groups: int,
+        eps: float,
+        batch_eps: float,
+        along: int,
+        process_group: dist.ProcessGroup | None,
+    ) -> tuple[Tensor, ...]:
+        area = _area(x, along)
+        planes = _plane_moments(x, along)
+        mean, var, count = _statistics(*planes, running_mean, running_var, fresh, speed, area, process_group)
+        gain, rstd, group_z = _fold(*planes, mean, var, weight, bias, groups, eps, batch_eps)
+        scale, shift = gain * rstd, group_z
+        if channel_weight is not None:
+            each = _per_channel(channel_weight, x.shape[3 - along])
+            scale, shift = scale * each, shift * each
+        if channel_bias is not None:
+            shift = shift + _per_channel(channel_bias, x.shape[3 - along])
+        output = _affine(x, planes[0], scale, shift, along)
+        return output, mean, var, count, *(planes if area > 1 else ())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, _, _, _, weight, bias, channel_weight, channel_bias, *ctx.options = inputs
+        _, *moments = output
+        ctx.mark_non_differentiable(*moments)
+        ctx.save_for_backward(x, weight, bias, channel_weight, channel_bias, *moments)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, weight, bias, channel_weight, channel_bias, *moments = ctx.saved_tensors
+        speed, groups, eps, batch_eps, along, process_group = ctx.options
+        mean, var, count, *planes = moments
+        plain = torch.is_grad_enabled()
+        if plain or not planes:
+            planes = _plain_moments(x, along) if plain else _plane_moments(x, along)
+        if plain and speed is None:
+            # To be differentiated again, so the moments are functions of x here.
+            if process_group is not None:
+                raise RuntimeError(
+                    "batch-channel normalisation with a process_group has no second derivative: the sums over "
+                    "processes are not differentiable; train with process_group=None or estimate=True"
+                )
+            mean, var = pool(*planes, 0)
+        found = _gradients(
+            grads[0], x, *planes, mean, var, count, weight, bias, channel_weight,
+            speed, groups, eps, batch_eps, along, process_group, plain,
+        )  # fmt: skip
+        parameters = (weight, bias, channel_weight, channel_bias)
+        return (
+            found[0],
+            *[None] * 3,
+            *(None if p is None else _like(grad, p) for grad, p in zip(found[1:], parameters, strict=True)),
+            *[None] * 6,
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        """Layers side by side are one, with as many times the channels and the groups."""
+        *tensors, speed, groups, eps, batch_eps, along, process_group = args
+        batch = info.batch_size
+        x, *vectors = (
+            None if t is None else t.expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)
+            for t, dim in zip(tensors, in_dims, strict=False)
+        )
+        channel = 3 - along
+        outputs = _Normalize.apply(  # type: ignore[no-untyped-call]
+            x.movedim(0, channel).flatten(channel, channel + 1),
+            *(None if t is None else t.flatten() for t in vectors),
+            speed, batch * groups, eps, batch_eps, along, process_group,
+        )  # fmt: skip
+        y, mean, var, count, *planes = outputs
+        split = (
+            y.unflatten(channel, (batch, -1)), mean.unflatten(0, (batch, -1)), var.unflatten(0, (batch, -1)),
+            count, *(t.unflatten(1, (batch, -1)) for t in planes),
+        )  # fmt: skip
+        return split, (channel, 0, 0, None, *[1] * len(planes))
+
+
+def _normalize(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if torch.compiler.is_exporting():
+        # An exported graph holds plain operations, not this Function: they must carry the gradient.
+        return _normalize_plainly(x, *args)
+    result = _Normalize.apply(x, *args)  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor, Tensor, Tensor], result[:4])
+
+
+def _normalize_plainly(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    fresh: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    channel_weight: Tensor | None,
+    channel_bias: Tensor | None,
+    speed: float | None,
+    groups: int,
+    eps: float,
+    batch_eps: float,
+    along: int,
+    process_group: dist.ProcessGroup | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same in operations that autograd knows."""
+    planes = _plain_moments(x, along)
+    seen = planes if speed is None else tuple(t.detach() for t in planes)
+    mean, var, count = _statistics(
+        *seen, running_mean, running_var, fresh, speed, _area(x, along), process_group
+    )
+    gain, rstd, group_z = _fold(*planes, mean, var, weight, bias, groups, eps, batch_eps)
+    y = (widen(x) - planes[0].unsqueeze(along)) * (gain * rstd).unsqueeze(along) + group_z.unsqueeze(along)
+    view = (1, -1, 1) if along == 2 else (-1,)
+    for parameter, combine in ((channel_weight, torch.mul), (channel_bias, torch.add)):
+        if parameter is not None:
+            y = combine(y, _per_channel(parameter, x.shape[3 - along]).view(view))
+    return y.to(x.dtype), mean.detach(), var.detach(), count
+
+
+def _statistics(
+    plane_mean: Tensor,
+    plane_var: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    fresh: Tensor | None,
+    speed: float | None,
+    area: int,
+    process_group: dist.ProcessGroup | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance for the batch part, and the number of values a channel in the batch.
+
+    ``speed``: of the running statistics towards the batch's; 0 leaves them as they are, None takes the batch's.
+    """
+    count: int | Tensor = len(plane_mean) * area
+    if running_mean is not None and running_var is not None:
+        # Not the very buffers: they will move, and backward must not see that.
+        old_mean, old_var = (t.to(plane_mean.dtype, copy=True) for t in (running_mean, running_var))
+        if speed == 0:
+            return old_mean, old_var, plane_mean.new_tensor(count)
+    mean, var = pool(plane_mean, plane_var, 0)
+    mean, var, count = across_processes(mean, var, count, process_group)
+    if speed is not None:
+        if fresh is not None:
+            old_mean, old_var = torch.where(fresh, mean, old_mean), torch.where(fresh, var, old_var)
+        around_old = var + (mean - old_mean).square()
+        mean = (1 - speed) * old_mean + speed * mean
+        var = (1 - speed) * old_var + speed * around_old
+    return mean, var, count if isinstance(count, Tensor) else mean.new_tensor(count)
+
+
+def _fold(
+    plane_mean: Tensor,
+    plane_var: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+    batch_eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both parts, but for the channel part's affine, as ONE affine map of each plane (n, c):
+
+        z = gain_c * rstd_nc * (x - plane_mean_nc) + mean_nc(z)
+
+    Returns gain ``(C,)``, and rstd and the plane means of z, both ``(N, C)``.
+    """
+    gain = (var + batch_eps).rsqrt()
+    if weight is not None:
+        gain = gain * weight
+    # u has these moments in each plane, and its groups' follow from them.
+    u_mean = gain * (plane_mean - mean)
+    if bias is not None:
+        u_mean = u_mean + bias
+    u_var = gain.square() * plane_var
+    split = (groups, u_mean.shape[1] // groups)
+    group_mean, group_var = pool(u_mean.unflatten(1, split), u_var.unflatten(1, split), 2, keepdim=True)
+    rstd = (group_var + eps).rsqrt()
+    centered = u_mean.unflatten(1, split) - group_mean
+    return gain, rstd.expand_as(centered).flatten(1), (centered * rstd).flatten(1)
+
+
+def _gradients(
+    grad: Tensor,
+    x: Tensor,
+    plane_mean: Tensor,
+    plane_var: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    count: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    channel_weight: Tensor | None,
+    speed: float | None,
+    groups: int,
+    eps: float,
+    batch_eps: float,
+    along: int,
+    process_group: dist.ProcessGroup | None,
+    plain: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, and of the four parameters (the channel part's one a channel).
+
+    With t = gradient of z, each part gives the usual gradient of a normalisation,
+        grad_u = rstd_ng * (t - mean_ng(t) - z * mean_ng(t * z))
+        grad_x = gain_c * (grad_u - mean_c(grad_u) - h * mean_c(grad_u * h)),   h = (x - m_c) / sqrt(v_c + batch_eps)
+    where estimated statistics have gain_c * grad_u alone. Sums over planes are all that this needs of grad, and
+    together it is one multiple of grad and one affine map of x in each plane.
+    """
+    area = _area(x, along)
+    gain, rstd, z_mean = _fold(plane_mean, plane_var, mean, var, weight, bias, groups, eps, batch_eps)
+    sum_centered, sum_one = (_plain_sums if plain else _plane_sums)(grad, x, plane_mean, along)
+
+    scale = gain * rstd
+    sum_z = scale * sum_centered + z_mean * sum_one
+    grad_channel_weight, grad_channel_bias = sum_z, sum_one
+    if channel_weight is not None:
+        each = _per_channel(channel_weight, x.shape[3 - along])
+        sum_centered, sum_one, sum_z = sum_centered * each, sum_one * each, sum_z * each
+
+    # Of grad_u = rstd * (t - mean_one - z * mean_z): what is constant in a plane, what goes with x, and the sums.
+    mean_one, mean_z = (_group_mean(t, groups) / area for t in (sum_one, sum_z))
+    constant, slope = -rstd * (mean_one + z_mean * mean_z), -rstd * scale * mean_z
+    u_one = rstd * sum_one + area * constant
+    u_centered = rstd * sum_centered + area * slope * plane_var
+    batch_rstd = (var + batch_eps).rsqrt()
+    h_mean = (plane_mean - mean) * batch_rstd
+    u_h = batch_rstd * u_centered + h_mean * u_one
+    grad_weight, grad_bias = u_h.sum(0), u_one.sum(0)
+
+    if speed is None:
+        sums = torch.stack([grad_bias, grad_weight])
+        if process_group is not None:
+            dist.all_reduce(sums, group=process_group)
+        batch_one, batch_h = sums / count
+        constant = constant - batch_one - h_mean * batch_h
+        slope = slope - batch_rstd * batch_h
+    constant, slope = gain * constant, gain * slope
+    if channel_weight is not None:
+        scale = scale * each
+
+    if plain:
+        centered = widen(x) - plane_mean.unsqueeze(along)
+        grad_x = centered * slope.unsqueeze(along) + constant.unsqueeze(along) + grad * scale.unsqueeze(along)
+    else:
+        grad_x = _affine(widen(x), plane_mean, slope, constant, along)
+        grad_x.addcmul_(widen(grad), scale.unsqueeze(along))
+    return grad_x.to(x.dtype), grad_weight, grad_bias, grad_channel_weight.sum(0), grad_channel_bias.sum(0)
+
+
+def _group_mean(t: Tensor, groups: int) -> Tensor:
+    """``(N, C)``: each channel gets the mean over its group's."""
+    t = t.unflatten(1, (groups, -1))
+    return t.mean(2, keepdim=True).expand_as(t).flatten(1)
+
+
+def _per_channel(parameter: Tensor, channels: int) -> Tensor:
+    """One value a group -> one a channel."""
+    return widen(parameter).repeat_interleave(channels // len(parameter))
+
+
+def _like(grad: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient of one value a channel -> that of one a group, if the parameter has these."""
+    return grad.unflatten(0, (len(parameter), -1)).sum(1).to(parameter.dtype)
+
+
+# ---- two layouts: a plane of L values per sample and channel, or rows of C values (channels last) ----
+
+
+def _lay_out(input: Tensor) -> tuple[Tensor, int]:
+    """``(N, C, L)`` or ``(N, L, C)``, contiguous, without a copy where that can be; and the dimension of L."""
+    samples, channels = input.shape[:2]
+    last = input.movedim(1, -1)
+    if input.dim() == 2 or (not input.is_contiguous() and last.is_contiguous()):
+        return last.reshape(samples, -1, channels), 1
+    return input.reshape(samples, channels, -1).contiguous(), 2
+
+
+def _lay_back(output: Tensor, input: Tensor, along: int) -> Tensor:
+    if along == 2:
+        return output.view(input.shape)
+    return output.view(input.movedim(1, -1).shape).movedim(-1, 1)
+
+
+def _area(x: Tensor, along: int) -> int:
+    return x.shape[along]
+
+
+def _strips(x: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A few samples at a time, so that temporaries are small."""
+    most = pieces(x, x[0].numel(), len(x)) if len(x) else 1
+    return zip(*(t.split(most) for t in (x, *tensors)), strict=True)
+
+
+def _plain_moments(x: Tensor, along: int) -> tuple[Tensor, Tensor]:
+    x = widen(x)
+    mean = x.mean(along, keepdim=True)
+    return mean.squeeze(along), (x - mean).square().mean(along)
+
+
+def _plane_moments(x: Tensor, along: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance ``(N, C)`` of each plane."""
+    if along == 2 and len(x):
+        return group_moments(x, x.shape[1])
+    parts = [_plain_moments(part, along) for (part,) in _strips(x)]
+    mean, var = (torch.cat(values) for values in zip(*parts, strict=True))
+    return mean, var
+
+
+def _affine(x: Tensor, center: Tensor, scale: Tensor, shift: Tensor, along: int) -> Tensor:
+    """``(x - center) * scale + shift``, in x's dtype."""
+    if along == 2 and len(x):
+        return affine_planes(x, center, scale, shift)
+    output = torch.empty_like(x)
+    for part, out, *maps in _strips(x, output, center, scale, shift):
+        c, s, t = (value.unsqueeze(along) for value in maps)
+        torch.addcmul(t, widen(part) - c, s, out=out)
+    return output
+
+
+def _plain_sums(grad: Tensor, x: Tensor, center: Tensor, along: int) -> tuple[Tensor, Tensor]:
+    grad = widen(grad)
+    return (grad * (widen(x) - center.unsqueeze(along))).sum(along), grad.sum(along)
+
+
+def _plane_sums(grad: Tensor, x: Tensor, center: Tensor, along: int) -> tuple[Tensor, Tensor]:
+    """Sums ``(N, C)`` over each plane of ``grad * (x - center)`` and of ``grad``."""
+    if along == 2 and len(x):
+        return plane_sums(grad, x, center)
+    parts = [_plain_sums(*strip, along) for strip in _strips(grad, x, center)]
+    along_x, along_one = (torch.cat(values) for values in zip(*parts, strict=True))
+    return along_x, along_one
+
+
+def _empty(input: Tensor, *parameters: Tensor | None) -> Tensor:
+    """An empty result that gives every parameter a gradient of zero rather than none."""
+    nothing = sum(p.sum() for p in parameters if p is not None)
+    return (input + 0 * nothing).to(input.dtype)
+
+
+# ---- running statistics ----
+
+
+def _fresh(num_batches_tracked: Tensor | None, channels: int) -> Tensor:
+    assert num_batches_tracked is not None  # checked by the caller
+    return (num_batches_tracked == 0).expand(channels)
+
+
+@torch.no_grad()
+def _put(
+    running_mean: Tensor, running_var: Tensor, num_batches_tracked: Tensor | None, mean: Tensor, var: Tensor
+) -> None:
+    running_mean.copy_(mean)
+    running_var.copy_(var)
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
+
+
+@torch.no_grad()
+def _update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    count: Tensor,
+    momentum: float | None,
+) -> None:
+    """As `torch.nn.BatchNorm2d`: the running variance is of unbiased ones."""
+    share: float | Tensor
+    if momentum is None:
+        assert num_batches_tracked is not None  # checked by the caller
+        share = 1 / (num_batches_tracked.to(mean.dtype) + 1)
+    else:
+        share = momentum
+    unbiased = var * (count / (count - 1).clamp(min=1))
+    _put(
+        running_mean, running_var, num_batches_tracked,
+        (1 - share) * running_mean + share * mean, (1 - share) * running_var + share * unbiased,
+    )  # fmt: skip
+
+
+# ---- bad input ----
+
+
+def _check_input(what: str, input: Tensor, per_channel: dict[str, Tensor | None]) -> None:
+    if not input.is_floating_point():
+        raise TypeError(f"{what} needs a floating point input; got {input.dtype}: convert with .float()")
+    if input.dim() < 2:
+        raise ValueError(f"{what} needs input (N, C, ...); got shape {tuple(input.shape)}")
+    for name, value in per_channel.items():
+        if value is not None and tuple(value.shape) != (input.shape[1],):
+            raise ValueError(
+                f"input of shape {tuple(input.shape)} has {input.shape[1]} channels, but {name} has shape "
+                f"{tuple(value.shape)}: build the layer with num_features={input.shape[1]}, or move the "
+                "channels to dimension 1"
+            )
+    if (per_channel["running_mean"] is None) != (per_channel["running_var"] is None):
+        raise ValueError("running_mean and running_var go together; got only one of them")
+
+
+def _check_groups(what: str, has: str, channels: int, num_groups: int) -> None:
+    if isinstance(num_groups, bool) or not isinstance(num_groups, int):
+        raise TypeError(f"num_groups must be an int; got {num_groups!r}")
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(
+            f"{what}: num_groups must divide the channels; {has} {channels} channels, got "
+            f"num_groups={num_groups}: pass a divisor of {channels}"
+        )
+
+
+def _check_options(momentum: float | None, eps: float, batch_eps: float, moving_speed: float | None) -> None:
+    if momentum is not None and not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must be in [0, 1], or None for the plain average; got {momentum}")
+    if moving_speed is not None and not 0 <= moving_speed <= 1:
+        raise ValueError(f"moving_speed must be in [0, 1]; got {moving_speed}")
+    for name, value in (("eps", eps), ("batch_eps", batch_eps)):
+        if not value >= 0:
+            raise ValueError(f"{name} must not be negative; got {value}")
+
+
+# ---- layers ----
+
+
+class _BatchPart(nn.Module):
+    """Parameters and running statistics of a batch normalisation, and how they are loaded."""
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        affine: bool,
+        track_running_stats: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        if num_features < 1:
+            raise ValueError(f"num_features must be at least 1; got {num_features}")
+        self.num_features = num_features
+        for name, fill in (("weight", torch.ones), ("bias", torch.zeros)):
+            value = nn.Parameter(fill(num_features, device=device, dtype=dtype)) if affine else None
+            self.register_parameter(name, value)
+        for name, fill in (("running_mean", torch.zeros), ("running_var", torch.ones)):
+            value = fill(num_features, device=device, dtype=dtype) if track_running_stats else None
+            self.register_buffer(name, value)
+        counter = torch.zeros((), device=device, dtype=torch.int64) if track_running_stats else None
+        self.register_buffer("num_batches_tracked", counter)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The official code keeps this setting in a buffer, where nothing sets it; here it is an argument.
+        state_dict.pop(f"{prefix}estbn_moving_speed", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class _BatchChannelNorm(nn.Module):
+    """What the two public layers share; theirs is the rank of the input."""
+
+    _ranks: ClassVar[tuple[int, ...]]
+    _shape: ClassVar[str]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_groups: int = 32,
+        estimate: bool = False,
+        moving_speed: float = 0.1,
+        warm_start: bool = False,
+        channel_affine: ChannelAffine | None = "group",
+        batch_eps: float = 1e-5,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        _check_groups(name, "the layer has", num_features, num_groups)
+        _check_options(momentum, eps, batch_eps, moving_speed)
+        if channel_affine is not None and channel_affine not in get_args(ChannelAffine):
+            raise ValueError(
+                f"channel_affine must be None or one of {get_args(ChannelAffine)}; got {channel_affine!r}"
+            )
+        if estimate and not track_running_stats:
+            raise ValueError(f"{name}: estimate=True keeps its estimates; drop track_running_stats=False")
+        if warm_start and not estimate:
+            raise ValueError(f"{name}: warm_start is for estimates; pass estimate=True too")
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.num_groups = num_groups
+        self.estimate = estimate
+        self.moving_speed = moving_speed
+        self.warm_start = warm_start
+        self.channel_affine = channel_affine
+        self.batch_eps = batch_eps
+        self.process_group = process_group
+        self.bn = _BatchPart(num_features, affine, track_running_stats, device, dtype)
+        # The official shape of one value a group; one a channel has that of torch's layers.
+        shape = (1, num_groups, 1) if channel_affine == "group" else (num_features,)
+        for parameter, fill in (("weight", torch.ones), ("bias", torch.zeros)):
+            value = None if channel_affine is None else nn.Parameter(fill(shape, device=device, dtype=dtype))
+            self.register_parameter(parameter, value)
+
+    def forward(
+        self, input: Float[Tensor, "batch channels *spatial"]
+    ) -> Float[Tensor, "batch channels *spatial"]:
+        """Normalise, and in training move the running statistics."""
+        _check_rank(self, input)
+        bn = self.bn
+        return batch_channel_norm(
+            input,
+            bn.running_mean,
+            bn.running_var,
+            bn.weight,
+            bn.bias,
+            self.training or bn.running_mean is None,
+            self.momentum,
+            self.eps,
+            num_groups=self.num_groups,
+            channel_weight=None if self.weight is None else self.weight.flatten(),
+            channel_bias=None if self.bias is None else self.bias.flatten(),
+            moving_speed=self.moving_speed if self.estimate else None,
+            batch_eps=self.batch_eps,
+            warm_start=self.warm_start,
+            num_batches_tracked=bn.num_batches_tracked,
+            process_group=self.process_group,
+        )
+
+    def extra_repr(self) -> str:
+        statistics = (
+            f"estimate=True, moving_speed={self.moving_speed}"
+            if self.estimate
+            else f"momentum={self.momentum}"
+        )
+        return f"{self.num_features}, num_groups={self.num_groups}, eps={self.eps}, {statistics}"
+
+
+class BatchChannelNorm1d(_BatchChannelNorm):
+    """Batch-channel normalisation of ``(N, C)`` or ``(N, C, L)``.
+
+    Arguments before the star are those of `torch.nn.BatchNorm1d`, in torch's order.
+
+    Args:
+        num_features: channels C.
+        eps: added to the channel part's variance under the root.
+        momentum: of batch statistics, in [0, 1]; None: the plain average. Estimates have ``moving_speed``.
+        affine: learn a weight and a bias per channel in the batch part.
+        track_running_stats: if False there are no running statistics, and evaluation takes the batch's too.
+        device, dtype: of the parameters and buffers.
+        num_groups: groups of the channel part; divides C.
+        estimate: normalise by estimated statistics, constants for the gradient: the form for micro-batches, in
+            which a batch of one sample is legal. If False, by the batch's, as batch normalisation.
+        moving_speed: r in [0, 1], weight of one batch in the estimates. It may be set at any time.
+        warm_start: let the first batch's mean and variance stand for the estimates it finds, which are 0 and 1
+            in a new layer. Off in the official code; on, the first steps are not those of another scale.
+        channel_affine: the channel part learns a weight and a bias ``"group"``-wise as in the official code, of
+            shape (1, num_groups, 1); ``"channel"``-wise, of shape (C,); or None.
+        batch_eps: added to the batch part's variance under the root; the official code knows only 1e-5.
+        process_group: processes over which the statistics of the BATCH part are taken, forward and backward, as
+            in `torch.nn.SyncBatchNorm`; for all pass ``torch.distributed.group.WORLD``. None: each process its
+            own. The channel part never leaves a sample.
+
+    Raises:
+        ValueError, TypeError: a setting out of range; an input of another rank or number of channels; in
+            training, one value a channel with batch statistics, or one value a group.
+        RuntimeError: a second derivative through batch statistics of several processes.
+
+    The state dict has the official names: ``weight`` and ``bias`` of the channel part, ``bn.weight``,
+    ``bn.bias``, ``bn.running_mean``, ``bn.running_var`` and ``bn.num_batches_tracked``. The official
+    ``bn.estbn_moving_speed`` is accepted and not restored: ``moving_speed`` is a setting of the layer.
+
+    What a training forward does to the running statistics:
+
+    - Gradient accumulation: each micro-batch moves them, and estimates move before they are used: one step on
+      k micro-batches is not one on their union.
+    - Activation checkpointing: a recomputed forward moves nothing. With estimates it normalises by those that
+      it finds, which are the first pass's if no other batch came between, as is so when each forward has its
+      backward before the next.
+    - `DistributedDataParallel` copies the first process's buffers to all before each forward, so that without
+      a ``process_group`` what the others saw is lost; with one the buffers are equal anyway.
+
+    Source: Qiao et al. 2019 (arXiv 1903.10520), section 5.
+
+    >>> layer = BatchChannelNorm1d(8, num_groups=4, estimate=True)
+    >>> layer(torch.randn(1, 8)).shape
+    torch.Size([1, 8])
+    >>> [name for name, _ in layer.named_parameters()]
+    ['weight', 'bias', 'bn.weight', 'bn.bias']
+    """
+
+    _ranks = (2, 3)
+    _shape = "(N, C) or (N, C, L)"
+
+
+class BatchChannelNorm2d(_BatchChannelNorm):
+    """Batch-channel normalisation of ``(N, C, H, W)``.
+
+    Arguments, state, errors and source as `BatchChannelNorm1d`. With batch statistics one sample is legal where
+    its plane holds more than one value.
+
+    >>> layer = BatchChannelNorm2d(64, estimate=True, moving_speed=0.05)
+    >>> layer(torch.randn(2, 64, 7, 7)).shape
+    torch.Size([2, 64, 7, 7])
+    >>> layer
+    BatchChannelNorm2d(
+      64, num_groups=32, eps=1e-05, estimate=True, moving_speed=0.05
+      (bn): _BatchPart()
+    )
+    """
+
+    _ranks = (4,)
+    _shape = "(N, C, H, W)"
+
+
+class _EstimatedBatchNorm(_BatchPart):
+    """What the two public layers share; theirs is the rank of the input."""
+
+    _ranks: ClassVar[tuple[int, ...]]
+    _shape: ClassVar[str]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        *,
+        moving_speed: float = 0.1,
+        affine: bool = True,
+        warm_start: bool = False,
+        process_group: dist.ProcessGroup | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _check_options(0.0, eps, eps, moving_speed)
+        super().__init__(num_features, affine, True, device, dtype)
+        self.eps = eps
+        self.moving_speed = moving_speed
+        self.warm_start = warm_start
+        self.process_group = process_group
+
+    def forward(
+        self, input: Float[Tensor, "batch channels *spatial"]
+    ) -> Float[Tensor, "batch channels *spatial"]:
+        """Normalise by the estimates, which a training batch moves first."""
+        _check_rank(self, input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        return estimated_batch_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.moving_speed,
+            self.eps,
+            warm_start=self.warm_start,
+            num_batches_tracked=self.num_batches_tracked,
+            process_group=self.process_group,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, moving_speed={self.moving_speed}"
+
+
+class EstimatedBatchNorm1d(_EstimatedBatchNorm):
+    """The batch part alone, by estimated statistics, of ``(N, C)`` or ``(N, C, L)``: batch normalisation for
+    micro-batches, whose state dict is that of `torch.nn.BatchNorm1d`.
+
+    Args:
+        num_features: channels C.
+        eps: added to the estimated variance under the root.
+        moving_speed: r in [0, 1], weight of one batch in the estimates.
+        affine: learn a weight and a bias per channel.
+        warm_start, process_group, device, dtype: see `BatchChannelNorm1d`.
+
+    Raises:
+        ValueError, TypeError: as `BatchChannelNorm1d`; one value a channel is legal.
+
+    Under gradient accumulation, activation checkpointing and `DistributedDataParallel` it behaves as
+    `BatchChannelNorm1d`.
+
+    Source: Qiao et al. 2019 (arXiv 1903.10520), section 5; class EstBN of the official code.
+
+    >>> layer = EstimatedBatchNorm1d(3, moving_speed=0.05)
+    >>> layer(torch.randn(1, 3)).shape
+    torch.Size([1, 3])
+    """
+
+    _ranks = (2, 3)
+    _shape = "(N, C) or (N, C, L)"
+
+
+class EstimatedBatchNorm2d(_EstimatedBatchNorm):
+    """The same of ``(N, C, H, W)``; see `EstimatedBatchNorm1d`.
+
+    >>> EstimatedBatchNorm2d(3)(torch.randn(2, 3, 5, 5)).shape
+    torch.Size([2, 3, 5, 5])
+    """
+
+    _ranks = (4,)
+    _shape = "(N, C, H, W)"
+
+
+def _check_rank(layer: _BatchChannelNorm | _EstimatedBatchNorm, input: Tensor) -> None:
+    if input.dim() not in layer._ranks:
+        raise ValueError(
+            f"{type(layer).__name__} needs input {layer._shape}; got shape {tuple(input.shape)}: "
+            "use the layer for that number of dimensions"
+        )
