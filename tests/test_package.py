@@ -19,7 +19,7 @@ from trueup import papers
 from trueup.lab import ledger
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("data", "estimators", "lab", "models", "nn", "optim", "training")
+ROOMS = ("data", "estimators", "federated", "lab", "models", "nn", "optim", "training")
 PUBLIC = [(room, name) for room in ROOMS for name in importlib.import_module(f"trueup.{room}").__all__]
 
 

@@ -1,0 +1,137 @@
+"""Federated averaging: the server's state is the mean of the clients', but for what stays with each of them.
+
+Problem: data of several clients must not be brought together. Idea: each client trains a copy of the server's
+model on its own data, then the server averages the copies and sends the mean back: one communication round,
+
+    server = sum_k p_k client_k        client_k = server
+
+FedAvg averages every entry of the state dict, running statistics of normalisation too; FedBN leaves all
+entries of the normalisation layers where they are (``keep``); FedWon has no normalisation, so nothing to leave.
+
+McMahan, Moore, Ramage, Hampson, Arcas 2017, arXiv 1602.05629; Li, Jiang, Zhang, Kamp, Dou 2021, arXiv 2102.07623.
+Counters are not averaged: as in the code of FedBN the server takes those of the first client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["broadcast_state", "federated_average"]
+
+State = dict[str, Tensor]
+
+
+@torch.no_grad()
+def federated_average(
+    clients: Sequence[Mapping[str, Tensor]],
+    weights: Sequence[float] | None = None,
+    *,
+    server: Mapping[str, Tensor] | None = None,
+    keep: Iterable[str] = (),
+) -> State:
+    """The server's new state dict, from those of the clients.
+
+    Args:
+        clients: state dicts with equal names and shapes, at least one.
+        weights: share of each client, >= 0, with the sum 1: such as its share of the samples. None: equal.
+        server: the server's state before, from which it keeps entries; needed with ``keep``.
+        keep: names of modules, or of entries, that are not averaged.
+
+    Returns:
+        New tensors. Floating point entries are averaged in float64 and have the first client's dtype; others,
+        such as ``num_batches_tracked``, are the first client's.
+
+    Raises:
+        ValueError: no client; clients of different names or shapes; weights that are negative, of another
+            number, or whose sum is not 1; a name to keep that no entry has, or without ``server``.
+
+    Source: algorithm 1 of McMahan et al. 2017; with ``keep``, FedBN.
+
+    >>> clients = [{"fc.weight": torch.tensor([1.0]), "bn.bias": torch.tensor([5.0])},
+    ...            {"fc.weight": torch.tensor([3.0]), "bn.bias": torch.tensor([7.0])}]
+    >>> federated_average(clients, weights=[0.25, 0.75])
+    {'fc.weight': tensor([2.5000]), 'bn.bias': tensor([6.5000])}
+    >>> federated_average(clients, server={"bn.bias": torch.tensor([0.0])}, keep=["bn"])
+    {'fc.weight': tensor([2.]), 'bn.bias': tensor([0.])}
+    """
+    if not clients:
+        raise ValueError("federated_average needs the state of at least one client; got none")
+    first = clients[0]
+    for number, client in enumerate(clients):
+        _check_alike(first, client, number)
+    shares = [1 / len(clients)] * len(clients) if weights is None else [float(w) for w in weights]
+    if len(shares) != len(clients) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(
+            f"weights must be {len(clients)} numbers >= 0 with the sum 1, one a client; got {shares}"
+        )
+    kept = _kept(first, keep)
+    if kept and (server is None or not kept <= server.keys()):
+        raise ValueError(
+            "keep names entries that the server keeps: pass server, its state with these entries"
+        )
+
+    average: State = {}
+    for name, value in first.items():
+        if name in kept:
+            assert server is not None  # checked above
+            average[name] = server[name].clone()
+        elif value.is_floating_point():
+            values = (client[name].double() * p for client, p in zip(clients, shares, strict=True))
+            average[name] = sum(values, torch.zeros_like(value, dtype=torch.float64)).to(value.dtype)
+        else:
+            average[name] = value.clone()
+    return average
+
+
+@torch.no_grad()
+def broadcast_state(
+    server: Mapping[str, Tensor], client: Mapping[str, Tensor], *, keep: Iterable[str] = ()
+) -> State:
+    """A client's new state dict: the server's, but for counters and what it keeps.
+
+    Args:
+        server: the state dict that `federated_average` returned.
+        client: the client's own.
+        keep: names of modules, or of entries, that stay the client's.
+
+    Raises:
+        ValueError: states of different names or shapes; a name to keep that no entry has.
+
+    >>> server = {"fc.weight": torch.tensor([2.0]), "bn.bias": torch.tensor([0.0])}
+    >>> client = {"fc.weight": torch.tensor([1.0]), "bn.bias": torch.tensor([5.0])}
+    >>> broadcast_state(server, client, keep=["bn"])
+    {'fc.weight': tensor([2.]), 'bn.bias': tensor([5.])}
+    """
+    _check_alike(server, client, None)
+    kept = _kept(client, keep)
+    return {
+        name: (own if name in kept or not own.is_floating_point() else server[name]).clone()
+        for name, own in client.items()
+    }
+
+
+def _kept(state: Mapping[str, Tensor], names: Iterable[str]) -> set[str]:
+    """The entries of these modules or of these names."""
+    kept: set[str] = set()
+    for name in names:
+        entries = {entry for entry in state if entry == name or entry.startswith(f"{name}.")}
+        if not entries:
+            raise ValueError(f"keep names {name!r}, but the states have no such entry: {', '.join(state)}")
+        kept |= entries
+    return kept
+
+
+def _check_alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor], number: int | None) -> None:
+    who = "the client" if number is None else f"client {number}"
+    if one.keys() != other.keys():
+        differing = ", ".join(sorted(one.keys() ^ other.keys()))
+        raise ValueError(f"states must have the same entries; {who} differs in {differing}")
+    for name in one:
+        if one[name].shape != other[name].shape:
+            raise ValueError(
+                f"states must have the same shapes; {name} is {tuple(one[name].shape)}, and "
+                f"{tuple(other[name].shape)} for {who}"
+            )
