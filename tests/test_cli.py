@@ -130,6 +130,14 @@ def test_a_study_file_that_raises_on_import_names_the_line(trueup):
     assert "not today" in err
 
 
+def test_a_study_of_ones_own_does_not_take_a_papers_name(trueup):
+    Path(write_study()).write_text(Path("tiny.py").read_text().replace('"tiny"', '"adamp"'))
+    code, _, err = trueup("run", "tiny.py", "--workers", "1")
+    assert code == 2
+    assert "give your study another" in err
+    assert not Path("trueup-lab").exists()
+
+
 def test_a_study_of_ones_own_runs_resumes_and_is_reported(trueup):
     code, out, _ = trueup("run", write_study(), "--workers", "1")
     assert code == 0
@@ -139,7 +147,7 @@ def test_a_study_of_ones_own_runs_resumes_and_is_reported(trueup):
     assert Path("trueup-lab/report/tiny.html").is_file()
     code, out, _ = trueup("run", "tiny.py", "--workers", "1")
     assert code == 0
-    assert "30 cells, 30 of them stored" in out
+    assert "30 cells, 30 of them stored before" in out
     code, out, _ = trueup("run", "tiny.py", "--plan")
     assert code == 0
     assert "look 1" in out
@@ -147,6 +155,10 @@ def test_a_study_of_ones_own_runs_resumes_and_is_reported(trueup):
     assert code == 0
     outcome = json.loads(Path("trueup-lab/report/data/tiny.json").read_text())
     assert outcome["verdict"]["outcome"] == "reproduced"
+    page = Path("trueup-lab/report/tiny.html").read_text()
+    assert f"trueup run {Path('tiny.py').resolve()}" in page
+    assert "trueup run tiny<" not in page
+    assert "claimed by the paper" not in page
 
 
 def test_failed_cells_are_shown_and_exit_1(trueup):
@@ -253,7 +265,8 @@ def test_a_replication_is_compared_recorded_and_shown(trueup, published):
     assert ledger.read()["tiny"] == before  # only --record writes
     code, out, _ = trueup("ledger", "replicate", "tiny", "--workers", "1", "--record")
     assert code == 0
-    assert "30 cells, 30 of them stored" in out  # the same fresh seeds: nobody draws again until it agrees
+    # the same fresh seeds: nobody draws again until it agrees
+    assert "30 cells, 30 of them stored before" in out
     assert "recorded in the ledger as replication 1" in out
     assert ledger.read()["tiny"]["replications"][0]["agrees"]
     _, out, _ = trueup("ledger")

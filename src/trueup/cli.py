@@ -273,7 +273,13 @@ def _reference(target: str) -> StudyRef:
         path = Path(target).resolve()
         if not path.is_file():
             raise FileNotFoundError(f"no study file {target}")
-        return StudyRef("file", str(path))
+        ref = StudyRef("file", str(path))
+        if ref.load().slug in {p.slug for p in papers.CATALOGUE}:
+            raise ValueError(
+                f"{target}: the slug {ref.load().slug!r} is a paper's, whose results it would be taken for: "
+                "give your study another"
+            )
+        return ref
     paper = papers.get(target)
     if paper.state == "planned":
         raise ValueError(
@@ -335,6 +341,8 @@ def _check_data(ref: StudyRef, scale: str) -> None:
 
 def _print_outcome(outcome: dict[str, Any]) -> bool:
     """Print one outcome; True if anything failed."""
+    from trueup.lab.numerals import duration, plural
+
     broken = [c for c in outcome["cells"] if c["status"] == "failed"]
     failures = [*outcome["failures"], *({"name": c["arm"], "error": c["error"]} for c in broken)]
     cost = outcome["cost"]
@@ -354,8 +362,8 @@ def _print_outcome(outcome: dict[str, Any]) -> bool:
     if len(failures) > 3:
         console.print(f"  [red]and {len(failures) - 3} more failed[/]")
     console.print(
-        f"  [dim]{cost['cells']} cells, {cost['reused']} of them stored; "
-        f"{cost['cpu_seconds'] / 60:.1f} minutes of computing, {cost['wall_seconds'] / 60:.1f} of waiting[/]"
+        f"  [dim]{plural(cost['cells'], 'cell')}, {cost['reused']} of them stored before; "
+        f"{duration(cost['cpu_seconds'])} of computing, {duration(cost['wall_seconds'])} of waiting[/]"
     )
     return bool(failures)
 

@@ -290,6 +290,25 @@ def test_a_stage_writes_all_or_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert os.listdir(tmp_path) == ["teacher.npz"]
 
 
+def test_leftovers_of_killed_writers_are_cleared_and_nothing_else(tmp_path: Path) -> None:
+    """A stage killed while it writes, beside one that lives, one of another machine, and files of others."""
+    staged = study(stages=[Stage("teacher", lambda run: {"w": np.ones(3)})])
+    child = os.fork()
+    if child == 0:  # dies in the middle of writing, as by kill -9
+        module.np.savez = lambda stream, **arrays: os._exit(0)
+        execute(staged, replace(CELL, kind="stage", arm="teacher"), artefact=str(tmp_path / "a.npz"))
+    os.waitpid(child, 0)
+    (left,) = os.listdir(tmp_path)
+    assert left.endswith(".part")
+    alive = left.replace(f"-{child}-", f"-{os.getpid()}-")
+    others = {alive, f"elsewhere-{child}-abc.part", "results.part", "b.npz"}
+    for name in others:
+        (tmp_path / name).write_bytes(b"half")
+    module.clear_leftovers(tmp_path)
+    assert set(os.listdir(tmp_path)) == others
+    module.clear_leftovers(tmp_path / "no such folder")
+
+
 def test_a_stage_returns_arrays_only(tmp_path: Path) -> None:
     staged = study(stages=[Stage("teacher", lambda run: {"net": object()})])
     result = execute(staged, replace(CELL, kind="stage", arm="teacher"), artefact=str(tmp_path / "a.npz"))

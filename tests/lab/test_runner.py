@@ -219,6 +219,7 @@ def test_smoke_is_one_seed_without_tuning_or_verdict(tmp_path, store):
     outcome = runner.run(toy(tmp_path), store, engine, Options("smoke"))
     assert outcome["claims"] == []
     assert outcome["verdict"]["outcome"] == "none"
+    assert [look["alpha"] for look in outcome["looks"]] == [None]
     assert {c.kind for c in engine.done} == {"stage", "report", "exact", "exact-control"}
     assert len([c for c in engine.done if c.kind == "report"]) == 6
 

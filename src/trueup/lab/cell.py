@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import tempfile
 import time
 import traceback
@@ -266,7 +267,8 @@ def _stage(study: Study, cell: Cell, run: Run, artefact: str) -> CellResult:
         )
     target = Path(artefact)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".part")
+    writer = f"{platform.node()}-{os.getpid()}-"  # for `clear_leftovers`
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=writer, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
@@ -275,6 +277,30 @@ def _stage(study: Study, cell: Cell, run: Run, artefact: str) -> CellResult:
         Path(temporary).unlink(missing_ok=True)
         raise
     return CellResult("ok", path=str(target))
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove half-written artefacts whose writers were killed.
+
+    A file's name holds its writer (machine, process, a random end): what a live process or another machine
+    may be writing stays.
+    """
+    for file in folder.glob("*.part"):
+        writer = re.fullmatch(rf"{re.escape(platform.node())}-(\d+)-\w+\.part", file.name)
+        if writer and not _is_alive(int(writer[1])):
+            file.unlink(missing_ok=True)  # another run may have been quicker
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _interleaved(claim: CostClaim) -> list[float]:

@@ -218,6 +218,7 @@ def document(
     evidence: Evidence,
     *,
     scale: str,
+    target: str,
     published: bool,
     seeds_note: str,
     protocols: Sequence[int],
@@ -227,6 +228,7 @@ def document(
     """The outcome document of one study at one scale; every value is plain JSON.
 
     Args:
+        target: what `trueup run` takes to run the study: its slug, or the file it was read from.
         published: were the seeds those of the protocol (so that the verdict may enter the ledger)?
         seeds_note: which seeds they were, in words.
         protocols: protocol numbers run so far at this scale.
@@ -254,6 +256,7 @@ def document(
         "slug": study.slug,
         "question": study.question,
         "scale": scale,
+        "target": target,
         "protocol": study.protocol,
         "tested_on": study.tested_on,
         "paper_setup": study.paper_setup,
@@ -291,7 +294,10 @@ def document(
         "tuning": [_tuning_document(key, tuned) for key, tuned in sorted(evidence.tuned.items())],
         "failures": [{"name": name, "error": error} for name, error in sorted(evidence.failures.items())],
         "figures": [_figure_document(f) for f in study.figures],
-        "looks": [{"n": len(s), "alpha": a, "seeds": list(s)} for a, s in evidence.looks],
+        "looks": [
+            {"n": len(s), "alpha": None if scale == "smoke" else a, "seeds": list(s)}
+            for a, s in evidence.looks
+        ],
         "cost": dict(cost),
         "provenance": dict(provenance),
     }

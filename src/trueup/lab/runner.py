@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trueup.lab.cell import Cell, CellResult, Items, environment, items
+from trueup.lab.cell import Cell, CellResult, Items, clear_leftovers, environment, items
 from trueup.lab.engine import Engine, StudyRef, Task
 from trueup.lab.fingerprint import cell_fingerprint, code_fingerprint
 from trueup.lab.outcome import Evidence, document, judge_claims, undecided
@@ -270,6 +270,7 @@ class _Session:
     def outcome(self) -> dict[str, Any]:
         started = time.perf_counter()
         if self.engine is not None:
+            clear_leftovers(self.store.artefacts)
             self.store.note_protocol(self.study.slug, self.options.scale, self.study.protocol)
         self.exact()
         if self.study.arms:
@@ -280,6 +281,7 @@ class _Session:
             self.study,
             self.evidence,
             scale=self.options.scale,
+            target=self.ref.name if self.ref.kind == "file" else self.study.slug,
             published=self._published,
             seeds_note=self._seeds_note(),
             protocols=self.store.protocols(self.study.slug, self.options.scale),
@@ -306,6 +308,8 @@ class _Session:
     def _seeds_note(self) -> str:
         if self.options.scale == "smoke":
             return "one seed, no verdict: a check that everything runs"
+        if not self.study.arms:
+            return "no seeds are drawn: nothing here is random"
         if self.options.seeds is not None:
             return EXPLORATORY
         if self.options.replicate:

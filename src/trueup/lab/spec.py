@@ -327,6 +327,10 @@ class Study:
         protocol: raised by hand whenever the protocol changes, which draws fresh seeds.
         protocols: for every earlier protocol number, one line on why it was changed.
         looks: seeds and one-sided alpha of each look.
+        tuning_seeds: seeds that every trial is scored on, at least 3.
+        timeout: seconds that one cell or stage may take, after which it is stopped and counts as failed (its
+            claims are then incomplete); a worker's first cell also reads the study in that time. ``None``
+            waits for ever.
     """
 
     slug: str

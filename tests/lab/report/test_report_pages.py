@@ -117,6 +117,29 @@ def test_a_published_verdict_stands_in_where_nothing_was_run(folder: Path) -> No
     )
 
 
+def test_a_study_of_ones_own_names_its_file_and_no_paper(tmp_path: Path) -> None:
+    own = made.study() | {"slug": "mine", "scale": "smoke", "target": "/home/o'neil/my study.py"}
+    own["claims"][0]["origin"] = "post_hoc"
+    write_report(tmp_path, [own], made.PAPERS, {})
+    text = page(tmp_path, "mine.html").text
+    assert """trueup run '/home/o'"'"'neil/my study.py' --scale smoke""" in text
+    assert "claimed by the paper" not in text
+    assert "from the brief" not in text
+    assert "post hoc" in text
+    write_report(tmp_path, [made.study()], made.PAPERS, {})
+    papers = page(tmp_path, "adamp.html").text
+    assert "claimed by the paper" in papers
+    assert "trueup run adamp" in papers
+
+
+def test_a_look_without_a_level_shows_a_dash(tmp_path: Path) -> None:
+    smoke = made.study() | {"published": False, "looks": [{"n": 1, "alpha": None, "seeds": [0]}]}
+    write_report(tmp_path, [smoke], made.PAPERS, {})
+    text = page(tmp_path, "adamp.html").text
+    assert "Looks, declared in advance" not in text
+    assert "one-sided level which seeds 1 1 – 0" in text
+
+
 def row(folder: Path, slug: str) -> str:
     return (
         (folder / "index.html").read_text(encoding="utf-8").split(f'data-slug="{slug}"')[1].split("</tr>")[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,11 +74,12 @@ def write_report(
             continue
         here = slug in best
         outcome = best[slug] if here else published.get(slug)
-        _write_study(env, root, slug, catalogue.get(slug, {}), outcome, row, here=here)
+        entry = published.get(slug) or {}
+        _write_study(env, root, slug, catalogue.get(slug, {}), outcome, row, entry, here=here)
     for outcome in others:
         slug = outcome["slug"]
         stem = f"{slug}.{outcome['scale']}"  # a slug holds no dot, so no other study has this name
-        _write_study(env, root, stem, catalogue.get(slug, {}), outcome, rows[slug], here=True)
+        _write_study(env, root, stem, catalogue.get(slug, {}), outcome, rows[slug], {}, here=True)
 
     everything = [*known, *own]
     _write(root / "data" / "ledger.json", export.to_json(export.ledger_records(everything)))
@@ -151,8 +153,17 @@ def _by_study(outcomes: Sequence[Doc]) -> tuple[dict[str, Doc], list[Doc]]:
 
 
 def _write_study(
-    env: Environment, root: Path, stem: str, paper: Doc, outcome: Doc | None, row: Doc, *, here: bool
+    env: Environment,
+    root: Path,
+    stem: str,
+    paper: Doc,
+    outcome: Doc | None,
+    row: Doc,
+    entry: Doc,
+    *,
+    here: bool,
 ) -> None:
+    """One study's page and data; ``entry`` is what the ledger has of it, ``here``: was it run here?"""
     study = summaries.complete({"slug": row["slug"]} | dict(outcome or {}))
     q = {claim["name"]: claim.get("q") for claim in row["claims"]}
     claims = [dict(claim) | {"q": q.get(claim["name"], claim.get("q"))} for claim in study["claims"]]
@@ -179,7 +190,9 @@ def _write_study(
         row=row,
         stem=stem,
         ran=outcome is not None,
-        here=here,  # run here, or taken from the ledger
+        here=here,  # or taken from the ledger
+        command=_command(study),
+        replications=entry.get("replications") or (),
         sections=[(anchor, name) for anchor, name, there in sections if there],
         troubles=troubles,
         failed=failed,
@@ -196,6 +209,12 @@ def _write_study(
         _write(root / "data" / f"{stem}.json", export.to_json(outcome))
         _write(root / "data" / f"{stem}.csv", export.cells_csv(outcome))
     _write(root / f"{stem}.html", page)
+
+
+def _command(study: Doc) -> str:
+    """What runs a study again: by its slug, or by the file it was read from."""
+    scale = f" --scale {study['scale']}" if study["scale"] != "desk" else ""
+    return f"trueup run {shlex.quote(study['target'] or study['slug'])}{scale}"
 
 
 def _provenance(provenance: Doc) -> list[tuple[str, Any]]:

@@ -23,6 +23,7 @@ EMPTY: dict[str, Any] = {
     "question": "",
     "scale": "desk",
     "protocol": 1,
+    "target": "",
     "tested_on": "",
     "paper_setup": "",
     "scope_sentence": "",
