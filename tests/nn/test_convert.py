@@ -9,13 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from trueup.models import CifarResNet
 from trueup.nn import (
     GhostBatchNorm1d,
     GhostBatchNorm2d,
     GhostBatchNorm3d,
+    PowerNorm1d,
     convert,
     convert_ghost_batchnorm,
 )
+from trueup.nn.convert import Conversion
+from trueup.nn.evonorm import EvoNorm2dB0, EvoNorm2dS0
 
 
 def network() -> nn.Sequential:
@@ -207,3 +211,389 @@ def test_a_model_without_batch_norm_is_named() -> None:
         ValueError, match="no BatchNorm1d or BatchNorm2d or BatchNorm3d; it is made of Linear"
     ):
         convert_ghost_batchnorm(nn.Linear(2, 2), 4)
+
+
+# ---- a layer that is norm and activation in one ----
+
+
+class NormSilu(nn.Module):
+    """Batch normalisation, then SiLU: a model in training mode that is converted to it gives the same."""
+
+    def __init__(self, num_features: int, apply_act: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.apply_act, self.eps = apply_act, eps
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.v = nn.Parameter(torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        return nn.functional.silu(y) if self.apply_act else y
+
+
+class Net(nn.Module):
+    """A stem, a residual block without activation on one branch, and a head with a norm of its own."""
+
+    def __init__(self, act: type[nn.Module] = nn.SiLU) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Identity(), act())
+        self.conv1, self.bn1, self.act1 = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, eps=1e-2), act()
+        self.conv2, self.bn2, self.act2 = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), act()
+        for norm in (self.stem[1], self.bn1, self.bn2):
+            nn.init.uniform_(norm.weight)
+            nn.init.uniform_(norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.act2(x + self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x))))))
+
+
+def branch_on_values(self: nn.Module, x: Tensor) -> Tensor:
+    return Net.forward(self, x) if x.sum() > 0 else x
+
+
+class Untraceable(Net):
+    forward = branch_on_values
+
+
+PAIRS = {"stem.1": "stem.3", "bn1": "act1", "bn2": None}
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_fuses_the_norm_with_the_activation_after_it(inplace: bool) -> None:
+    model = Net()
+    x = torch.randn(3, 1, 6, 6)
+    want, state = model(x), dict(model.named_parameters())
+    seen: list[str] = []
+    model.act1.register_forward_hook(lambda *_: seen.append("act1"))
+    model.stem.register_forward_hook(lambda *_: seen.append("stem"))
+    tables: list[list[Conversion]] = []
+    converted = convert(model, nn.BatchNorm2d, NormSilu, inplace=inplace, report=tables.append)
+
+    assert seen == []
+    torch.testing.assert_close(converted(x), want)
+    assert seen == ["stem", "act1"]
+    assert [type(converted.get_submodule(name)) for name in ("stem.3", "act1")] == [nn.Identity] * 2
+    assert isinstance(converted.act2, nn.SiLU)
+    assert [converted.get_submodule(name).apply_act for name in PAIRS] == [True, True, False]
+    assert converted.bn1.eps == 1e-2
+    assert all((converted.get_parameter(name) is p) == inplace for name, p in state.items())
+
+    drops = "adds v; drops running_mean, running_var, num_batches_tracked"
+    assert tables == [
+        [
+            ("stem.1", "BatchNorm2d", "NormSilu", drops),
+            ("bn1", "BatchNorm2d", "NormSilu", drops),
+            ("bn2", "BatchNorm2d", "NormSilu", f"no activation follows: apply_act=False; {drops}"),
+            ("stem.3", "SiLU", "Identity", "is in stem.1"),
+            ("act1", "SiLU", "Identity", "is in bn1"),
+        ]
+    ]
+
+
+def test_a_model_that_cannot_be_traced_names_its_pairs() -> None:
+    model = Untraceable()
+    with pytest.raises(ValueError, match=r"cannot trace.*TraceError.*Say it: pairs=\{'stem.1': NAME\}"):
+        convert(model, nn.BatchNorm2d, NormSilu)
+    converted = convert(model, nn.BatchNorm2d, NormSilu, pairs=PAIRS)
+    x = torch.rand(3, 1, 6, 6)
+    torch.testing.assert_close(converted(x), model(x))
+    assert isinstance(converted.act1, nn.Identity)
+
+
+def test_other_kinds_of_activation_go_when_they_are_named() -> None:
+    model = Net(nn.GELU)
+    with pytest.raises(ValueError, match=r"stem\.3 follows: pass activation=GELU if GELU is to go with it"):
+        convert(model, nn.BatchNorm2d, NormSilu)
+    assert isinstance(convert(model, nn.BatchNorm2d, NormSilu, activation=nn.GELU).act1, nn.Identity)
+    # Named by hand, or left alone by hand.
+    assert isinstance(convert(model, nn.BatchNorm2d, NormSilu, pairs=PAIRS).act1, nn.Identity)
+    converted = convert(model, nn.BatchNorm2d, NormSilu, apply_act=False)
+    assert isinstance(converted.act1, nn.GELU)
+    assert not converted.bn1.apply_act
+
+
+def test_an_activation_shared_by_converted_norms_alone_goes() -> None:
+    act = nn.SiLU()
+    model = nn.Sequential(nn.BatchNorm2d(2), act, nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), act)
+    x = torch.randn(3, 2, 4, 4)
+    converted = convert(model, nn.BatchNorm2d, NormSilu)
+    torch.testing.assert_close(converted(x), model(x))
+    assert converted[1] is converted[4]
+
+
+def test_what_holds_no_norm_is_not_traced() -> None:
+    class Picky(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    model = nn.Sequential(Picky(), nn.BatchNorm2d(2), nn.SiLU(), nn.Sequential(Picky()))
+    x = torch.randn(3, 2, 4, 4)
+    torch.testing.assert_close(convert(model, nn.BatchNorm2d, NormSilu)(x), model(x))
+
+
+class Calls(nn.Module):
+    """Two norms, two activations, and a forward pass of the test's choice."""
+
+    def __init__(self, forward) -> None:
+        super().__init__()
+        self.bn, self.other = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+        self.act, self.conv = nn.SiLU(), nn.Conv2d(2, 2, 1)
+        self.body = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self, x)
+
+
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.sigmoid()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda m, x: m.other(nn.functional.silu(m.bn(x))), "followed by the function silu.*as a module"),
+        (lambda m, x: m.other(m.bn(x).relu_()), "bn is followed by the function relu_"),
+        (lambda m, x: m.other(m.act(h := m.bn(x)) + h), r"bn\? its result goes to act and elsewhere"),
+        (lambda m, x: m.act(m.other(m.conv(m.act(m.bn(x)))) + x), "act is also used where no converted norm"),
+        (lambda m, x: m.other(m.act(m.bn(x)) + m.bn(x)), r"bn\? it is used in several places"),
+        (lambda m, x: m.act(m.bn(x)), r"belongs to other\? torch.fx does not come by it"),
+        (lambda m, x: m.other(m.swish(m.bn(x))), "swish follows: pass activation=Swish"),
+    ],
+)  # fmt: skip
+def test_refuses_an_activation_that_is_in_doubt(forward, message: str) -> None:
+    model = Calls(forward)
+    model.swish = Swish()
+    kinds = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match=message):
+        convert(model, nn.BatchNorm2d, NormSilu, inplace=True)
+    assert [type(module) for module in model.modules()] == kinds
+
+
+def test_refuses_an_activation_that_a_module_without_norms_uses_too() -> None:
+    model = Net()
+    model.head = nn.Sequential(nn.Flatten(), model.act1)
+    model.forward = lambda x: model.head(Net.forward(model, x))
+    with pytest.raises(ValueError, match=r"activation act1 or head\.1 is also used"):
+        convert(model, nn.BatchNorm2d, NormSilu, inplace=True)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"pairs": {"bn9": None}}, ValueError, "names 'bn9', which the model does not have"),
+        ({"pairs": {"bn1": "act9"}}, ValueError, "names 'act9', which the model does not have"),
+        ({"pairs": {"act1": None}}, ValueError, "names 'act1', a SiLU that is not converted"),
+        ({"pairs": PAIRS | {"bn1": "conv1"}}, ValueError, "Conv2d has parameters, which would be lost"),
+        ({"pairs": PAIRS, "apply_act": True}, TypeError, "apply_act must not be given"),
+    ],
+)
+def test_refuses_pairs_that_do_not_fit(options, error, message) -> None:
+    with pytest.raises(error, match=message):
+        convert(Net(), nn.BatchNorm2d, NormSilu, **options)
+
+
+def test_pairs_are_for_targets_with_an_activation() -> None:
+    with pytest.raises(TypeError, match="pairs is for targets that take apply_act"):
+        convert(Net(), nn.BatchNorm2d, GhostBatchNorm2d, pairs=PAIRS)
+
+
+def test_a_norm_alone_says_itself_whether_it_has_an_activation() -> None:
+    with pytest.raises(ValueError, match="the model is the norm itself"):
+        convert(nn.BatchNorm2d(2), nn.BatchNorm2d, NormSilu)
+    assert convert(nn.BatchNorm2d(2), nn.BatchNorm2d, NormSilu, apply_act=True).apply_act
+
+
+# ---- what would quietly change the meaning ----
+
+
+class Local(nn.BatchNorm2d):
+    """Keeps statistics of its process."""
+
+
+class KeepsVariance(nn.Module):
+    """Keeps a running variance, whatever the settings say."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.ones(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+
+def test_frozen_statistics_stay_or_are_refused() -> None:
+    model = Net()
+    model.bn1.eval()
+    with pytest.raises(ValueError, match=r"bn1, BatchNorm2d -> NormSilu: .* in eval mode.*running_mean"):
+        convert(model, nn.BatchNorm2d, NormSilu)
+    assert not convert(model, nn.BatchNorm2d, GhostBatchNorm2d).bn1.training
+    # A model that is evaluated as a whole is not frozen.
+    assert not convert(model.eval(), nn.BatchNorm2d, NormSilu).bn1.training
+
+
+def test_what_is_frozen_gets_no_trainable_parameters() -> None:
+    model = Net()
+    model.bn1.requires_grad_(False)
+    converted = convert(model, nn.BatchNorm2d, NormSilu)
+    assert not converted.bn1.v.requires_grad
+    assert converted.bn2.v.requires_grad
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("layer", "source", "target", "message"),
+    [
+        (nn.SyncBatchNorm(2), nn.SyncBatchNorm, Local, "0, SyncBatchNorm -> Local: .*its statistics between"),
+        (nn.BatchNorm2d(2, track_running_stats=False), nn.BatchNorm2d, KeepsVariance,
+         "the first has no running_var, the second a"),
+        (nn.LayerNorm((2, 2)), nn.LayerNorm, PowerNorm1d, "one dimension of channels"),
+        (nn.LayerNorm(2, bias=False), nn.LayerNorm, PowerNorm1d, "the first has no bias, the second a"),
+        (nn.utils.spectral_norm(nn.Linear(2, 2)), nn.Linear, Scaled, "a weight_orig, the second no"),
+    ],
+)  # fmt: skip
+def test_refuses_what_would_change_the_meaning(
+    layer: nn.Module, source: type, target: type, message: str
+) -> None:
+    model = nn.Sequential(layer)
+    with pytest.raises(ValueError, match=message):
+        convert(model, source, target, inplace=True)
+    assert model[0] is layer
+
+
+def test_refuses_a_model_that_is_wrapped_for_distributed_training(tmp_path) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(Net())
+        with pytest.raises(ValueError, match="convert it first, and wrap the converted model"):
+            convert(wrapped, nn.BatchNorm2d, GhostBatchNorm2d)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_statistics_that_are_shared_stay_shared() -> None:
+    group = object()
+    layer = nn.SyncBatchNorm(2)
+    layer.process_group = group
+    assert convert(layer, nn.SyncBatchNorm, EvoNorm2dB0, inplace=True, apply_act=True).process_group is group
+    # Without statistics of a batch there is nothing to share.
+    assert isinstance(
+        convert(nn.SyncBatchNorm(2), nn.SyncBatchNorm, nn.GroupNorm, num_groups=1), nn.GroupNorm
+    )
+
+
+def test_torchs_encoder_layer_leaves_its_fast_path() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = convert(nn.TransformerEncoder(layer, 2), nn.LayerNorm, PowerNorm1d).eval()
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        model.layers[0].norm1.running_phi.fill_(4)
+        fast = model(x)
+    torch.testing.assert_close(fast, model(x).detach())
+
+
+# ---- the report, and several kinds at once ----
+
+
+def test_a_mapping_converts_several_kinds_at_once() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.Tanh(), nn.BatchNorm1d(4))
+    converted = convert(model, {nn.BatchNorm2d: GhostBatchNorm2d, nn.Tanh: nn.ReLU})
+    assert [type(module) for module in converted] == [GhostBatchNorm2d, nn.ReLU, nn.BatchNorm1d]
+
+
+def test_settings_that_norms_name_differently_are_taken_over() -> None:
+    grouped = nn.GroupNorm(2, 4, eps=1e-3)
+    evonorm = convert(grouped, nn.GroupNorm, EvoNorm2dS0, apply_act=True)
+    assert (evonorm.num_features, evonorm.groups, evonorm.eps) == (4, 2, 1e-3)
+    norm = convert(nn.Sequential(nn.BatchNorm2d(4)), nn.BatchNorm2d, nn.GroupNorm, num_groups=2)[0]
+    assert (norm.num_channels, norm.num_groups, norm.affine) == (4, 2, True)
+
+
+def test_the_report_prints() -> None:
+    lines: list[str] = []
+    convert(nn.BatchNorm2d(2), nn.BatchNorm2d, GhostBatchNorm2d, report=lambda t: lines.append(str(t)))
+    assert lines[0].split() == [
+        "name",
+        "before",
+        "after",
+        "note",
+        "(model)",
+        "BatchNorm2d",
+        "GhostBatchNorm2d",
+    ]
+
+
+@pytest.mark.bad_input
+def test_refuses_two_targets_or_none() -> None:
+    with pytest.raises(TypeError, match="not both"):
+        convert(Net(), {nn.BatchNorm2d: GhostBatchNorm2d}, GhostBatchNorm2d)
+    with pytest.raises(TypeError, match=r"needs module classes.*got None"):
+        convert(Net(), nn.BatchNorm2d)
+
+
+# ---- whole models ----
+
+
+def test_a_resnet_in_evonorm() -> None:
+    model = CifarResNet(1, 8, 4, 10)
+    before = dict(model.named_parameters())
+    converted = convert(model, nn.BatchNorm2d, EvoNorm2dS0, group_size=2, inplace=True)
+    assert all(converted.get_parameter(name) is p for name, p in before.items())
+    assert not [m for m in converted.modules() if isinstance(m, nn.BatchNorm2d)]
+    # The ReLU after each sum stays.
+    assert sum(isinstance(m, nn.ReLU) for m in converted.modules()) == len(converted.blocks)
+    assert [norm.apply_act for norm in converted.modules() if isinstance(norm, EvoNorm2dS0)] == [
+        *[True] * 2, False, *[True, False, False] * 2
+    ]  # fmt: skip
+    nn.functional.cross_entropy(converted(torch.randn(4, 1, 8, 8)), torch.arange(4)).backward()
+    assert all(p.grad is not None for p in converted.parameters())
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_a_hugging_face_model_in_powernorm(family: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra `transformers` is not installed")
+    torch.manual_seed(0)
+    if family == "bert":
+        config = transformers.BertConfig(
+            vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+        )
+        model = transformers.BertModel(config)
+    else:
+        config = transformers.DistilBertConfig(vocab_size=20, dim=8, n_layers=2, n_heads=2, hidden_dim=16)
+        model = transformers.DistilBertModel(config)
+    before = model.state_dict()
+    norms = [name for name, m in model.named_modules() if isinstance(m, nn.LayerNorm)]
+    converted = convert(model, nn.LayerNorm, PowerNorm1d, group_num=2, warmup_iters=3)
+    assert [n for n, m in converted.named_modules() if isinstance(m, PowerNorm1d)] == norms
+    # An old checkpoint loads: only the new layers' own state is missing.
+    missing, unexpected = converted.load_state_dict(before, strict=False)
+    assert not unexpected
+    assert {name.rpartition(".")[2] for name in missing} == {"running_phi", "ema_gz", "iters"}
+
+    words = torch.randint(20, (3, 5))
+    mask = torch.tensor([[1] * 5, [1] * 5, [1, 1, 1, 0, 0]])
+    converted.train()(words, attention_mask=mask).last_hidden_state.sum().backward()
+    assert all(int(m.iters) == 1 for m in converted.modules() if isinstance(m, PowerNorm1d))
+    assert converted.eval()(words, attention_mask=mask).last_hidden_state.isfinite().all()
+
+
+def test_tensors_stay_where_they_are_or_are_copied_once() -> None:
+    model = CifarResNet(1, 8, 4, 10)
+    there = {name: t.data_ptr() for name, t in model.state_dict().items()}
+    convert(model, nn.BatchNorm2d, EvoNorm2dS0, group_size=2, inplace=True)
+    assert all(t.data_ptr() == there[name] for name, t in model.state_dict().items() if name in there)
+
+    copies = []
+    model = CifarResNet(1, 8, 4, 10)
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.clone.default:
+                copies.append(args[0].numel())
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        convert(model, nn.BatchNorm2d, GhostBatchNorm2d)
+    assert sum(copies) <= sum(t.numel() for t in model.state_dict().values())

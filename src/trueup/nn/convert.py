@@ -3,25 +3,27 @@
 Weights, running statistics, hooks, device, dtype, training mode and `requires_grad` stay; so do the names in
 the state dict. `convert` is the one converter of the library: a layer that takes the place of another needs
 nothing but a constructor with the same argument names, or a class method ``from_module(module, **options)``
-where its settings cannot be read off by name.
+where its settings cannot be read off by name. A layer that is norm and activation in one says so by an
+argument ``apply_act`` of its constructor: the activation after each norm is then found, and goes.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
 
-from torch import nn
+from torch import fx, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from trueup.nn.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, Remainder
+from trueup.nn.table import Table
 
-__all__ = ["convert", "convert_ghost_batchnorm"]
-
-Model = TypeVar("Model", bound=nn.Module)
+__all__ = ["Conversion", "convert", "convert_ghost_batchnorm"]
 
 _Kind = type[nn.Module] | tuple[type[nn.Module], ...]
 
@@ -32,42 +34,110 @@ _HOOKS = tuple(
     if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
 )
 
+# Settings that torch's norms name differently.
+_SYNONYMS = {"num_features": "num_channels", "groups": "num_groups"}
+_SYNONYMS |= {theirs: ours for ours, theirs in _SYNONYMS.items()}
+
+# What a layer without them has no use for: they go, and the report says so.
+_RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class Conversion(NamedTuple):
+    """A row of the report: what became of a module, and what is to be known about it."""
+
+    name: str
+    before: str
+    after: str
+    note: str
+
 
 def convert(
-    model: nn.Module, source: _Kind, target: type[nn.Module], *, inplace: bool = False, **options: Any
+    model: nn.Module,
+    source: _Kind | Mapping[type[nn.Module], type[nn.Module]],
+    target: type[nn.Module] | None = None,
+    *,
+    inplace: bool = False,
+    activation: _Kind = (nn.ReLU, nn.SiLU),
+    pairs: Mapping[str, str | None] | None = None,
+    report: Callable[[Table[Conversion]], object] | None = None,
+    **options: Any,
 ) -> nn.Module:
     """Replace every module of kind ``source`` by a ``target`` with the same weights and settings.
 
     Args:
         model: any module; it may itself be of kind ``source``.
-        source: a module class or several; modules of their subclasses are replaced too.
+        source: a module class or several, or a mapping from classes to their targets; modules of their
+            subclasses are replaced too.
         target: the class to put in. Settings that its constructor and the replaced module share by name are
             taken over, unless the class has ``from_module(module, **options)``, which is then called.
         inplace: change ``model`` and keep its very parameters, so that an optimizer goes on with them. By
             default the model is left alone and a copy converted.
+        activation: for a target that is norm and activation in one (it takes ``apply_act``): the kinds of
+            activation that it stands for. They are found by `torch.fx` and become `nn.Identity`; where none
+            follows, the target gets ``apply_act=False``. Give ``apply_act`` yourself to leave them alone.
+        pairs: names of norms and of their activations (None: it has none), where `torch.fx` cannot tell.
+        report: called with a table of what was changed, such as ``print`` or ``tables.append``.
         **options: arguments for ``target``; they win over the replaced module's settings.
 
     Returns:
         The converted model: use this value, since a model that is itself of kind ``source`` is replaced
-        whole. A module used in several places is replaced by one module used in the same places.
+        whole. A module used in several places is replaced by one module used in the same places. Parameters
+        that only the target has are new; an optimizer made before does not know them.
 
     Raises:
-        ValueError: nothing to convert; or a module that cannot be replaced without loss: weights that the
-            target does not have or of another shape, a lazy module not yet initialised, a parametrised one,
-            or one with children.
+        ValueError: nothing to convert; or a module that cannot be replaced without a silent change of what
+            the model means: see the tutorial on conversion for the list. The model is then as it was.
         TypeError: ``source`` or ``target`` is no module class, or the target does not take an option.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-    >>> converted = convert(model, nn.BatchNorm2d, GhostBatchNorm2d, ghost_batch_size=16)
+    >>> converted = convert(model, nn.BatchNorm2d, GhostBatchNorm2d, ghost_batch_size=16, report=print)
+    name  before       after             note
+    1     BatchNorm2d  GhostBatchNorm2d
     >>> converted[1]
     GhostBatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, ..., ghost_batch_size=16, remainder='merge')
     >>> _ = converted.load_state_dict(model.state_dict())
     """
-    kinds = source if isinstance(source, tuple) else (source,)
-    for kind in (*kinds, target):
-        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            raise TypeError(f"convert needs module classes, such as nn.BatchNorm2d; got {kind!r}")
-    return _replace(model, kinds, lambda module: _counterpart(module, target, options), inplace)
+    targets = _targets(source, target)
+    if not inplace:
+        _check_model(model, targets)
+        model = copy.deepcopy(model)
+    _check_model(model, targets)
+    kinds = tuple(targets)
+    norms: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if isinstance(m, kinds)}
+    target_of = {norm: next(t for kind, t in targets.items() if isinstance(norm, kind)) for norm in norms}
+
+    activation_of: dict[nn.Module, nn.Module | None] = {}
+    fused = {norm: name for norm, name in norms.items() if _fuses(target_of[norm], options)}
+    if fused:
+        activation_of = _activations(model, fused, activation, pairs or {})
+    elif pairs is not None:
+        raise TypeError("pairs is for targets that take apply_act, and apply_act must not be given with it")
+
+    # All counterparts are built before the first is put in, so that an error leaves the model as it was.
+    replaced: dict[nn.Module, nn.Module] = {}
+    rows = []
+    for norm, name in norms.items():
+        own, notes = {}, []
+        if norm in activation_of:
+            own = {"apply_act": activation_of[norm] is not None}
+            notes = [] if own["apply_act"] else ["no activation follows: apply_act=False"]
+        replaced[norm] = new = _counterpart(norm, name, target_of[norm], options | own, model.training)
+        rows.append(_row(name, norm, new, notes))
+    names = {module: name for name, module in model.named_modules()}
+    for norm, act in activation_of.items():
+        if act is not None and act not in replaced:
+            replaced[act] = _with_hooks(nn.Identity(), act)
+            rows.append(_row(names[act], act, replaced[act], [f"is in {norms[norm]}"]))
+
+    for parent in names:
+        if parent not in replaced:
+            for name, child in parent._modules.items():
+                if child in replaced:
+                    parent._modules[name] = replaced[child]
+                    _leave_fast_path(parent, replaced[child])
+    if report is not None:
+        report(Table(rows))
+    return replaced.get(model, model)
 
 
 def convert_ghost_batchnorm(
@@ -95,44 +165,53 @@ def convert_ghost_batchnorm(
     >>> convert_ghost_batchnorm(model, 32)[1].ghost_batch_size
     32
     """
-    targets = {
-        nn.BatchNorm1d: GhostBatchNorm1d,
-        nn.BatchNorm2d: GhostBatchNorm2d,
-        nn.BatchNorm3d: GhostBatchNorm3d,
-    }
-    options = {"ghost_batch_size": ghost_batch_size, "remainder": remainder}
-
-    def counterpart(module: nn.Module) -> nn.Module:
-        target = next(target for kind, target in targets.items() if isinstance(module, kind))
-        return _counterpart(module, target, options)
-
-    return _replace(model, tuple(targets), counterpart, inplace)
+    return convert(model, _GHOSTS, inplace=inplace, ghost_batch_size=ghost_batch_size, remainder=remainder)
 
 
-def _replace(
-    model: nn.Module,
-    kinds: tuple[type[nn.Module], ...],
-    counterpart: Callable[[nn.Module], nn.Module],
-    inplace: bool,
-) -> nn.Module:
-    if not any(isinstance(module, kinds) for module in model.modules()):
-        found = sorted({type(module).__name__ for module in model.modules()})
-        wanted = " or ".join(kind.__name__ for kind in kinds)
+_GHOSTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: GhostBatchNorm1d,
+    nn.BatchNorm2d: GhostBatchNorm2d,
+    nn.BatchNorm3d: GhostBatchNorm3d,
+}
+
+
+# ---- what is asked for ----
+
+
+def _targets(
+    source: _Kind | Mapping[type[nn.Module], type[nn.Module]], target: type[nn.Module] | None
+) -> dict[type[nn.Module], type[nn.Module]]:
+    """The target of each kind of source."""
+    if not isinstance(source, Mapping):
+        source = dict.fromkeys(
+            source if isinstance(source, tuple) else (source,), cast(type[nn.Module], target)
+        )
+    elif target is not None:
+        raise TypeError("convert takes a mapping from classes to targets, or a source and a target: not both")
+    for kind in (*source, *source.values()):
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise TypeError(f"convert needs module classes, such as nn.BatchNorm2d; got {kind!r}")
+    return dict(source)
+
+
+def _check_model(model: nn.Module, targets: Mapping[type[nn.Module], type[nn.Module]]) -> None:
+    found = sorted({type(module).__name__ for module in model.modules()})
+    if not any(isinstance(module, tuple(targets)) for module in model.modules()):
+        wanted = " or ".join(kind.__name__ for kind in targets)
         raise ValueError(f"nothing to convert: the model has no {wanted}; it is made of {', '.join(found)}")
-    if not inplace:
-        model = copy.deepcopy(model)
-
-    # All counterparts are built before the first is put in, so that an error leaves the model as it was.
-    replaced = {module: counterpart(module) for module in model.modules() if isinstance(module, kinds)}
-    for parent in list(model.modules()):
-        if parent not in replaced:
-            for name, child in parent._modules.items():
-                if child in replaced:
-                    parent._modules[name] = replaced[child]
-    return replaced.get(model, model)
+    if any(isinstance(module, DistributedDataParallel | FSDPModule) for module in model.modules()):
+        raise ValueError(
+            "the model is wrapped for distributed training, which would not know the parameters of new "
+            "modules: convert it first, and wrap the converted model"
+        )
 
 
-def _counterpart(module: nn.Module, target: type[nn.Module], options: dict[str, Any]) -> nn.Module:
+# ---- the counterpart of a module ----
+
+
+def _counterpart(
+    module: nn.Module, path: str, target: type[nn.Module], options: dict[str, Any], model_trains: bool
+) -> nn.Module:
     """A ``target`` with the module's settings and its very parameters, buffers and hooks."""
     name = type(module).__name__
     if parametrize.is_parametrized(module):
@@ -159,14 +238,14 @@ def _counterpart(module: nn.Module, target: type[nn.Module], options: dict[str, 
     like = next((t for t in tensors if t.is_floating_point()), None)
     if like is not None:
         new.to(device=like.device, dtype=like.dtype)
+    _check_statistics(module, path, new, model_trains)
+    if module._parameters and not any(p.requires_grad for p in module.parameters()):
+        new.requires_grad_(False)
     _take_over(new._parameters, module._parameters, module, new)
-    _take_over(new._buffers, module._buffers, module, new)
-    for hooks in _HOOKS:
-        setattr(new, hooks, getattr(module, hooks))
-    new._is_full_backward_hook = module._is_full_backward_hook
+    _take_over(new._buffers, _kept_buffers(module, new), module, new)
     # Only its own flag: children that `from_module` moved keep theirs.
     new.training = module.training
-    return new
+    return _with_hooks(new, module)
 
 
 def _shared_settings(module: nn.Module, target: type[nn.Module]) -> dict[str, Any]:
@@ -178,7 +257,36 @@ def _shared_settings(module: nn.Module, target: type[nn.Module]) -> dict[str, An
             settings[name] = module._parameters[name] is not None
         elif hasattr(module, name):
             settings[name] = getattr(module, name)
+        elif hasattr(module, _SYNONYMS.get(name, name)):
+            settings[name] = getattr(module, _SYNONYMS[name])
     return settings
+
+
+def _check_statistics(module: nn.Module, path: str, new: nn.Module, model_trains: bool) -> None:
+    """Refuse a counterpart that would quietly stop sharing or stop fixing its statistics."""
+    kinds = f"{path or 'the model'}, {type(module).__name__} -> {type(new).__name__}"
+    dropped = _dropped_statistics(module, new)
+    if dropped and model_trains and not module.training:
+        raise ValueError(
+            f"{kinds}: the first is in eval mode while the model trains, so it is frozen at its running "
+            f"statistics; the second has no {dropped[0]} to be frozen at: call .train() on it, or keep it"
+        )
+    local = bool(new._buffers) and getattr(new, "process_group", None) is None
+    if isinstance(module, nn.SyncBatchNorm) and not isinstance(new, nn.SyncBatchNorm) and local:
+        raise ValueError(
+            f"{kinds}: the first shares its statistics between processes, the second would keep its own: "
+            "pass process_group=torch.distributed.group.WORLD if it takes one, or convert the model before "
+            "convert_sync_batchnorm"
+        )
+
+
+def _dropped_statistics(module: nn.Module, new: nn.Module) -> list[str]:
+    return [n for n in _RUNNING_STATISTICS if module._buffers.get(n) is not None and n not in new._buffers]
+
+
+def _kept_buffers(module: nn.Module, new: nn.Module) -> dict[str, Any]:
+    dropped = _dropped_statistics(module, new)
+    return {name: buffer for name, buffer in module._buffers.items() if name not in dropped}
 
 
 def _take_over(new: dict[str, Any], old: dict[str, Any], module: nn.Module, counterpart: nn.Module) -> None:
@@ -197,3 +305,167 @@ def _take_over(new: dict[str, Any], old: dict[str, Any], module: nn.Module, coun
                 f"{kinds}: {name} has shape {tuple(tensor.shape)}, the new one {tuple(new[name].shape)}"
             )
         new[name] = tensor
+
+
+def _with_hooks(new: nn.Module, module: nn.Module) -> nn.Module:
+    for hooks in _HOOKS:
+        setattr(new, hooks, getattr(module, hooks))
+    new._is_full_backward_hook = module._is_full_backward_hook
+    return new
+
+
+def _leave_fast_path(parent: nn.Module, new: nn.Module) -> None:
+    """In eval mode torch's encoder layer computes layer norms itself, from their weights, unless told so."""
+    if isinstance(parent, nn.TransformerEncoderLayer) and not isinstance(new, nn.LayerNorm):
+        parent.activation_relu_or_gelu = 0
+
+
+def _row(name: str, module: nn.Module, new: nn.Module, notes: list[str]) -> Conversion:
+    dropped = _dropped_statistics(module, new)
+    state = [
+        [name for name, t in (*m._parameters.items(), *m._buffers.items()) if t is not None]
+        for m in (module, new)
+    ]
+    added = [name for name in state[1] if name not in state[0]]
+    notes = notes + [
+        f"{verb} {', '.join(names)}" for verb, names in (("adds", added), ("drops", dropped)) if names
+    ]
+    return Conversion(name or "(model)", type(module).__name__, type(new).__name__, "; ".join(notes))
+
+
+# ---- which activation follows a norm ----
+
+
+def _fuses(target: type[nn.Module], options: dict[str, Any]) -> bool:
+    """Is the target norm and activation in one, and is it ours to find the activation?"""
+    return "apply_act" not in options and "apply_act" in inspect.signature(target).parameters
+
+
+def _activations(
+    model: nn.Module, norms: dict[nn.Module, str], kinds: _Kind, pairs: Mapping[str, str | None]
+) -> dict[nn.Module, nn.Module | None]:
+    """The activation module after each norm, or None where there is none."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found: dict[nn.Module, nn.Module | None] = {}
+    for name, partner in pairs.items():
+        for known in (name, partner):
+            if known is not None and known not in modules:
+                raise ValueError(f"pairs names {known!r}, which the model does not have")
+        if modules[name] not in norms:
+            raise ValueError(f"pairs names {name!r}, a {type(modules[name]).__name__} that is not converted")
+        found[modules[name]] = None if partner is None else modules[partner]
+    if norms.keys() - found.keys():
+        found = _Flow(model, norms, kinds, modules).activations() | found
+    for act in found.values():
+        if act is not None and next(act.parameters(), None) is not None:
+            raise ValueError(f"the activation {type(act).__name__} has parameters, which would be lost")
+    return found
+
+
+class _Flow(fx.Tracer):
+    """The graph of a model's forward pass, in which only modules that hold a norm are looked into."""
+
+    def __init__(
+        self, model: nn.Module, norms: dict[nn.Module, str], kinds: _Kind, modules: dict[str, nn.Module]
+    ) -> None:
+        super().__init__()
+        self.model, self.norms, self.kinds, self.modules = model, norms, kinds, modules
+        self.open = {m for m in model.modules() if m not in norms and any(c in norms for c in m.modules())}
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if m in self.open:
+            # Not m(...): the model's hooks are for tensors.
+            return m.forward(*args, **kwargs)
+        return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+    def activations(self) -> dict[nn.Module, nn.Module | None]:
+        calls = self._calls()
+        found: dict[nn.Module, nn.Module | None] = {}
+        absorbed: dict[nn.Module, int] = {}
+        for norm, name in self.norms.items():
+            if norm not in calls:
+                raise ValueError(_ask(name, "torch.fx does not come by it"))
+            after = [self._after(node, name) for node in calls[norm]]
+            if len(set(after)) > 1:
+                raise ValueError(_ask(name, "it is used in several places, with different activations"))
+            found[norm] = after[0]
+            if after[0] is not None:
+                absorbed[after[0]] = absorbed.get(after[0], 0) + len(after)
+        for act, count in absorbed.items():
+            places = [name for name, module in self.modules.items() if module is act]
+            hidden = [name for name in places if self.modules[name.rpartition(".")[0]] not in self.open]
+            if len(calls[act]) != count or hidden:
+                raise ValueError(
+                    f"the activation {' or '.join(places)} is also used where no converted norm comes before "
+                    "it, so it cannot go: give each place an activation of its own"
+                )
+        return found
+
+    def _calls(self) -> dict[nn.Module, list[fx.Node]]:
+        """The nodes that call each module."""
+        if self.model in self.norms:
+            raise ValueError(_ask("", "the model is the norm itself"))
+        try:
+            graph = self.trace(self.model)
+        except Exception as error:  # whatever the model's own code raises when it is shown no tensor
+            reason = f"torch.fx cannot trace the model ({type(error).__name__}: {error})"
+            raise ValueError(_ask(next(iter(self.norms.values())), reason)) from error
+        calls: dict[nn.Module, list[fx.Node]] = {}
+        for node in graph.nodes:
+            if node.op == "call_module":
+                calls.setdefault(self.modules[str(node.target)], []).append(node)
+        return calls
+
+    def _after(self, node: fx.Node, name: str) -> nn.Module | None:
+        """The activation that a call's result goes to, if it goes nowhere else."""
+        users = list(node.users)
+        while len(users) == 1 and isinstance(self._module(users[0]), nn.Identity):
+            users = list(users[0].users)
+        acts = [user for user in users if self._is_activation(user)]
+        if not acts:
+            return None
+        module = self._module(acts[0])
+        if len(users) > 1:
+            raise ValueError(_ask(name, f"its result goes to {acts[0]} and elsewhere"))
+        if module is None:
+            raise ValueError(
+                f"{name} is followed by the function {acts[0]}, which convert cannot take out of your code: "
+                "write it as a module, self.act = nn.ReLU()"
+            )
+        if not isinstance(module, self.kinds):
+            kind = type(module).__name__
+            raise ValueError(
+                _ask(name, f"{acts[0].target} follows: pass activation={kind} if {kind} is to go with it")
+            )
+        return module
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        return self.modules[str(node.target)] if node.op == "call_module" else None
+
+    def _is_activation(self, node: fx.Node) -> bool:
+        """Is it one of torch's, or a module of the user's that may be one?"""
+        module = self._module(node)
+        if module is None:
+            function = getattr(node.target, "__name__", str(node.target))
+            return node.op in ("call_function", "call_method") and function.rstrip("_") in _FUNCTIONS
+        if isinstance(module, self.kinds):
+            return True
+        if type(module).__module__.startswith("torch.nn."):
+            return type(module).__module__ == nn.ReLU.__module__ and not isinstance(
+                module, nn.MultiheadAttention
+            )
+        return module not in self.norms and next(module.parameters(), None) is None
+
+
+# The names of torch's activations as functions: relu for nn.ReLU, leaky_relu for nn.LeakyReLU.
+_KINDS = {kind.lower() for kind in nn.modules.activation.__all__}
+_FUNCTIONS = {name for name in dir(nn.functional) if name.replace("_", "") in _KINDS}
+
+
+def _ask(name: str, reason: str) -> str:
+    return (
+        f"which activation belongs to {name or 'the model'}? {reason}. Say it: pairs={{{name!r}: NAME}}, or "
+        f"pairs={{{name!r}: None}} for none"
+    )
