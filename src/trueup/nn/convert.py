@@ -10,6 +10,7 @@ argument ``apply_act`` of its constructor: the activation after each norm is the
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
@@ -28,11 +29,7 @@ __all__ = ["Conversion", "convert", "convert_ghost_batchnorm"]
 _Kind = type[nn.Module] | tuple[type[nn.Module], ...]
 
 # Where torch keeps a module's hooks. The dictionaries themselves move: handles can still remove their hook.
-_HOOKS = tuple(
-    name
-    for name in vars(nn.Module())
-    if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
-)
+_HOOKS = tuple(name for name in vars(nn.Module()) if "_hook" in name)
 
 # Settings that torch's norms name differently.
 _SYNONYMS = {"num_features": "num_channels", "groups": "num_groups"}
@@ -98,10 +95,9 @@ def convert(
     >>> _ = converted.load_state_dict(model.state_dict())
     """
     targets = _targets(source, target)
-    if not inplace:
-        _check_model(model, targets)
-        model = copy.deepcopy(model)
     _check_model(model, targets)
+    if not inplace:
+        model = copy.deepcopy(model)
     kinds = tuple(targets)
     norms: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if isinstance(m, kinds)}
     target_of = {norm: next(t for kind, t in targets.items() if isinstance(norm, kind)) for norm in norms}
@@ -236,7 +232,11 @@ def _counterpart(
         new = target(**(_shared_settings(module, target) | options))
 
     like = next((t for t in tensors if t.is_floating_point()), None)
-    if like is not None:
+    if like is not None and any(
+        (t.device, t.dtype) != (like.device, like.dtype)
+        for t in (*new.parameters(), *new.buffers())
+        if t.is_floating_point()
+    ):
         new.to(device=like.device, dtype=like.dtype)
     _check_statistics(module, path, new, model_trains)
     if module._parameters and not any(p.requires_grad for p in module.parameters()):
@@ -248,10 +248,15 @@ def _counterpart(
     return _with_hooks(new, module)
 
 
+@functools.cache
+def _arguments(target: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(inspect.signature(target).parameters)
+
+
 def _shared_settings(module: nn.Module, target: type[nn.Module]) -> dict[str, Any]:
     """The arguments of the target's constructor that the module has as attributes."""
     settings = {}
-    for name in inspect.signature(target).parameters:
+    for name in _arguments(target):  # type: ignore[arg-type]  # a class is hashable
         if name in module._parameters:
             # `bias=True` asks for a parameter of that name, in torch's layers.
             settings[name] = module._parameters[name] is not None
@@ -308,9 +313,7 @@ def _take_over(new: dict[str, Any], old: dict[str, Any], module: nn.Module, coun
 
 
 def _with_hooks(new: nn.Module, module: nn.Module) -> nn.Module:
-    for hooks in _HOOKS:
-        setattr(new, hooks, getattr(module, hooks))
-    new._is_full_backward_hook = module._is_full_backward_hook
+    vars(new).update({name: vars(module)[name] for name in _HOOKS})
     return new
 
 
@@ -338,7 +341,7 @@ def _row(name: str, module: nn.Module, new: nn.Module, notes: list[str]) -> Conv
 
 def _fuses(target: type[nn.Module], options: dict[str, Any]) -> bool:
     """Is the target norm and activation in one, and is it ours to find the activation?"""
-    return "apply_act" not in options and "apply_act" in inspect.signature(target).parameters
+    return "apply_act" not in options and "apply_act" in _arguments(target)  # type: ignore[arg-type]
 
 
 def _activations(
