@@ -18,6 +18,10 @@ import torch
 from torch import nn
 
 from trueup.nn import (
+    BatchChannelNorm1d,
+    BatchChannelNorm2d,
+    EstimatedBatchNorm1d,
+    EstimatedBatchNorm2d,
     EvoNorm2dB0,
     EvoNorm2dB1,
     EvoNorm2dB2,
@@ -174,23 +178,35 @@ CASES = [
             (PowerNorm2d, 4, (3, 4, 2, 3), {"warmup_iters": 2, "affine": False, "backward": "paper"}),
         )
     ),
-    *(
-        Case(partial(layer, 4), (3, 4, 3, 2), stateful=RUNNING_VAR, inductor=layer is EvoNorm2dB0)
-        for layer in (EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2)
-    ),
+    Case(partial(EvoNorm2dB0, 4), (3, 4, 3, 2), stateful=RUNNING_VAR, inductor=True),
     Case(partial(EvoNorm2dB0, 3), (4, 3, 1, 1), one_sample=ALONE, stateful=RUNNING_VAR),
+    Case(partial(EvoNorm2dB0, 3, apply_act=False), (2, 3, 2, 2)),
     Case(partial(EvoNorm2dB1, 3, momentum=0.7), (4, 3, 5), stateful=RUNNING_VAR),
     Case(partial(EvoNorm2dB2, 2), (3, 2, 2, 1, 3), stateful=RUNNING_VAR),
-    Case(partial(EvoNorm2dB0, 3, apply_act=False), (2, 3, 2, 2)),
-    *(
-        Case(partial(layer, 4, groups=2), (3, 4, 3, 2), inductor=layer is EvoNorm2dS0)
-        for layer in (EvoNorm2dS0, EvoNorm2dS1, EvoNorm2dS2)
+    Case(partial(EvoNorm2dS0, 4, groups=2), (3, 4, 3, 2), inductor=True),
+    Case(partial(EvoNorm2dS0a, 6, groups=3, apply_act=False), (2, 6, 5)),
+    Case(partial(EvoNorm2dS1, 4, groups=2), (2, 4, 2, 2)),
+    Case(partial(EvoNorm2dS1a, 4, groups=2, act_layer=nn.GELU), (2, 4, 2, 2)),
+    Case(partial(EvoNorm2dS2, 4, groups=4), (2, 4, 2, 1, 3)),
+    Case(partial(EvoNorm2dS2a, 4, groups=1, apply_act=False), (2, 4, 2, 2)),
+    Case(partial(BatchChannelNorm1d, 4, num_groups=2), (5, 4), one_sample=ALONE, stateful=RUNNING),
+    Case(partial(BatchChannelNorm1d, 6, num_groups=2, estimate=True), (3, 6), stateful=RUNNING),
+    Case(
+        partial(BatchChannelNorm1d, 4, momentum=None, num_groups=4, channel_affine="channel"),
+        (2, 4, 5),
+        stateful=RUNNING,
     ),
-    Case(partial(EvoNorm2dS0, 6, groups=3), (2, 6, 5)),
-    Case(partial(EvoNorm2dS2, 4, group_size=4, act_layer=nn.Tanh), (2, 4, 2, 1, 3)),
-    Case(partial(EvoNorm2dS1, 4, groups=2, apply_act=False), (2, 4, 2, 2)),
-    *(
-        Case(partial(layer, 4, groups=2, apply_act=False), (2, 4, 2, 3))
-        for layer in (EvoNorm2dS0a, EvoNorm2dS1a, EvoNorm2dS2a)
+    Case(partial(BatchChannelNorm2d, 4, num_groups=2), (3, 4, 3, 2), stateful=RUNNING, inductor=True),
+    Case(
+        partial(BatchChannelNorm2d, 4, num_groups=2, estimate=True, warm_start=True),
+        (3, 4, 3, 2),
+        stateful=RUNNING,
     ),
+    Case(
+        partial(BatchChannelNorm2d, 4, 1e-3, 0.1, False, False, num_groups=2, channel_affine=None),
+        (3, 4, 2, 2),
+    ),
+    Case(partial(EstimatedBatchNorm1d, 3), (4, 3), stateful=RUNNING),
+    Case(partial(EstimatedBatchNorm1d, 3, warm_start=True), (2, 3, 4), stateful=RUNNING),
+    Case(partial(EstimatedBatchNorm2d, 3, affine=False), (2, 3, 3, 2), stateful=RUNNING, inductor=True),
 ]

@@ -160,6 +160,13 @@ def test_plane_sums_of_deviations_from_a_large_mean() -> None:
     torch.testing.assert_close(plane_sums(grad, x, center)[0].double(), want, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0)])
+def test_nothing_sums_to_nothing(shape: tuple[int, ...]) -> None:
+    for sums in plane_sums(*torch.ones(2, *shape), torch.ones(shape[:2])):
+        assert torch.equal(sums, torch.zeros(shape[:2]))
+    assert group_moments(torch.ones(0, 4, 5), 2)[1].shape == (0, 2)
+
+
 # ---- across_processes ----
 
 

@@ -95,7 +95,7 @@ def evonorm_s(
     if input.numel() == 0:
         return _empty(input, weight, bias, v)
 
-    planes = input.reshape(*input.shape[:2], -1)
+    planes = input.flatten(2)
     options = groups, eps, variant != "S2"
     if activation is None or activation is F.silu:
         output = _sample_norm(planes, weight, bias, v, *options, activation is not None)
@@ -200,8 +200,8 @@ def _sample_gradients(
             direct = g
         through_root = (grad_z[0] * weight).unflatten(1, (groups, -1)).sum(-1) * r.pow(3) / -n
         direct = direct * (_spread(r, part) * _column(weight, part))
-        direct.add_(part * _spread(through_root, part))
-        torch.add(direct, _spread(through_root * -m, part), out=out)
+        # The center is taken off first: through_root may be huge, and the mean large beside the deviations.
+        torch.add(direct, (part - _spread(m, part)).mul_(_spread(through_root, part)), out=out)
         sums.append((*grad_z, grad_gate[0]))
     along_z, along_one, along_gate = (torch.cat(values) for values in zip(*sums, strict=True))
     r = rstd.repeat_interleave(x.shape[1] // groups, 1)
@@ -304,7 +304,7 @@ def evonorm_b(
             f"{tuple(input.shape)}: pass a larger batch, or use an S variant, which needs no batch"
         )
 
-    planes = input.reshape(*input.shape[:2], -1)
+    planes = input.flatten(2)
     known = None if training else running_var
     output, var, total = _batch_norm(planes, weight, bias, v, known, eps, variant, process_group)
     if training and running_var is not None and not recomputing():
@@ -418,7 +418,7 @@ def _batch_gradients(
     """With k = weight grad x / max(left, right)^2 and k' its part where right = slope x + offset is larger,
     right gets -k', left gets k' - k, and
 
-    grad_x = weight grad / max(left, right) - slope k' + what flows through the roots, which is a line in x.
+    grad_x = weight grad / max(left, right) - slope k' + what flows through the roots.
     """
     mean, var, center, whole, count = moments
     slope, root = _line(mean, var, v, eps, variant)
@@ -443,16 +443,17 @@ def _batch_gradients(
     grad_slope, grad_root, grad_left = -weight * right_x, -weight * right_one, -weight * (total - right_one)
     if variant == "B1":
         grad_root = grad_root + grad_slope  # the root is the slope too
+    # Through the roots, each a line in x - mean: deviations first, since slopes may be huge.
     linear = grad_root / (root * x.shape[2])
-    constant = -linear * mean if variant == "B0" else torch.zeros_like(mean)
+    constant = torch.zeros_like(mean) if variant == "B0" else linear * mean
     if known is None:
         through_left = grad_left.sum(0)
         if group is not None:
             dist.all_reduce(through_left, group=group)
         through_left = through_left / (left * count)
-        linear, constant = linear + through_left, constant - through_left * center
-    for part, out, a, b in _strips(x, grad_x, linear, constant):
-        out.add_(_along(widen(part), a, b))
+        linear, constant = linear + through_left, constant + through_left * (mean - center)
+    for part, out, m, a, b in _strips(x, grad_x, mean, linear, constant):
+        out.add_(_along(widen(part) - m.unsqueeze(-1), a, b))
     return (
         grad_x.to(x.dtype),
         along_z.sum(0).to(weight.dtype),
