@@ -157,6 +157,20 @@ CATALOGUE: tuple[Paper, ...] = (
             "describes"
         ),
         venue="IJCNN",
+        names=(
+            "trueup.nn.WeightCompander",
+            "trueup.nn.weight_compand",
+            "trueup.nn.inverse_weight_compand",
+            "trueup.nn.weight_compander_param_groups",
+            "trueup.nn.weight_stats",
+            "trueup.nn.parametrize_weights",
+            "trueup.nn.bake",
+        ),
+        usage=(
+            "from torch import nn\n"
+            "model = trueup.nn.parametrize_weights(model, trueup.nn.WeightCompander, types=nn.Linear)\n"
+            "plain = trueup.nn.bake(model)  # after training"
+        ),
     ),
     Paper(
         slug="mtard",
@@ -417,6 +431,19 @@ CATALOGUE: tuple[Paper, ...] = (
             "of med-air/FedBN; no official code was found"
         ),
         venue="ICLR",
+        names=(
+            "trueup.federated.federated_average",
+            "trueup.federated.broadcast_state",
+            "trueup.nn.ScaledWeightStandardization",
+            "trueup.nn.scaled_standardize_weight",
+            "trueup.nn.activation_gain",
+            "trueup.nn.adaptive_clip_grad_",
+        ),
+        usage=(
+            "scaled, kinds = trueup.nn.ScaledWeightStandardization, (type(model[0]), type(model[3]))\n"
+            "client = trueup.nn.parametrize_weights(model, scaled, types=kinds, gamma=1.0)\n"
+            "server = trueup.federated.federated_average([client.state_dict(), client.state_dict()])"
+        ),
     ),
     Paper(
         slug="ghost-batch-norm",

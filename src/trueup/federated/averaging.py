@@ -6,9 +6,10 @@ model on its own data, then the server averages the copies and sends the mean ba
     server = sum_k p_k client_k        client_k = server
 
 FedAvg averages every entry of the state dict, running statistics of normalisation too; FedBN leaves all
-entries of the normalisation layers where they are (``keep``); FedWon has no normalisation, so nothing to leave.
+entries of the normalisation layers where they are (``keep``); FedWon has no normalisation to leave.
 
-McMahan, Moore, Ramage, Hampson, Arcas 2017, arXiv 1602.05629; Li, Jiang, Zhang, Kamp, Dou 2021, arXiv 2102.07623.
+McMahan, Moore, Ramage, Hampson, Arcas 2017, arXiv 1602.05629; Li, Jiang, Zhang, Kamp, Dou 2021, arXiv
+2102.07623.
 Counters are not averaged: as in the code of FedBN the server takes those of the first client.
 """
 
