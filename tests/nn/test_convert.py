@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,9 @@ from torch.nn.utils import parametrizations
 
 from trueup.models import CifarResNet
 from trueup.nn import (
+    Conversion,
+    EvoNorm2dB0,
+    EvoNorm2dS0,
     GhostBatchNorm1d,
     GhostBatchNorm2d,
     GhostBatchNorm3d,
@@ -18,8 +23,6 @@ from trueup.nn import (
     convert,
     convert_ghost_batchnorm,
 )
-from trueup.nn.convert import Conversion
-from trueup.nn.evonorm import EvoNorm2dB0, EvoNorm2dS0
 
 
 def network() -> nn.Sequential:
@@ -597,3 +600,14 @@ def test_tensors_stay_where_they_are_or_are_copied_once() -> None:
     with Count():
         convert(model, nn.BatchNorm2d, GhostBatchNorm2d)
     assert sum(copies) <= sum(t.numel() for t in model.state_dict().values())
+
+
+def test_the_tutorial_runs() -> None:
+    pytest.importorskip("transformers", reason="the tutorial converts a Hugging Face model")
+    page = Path(__file__).parents[2] / "docs" / "tutorials" / "convert.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 4
+    scope: dict[str, object] = {"__name__": "tutorial"}
+    for block in blocks:
+        exec(block, scope)
+    assert isinstance(scope["gated"].act, nn.Identity)

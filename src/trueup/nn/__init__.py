@@ -18,7 +18,7 @@ from trueup.nn.bn_only import (
     train_masked,
     train_only,
 )
-from trueup.nn.convert import convert, convert_ghost_batchnorm
+from trueup.nn.convert import Conversion, convert, convert_ghost_batchnorm
 from trueup.nn.evonorm import (
     EvoNorm2dB0,
     EvoNorm2dB1,
@@ -59,6 +59,7 @@ from trueup.nn.weight_standardization import WeightStandardization, standardize_
 __all__ = [
     "BatchChannelNorm1d",
     "BatchChannelNorm2d",
+    "Conversion",
     "EstimatedBatchNorm1d",
     "EstimatedBatchNorm2d",
     "EvoNorm2dB0",
