@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from trueup.models import CifarResNet, convnet, mlp
+from trueup.models import CifarResNet, PreActResNet, convnet, mlp
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,7 @@ from trueup.models import CifarResNet, convnet, mlp
         (mlp(12, (8, 8), 3), (4, 3, 4)),
         (convnet(3, (4, 8, 8), 3), (4, 3, 16, 16)),
         (CifarResNet(3, 14, 2, 3), (4, 3, 9, 16)),
+        (PreActResNet(3, 14, 4, 3), (4, 3, 9, 16)),
     ],
 )
 def test_every_parameter_learns(model, shape):
@@ -35,3 +36,23 @@ def test_the_depth_of_a_resnet_counts_its_layers():
     for depth in (2, 9, -4):
         with pytest.raises(ValueError, match=f"such as 8, 14 or 20; got {depth}"):
             CifarResNet(3, depth, 4, 10)
+
+
+def test_a_preactivation_resnet_normalises_before_it_convolves():
+    made = []
+
+    def norm_act(channels):
+        made.append(channels)
+        return nn.Tanh()
+
+    model = PreActResNet(3, 14, 4, 10, norm_act)
+    assert made == [4, 4, 4, 4, 4, 8, 8, 8, 8, 16, 16, 16, 16]
+    seen = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module is not model.stem:
+            module.register_forward_hook(lambda _, args, output: seen.append(args[0].abs().max() <= 1))
+    assert model(torch.randn(2, 3, 8, 8) * 100).shape == (2, 10)
+    assert len(seen) == 12 + 2
+    assert all(seen)
+    with pytest.raises(ValueError, match="such as 8, 14 or 20; got 9"):
+        PreActResNet(3, 9, 4, 10)
