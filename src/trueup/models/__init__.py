@@ -5,5 +5,6 @@ from trueup.models.convnet import convnet
 from trueup.models.decoder import Decoder
 from trueup.models.mlp import mlp
 from trueup.models.preact_resnet import PreActResNet
+from trueup.models.sequence_classifier import SequenceClassifier
 
-__all__ = ["CifarResNet", "Decoder", "PreActResNet", "convnet", "mlp"]
+__all__ = ["CifarResNet", "Decoder", "PreActResNet", "SequenceClassifier", "convnet", "mlp"]
