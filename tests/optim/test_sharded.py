@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from processes import in_processes
-from trueup.optim import SGDP, AdamP
+from trueup.optim import SGDP, SPAM, AdamP, StableSPAM
 
 
 def network() -> nn.Module:
@@ -27,12 +27,14 @@ def compare(rank: int) -> None:
     for build, hyper in (
         (AdamP, {"lr": 1e-2, "weight_decay": 0.1}),
         (SGDP, {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.1}),
+        (StableSPAM, {"lr": 1e-2, "weight_decay": 0.1, "gammas": (0.5, 0.6, 0.3), "reset_interval": 4}),
+        (SPAM, {"lr": 1e-2, "spike_threshold": 2.0, "grad_accu_steps": 1, "reset_interval": 4}),
     ):
         whole, sharded = network(), network()
         fully_shard(sharded, mesh=mesh)
         for model in (whole, sharded):
             optimizer = build(model.parameters(), **hyper)
-            for _ in range(4):
+            for _ in range(10):
                 optimizer.zero_grad()
                 model(inputs).square().sum().backward()
                 optimizer.step()

@@ -147,10 +147,9 @@ class SAM:
         scale = self.rho / (norm + 1e-12)
 
         for p in params:
-            if p in self._copies and self._copies[p].shape == p.shape:
-                self._copies[p].copy_(p)
-            else:
-                self._copies[p] = p.detach().clone()
+            if p not in self._copies or self._copies[p].shape != p.shape:
+                self._copies[p] = torch.empty_like(p)
+        _copy([self._copies[p] for p in params], params)
         self._perturbed = params
         if norm.is_cpu:
             if norm.isfinite():
@@ -177,8 +176,7 @@ class SAM:
         """
         if not self._perturbed:
             raise RuntimeError("nothing to restore: call perturb() first")
-        for p in self._perturbed:
-            p.copy_(self._copies[p])
+        _copy(self._perturbed, [self._copies[p] for p in self._perturbed])
         self._perturbed = []
 
     def _norm(self, params: list[Tensor], grads: list[Tensor]) -> Tensor:
@@ -198,6 +196,14 @@ def _norm(t: Tensor) -> Tensor:
     dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
     norm: Tensor = torch.linalg.vector_norm(t, dtype=dtype)
     return norm
+
+
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    if any(isinstance(target, DTensor) for target in targets):  # for which there is no such kernel
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
+    else:
+        torch._foreach_copy_(targets, sources)
 
 
 def _dense(grad: Tensor) -> Tensor:

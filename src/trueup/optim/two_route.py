@@ -13,6 +13,7 @@ import math
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import compress
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -40,16 +41,21 @@ class Flat(NamedTuple):
 class TwoRouteOptimizer(Optimizer):
     """Base of optimizers that step each parameter on its own.
 
-    A subclass names its state in `state_names` ("step" is a 0-d count, everything else has the parameter's
-    shape and dtype), its constructor arguments that older state dicts may lack in `optional`, and
-    implements `_check`, `_step_blocks` and `_step_foreach`.
+    A subclass names its state in `state_names`: what is in `scalars` is a 0-d number, everything else has the
+    parameter's shape and dtype. It names its constructor arguments that older state dicts may lack in
+    `optional`, and implements `_check`, `_step_blocks` and `_step_foreach`.
     """
 
     state_names: ClassVar[tuple[str, ...]]
+    scalars: ClassVar[frozenset[str]] = frozenset({"step"})
     optional: ClassVar[Group] = {"foreach": None, "maximize": False}
 
     def __init__(self, params: ParamsT, defaults: Group) -> None:
         super().__init__(params, defaults)
+
+    def _names(self, group: Group) -> tuple[str, ...]:
+        """The state that a group's hyperparameters call for."""
+        return self.state_names
 
     @abstractmethod
     def _check(self, group: Group) -> None:
@@ -102,7 +108,7 @@ class TwoRouteOptimizer(Optimizer):
         for group in self.param_groups:
             params: list[Tensor] = []
             grads: list[Tensor] = []
-            state: list[list[Tensor]] = [[] for _ in self.state_names]
+            state: list[list[Tensor]] = [[] for _ in self._names(group)]
             self._init_group(group, params, grads, *state)
             if torch.compiler.is_compiling():
                 self._step_foreach(group, params, grads, *state)
@@ -113,18 +119,21 @@ class TwoRouteOptimizer(Optimizer):
     def _step_eagerly(
         self, group: Group, params: list[Tensor], grads: list[Tensor], state: list[list[Tensor]]
     ) -> None:
-        counted = self.state_names[0] == "step"
+        shaped = [name not in self.scalars for name in self._names(group)]
         # kernels that take lists of tensors are fast only where those are of one device and dtype
         alike: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = defaultdict(list)
         flats: dict[torch.dtype, list[Flat]] = defaultdict(list)
         for tensors in zip(params, grads, *state):
             param = tensors[0]
             if takes_blocks(param, group["foreach"]):
-                flat = in_memory_order(*tensors[:2], *tensors[2 + counted :])
+                flat = in_memory_order(*tensors[:2], *compress(tensors[2:], shaped))
                 if flat is not None:
+                    rest = iter(flat[2:])
+                    own = tuple(
+                        next(rest) if whole else t for t, whole in zip(tensors[2:], shaped, strict=True)
+                    )
                     rows = param.size(0) if param.dim() > 1 else 0
-                    state_of = (*tensors[2 : 2 + counted], *flat[2:])
-                    flats[param.dtype].append(Flat(rows, flat[0], flat[1], state_of))
+                    flats[param.dtype].append(Flat(rows, flat[0], flat[1], own))
                     continue
             alike[param.device, param.dtype].append(tensors)
         scratch = Scratch()
@@ -146,16 +155,16 @@ class TwoRouteOptimizer(Optimizer):
                     "embedding with sparse=False, or give it an optimizer of its own (torch.optim.SparseAdam)"
                 )
             own = self.state[param]
-            for name in self.state_names:
+            for name in self._names(group):
                 if name not in own:
                     own[name] = (
                         torch.zeros((), dtype=accumulation_dtype(param.dtype), device=param.device)
-                        if name == "step"
+                        if name in self.scalars
                         else torch.zeros_like(param, memory_format=torch.preserve_format)
                     )
             params.append(param)
             grads.append(param.grad)
-            for tensors, name in zip(state, self.state_names):
+            for tensors, name in zip(state, self._names(group)):
                 tensors.append(own[name])
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -184,7 +193,7 @@ class TwoRouteOptimizer(Optimizer):
                     f"{', '.join(own)}: load it into the optimizer that saved it"
                 )
             for key in self.state_names:
-                if key != "step" and own[key].shape != param.shape:
+                if key not in self.scalars and own[key].shape != param.shape:
                     raise ValueError(
                         f"{name}.load_state_dict needs {key} of the parameter's shape {tuple(param.shape)}; "
                         f"got {tuple(own[key].shape)}: pass the saved run's parameters, in their order"
@@ -197,11 +206,10 @@ class TwoRouteOptimizer(Optimizer):
             for name, value in self.optional.items():
                 group.setdefault(name, value)
         for param, own in self.state.items():
-            if (
-                "step" in own
-            ):  # a Python int in the official code, and maybe on another device in a checkpoint
-                own["step"] = torch.as_tensor(
-                    own["step"], dtype=accumulation_dtype(param.dtype), device=param.device
+            # A Python int in official code, and maybe on another device in a checkpoint.
+            for name in self.scalars & own.keys():
+                own[name] = torch.as_tensor(
+                    own[name], dtype=accumulation_dtype(param.dtype), device=param.device
                 )
 
 

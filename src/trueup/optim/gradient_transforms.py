@@ -1,0 +1,279 @@
+"""What StableSPAM does to Adam, in parts that work with any optimizer.
+
+Spikes in a gradient inflate Adam's second moment for hundreds of steps, and a drifting gradient norm makes
+its step size drift. Per tensor, at its t-th step, with largest entry a and norm n:
+
+    AdaClip        M <- g3 M + (1 - g3) a,  limit = M / (1 - g3^t):   entries above the limit times limit / a
+    AdaGN          N1 <- g1 N1 + (1 - g1) n,  N2 <- g2 N2 + (1 - g2) n^2:
+                   g <- g / n * N1 / (1 - g1^t) / (sqrt(N2 / (1 - g2^t)) + eps)
+    MomentumReset  every few steps the moments are zeroed and their bias correction starts again
+
+Each attaches itself to an optimizer and acts before its every step, in the order of attachment; `StableSPAM`
+is Adam with all three. Huang et al.: Stable-SPAM, 2025, arXiv 2502.17055, section 4. The averages are kept in
+float32 or better: in bfloat16 one with weight 0.001 would not move.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim.optimizer import Optimizer
+
+from trueup.optim.radial import accumulation_dtype
+from trueup.optim.two_route import check_range
+
+Scalar = TypeVar("Scalar", float, Tensor)
+
+
+def clip_limit(largest: Scalar, average: Scalar, gamma: float, t: Scalar) -> tuple[Scalar, Scalar]:
+    """AdaClip's new average of the largest entry, and the limit for this step; for numbers or 0-d tensors."""
+    average = gamma * average + (1 - gamma) * largest
+    return average, average / correction(gamma, t)
+
+
+def norm_factor(
+    norm: Scalar, first: Scalar, second: Scalar, gammas: tuple[Any, float], eps: float, t: Scalar
+) -> tuple[Scalar, Scalar, Scalar]:
+    """AdaGN's new averages of the norm and of its square, and what to multiply the gradient by."""
+    first = gammas[0] * first + (1 - gammas[0]) * norm
+    second = gammas[1] * second + (1 - gammas[1]) * norm**2
+    ratio = first / correction(gammas[0], t) / ((second / correction(gammas[1], t)) ** 0.5 + eps)
+    # A norm of 0 is a gradient of zeros, which any finite factor leaves alone.
+    return first, second, ratio / (norm + (norm == 0))
+
+
+def correction(base: Any, t: Any) -> Any:
+    """1 - base^t. By expm1 for tensors: float32's 0.99999 has only two digits of 1 - 0.99999 right."""
+    if isinstance(base, Tensor):
+        return -torch.expm1(t * base.log())
+    if isinstance(t, Tensor):
+        return -torch.expm1(t * (math.log(base) if base else -math.inf))
+    return 1 - base**t
+
+
+def clipped(grad: Tensor, largest: float | Tensor, limit: float | Tensor) -> Tensor:
+    """The gradient with every entry above the limit in size scaled by limit / largest."""
+    return torch.where(grad.abs() > limit, grad * (limit / largest), grad)
+
+
+def largest_entry(grad: Tensor) -> Tensor:
+    """max |g| of the whole tensor, sharded or not, 0-d; NaN if any is."""
+    value = _whole(grad.abs().amax()) if grad.numel() else grad.new_zeros(())
+    return value.to(accumulation_dtype(grad.dtype))
+
+
+def norm_of(grad: Tensor) -> Tensor:
+    """||g|| of the whole tensor, sharded or not, 0-d, summed in float32 or better."""
+    return _whole(torch.linalg.vector_norm(grad, dtype=accumulation_dtype(grad.dtype)))
+
+
+def _whole(t: Tensor) -> Tensor:
+    # One operation more for a shard: what follows mixes it with plain scalars.
+    return t.full_tensor() if isinstance(t, DTensor) else t
+
+
+class GradientTransform:
+    """Acts on the gradients of an optimizer's parameters before each of its steps, in place.
+
+    A subclass names its numbers a parameter in ``state_names`` and implements ``_apply``.
+
+    Args:
+        optimizer: whose steps it precedes.
+
+    Raises:
+        TypeError: ``optimizer`` is no optimizer.
+
+    `state_dict` and `load_state_dict` save and restore its averages, which the optimizer's own do not hold.
+    `remove` detaches it.
+    """
+
+    state_names: ClassVar[tuple[str, ...]] = ("step",)
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"{type(self).__name__} attaches itself to an optimizer; got {optimizer!r}")
+        self.optimizer = optimizer
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        self._handle = optimizer.register_step_pre_hook(lambda *_: self._before_step())
+
+    def remove(self) -> None:
+        """Detach: the optimizer's steps are its own again."""
+        self._handle.remove()
+
+    @torch.no_grad()
+    def _before_step(self) -> None:
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if p.grad.layout != torch.strided or p.grad.is_complex():
+                    raise RuntimeError(
+                        f"{type(self).__name__} needs dense real gradients; got layout {p.grad.layout}, "
+                        f"dtype {p.grad.dtype}: build the embedding with sparse=False, or train its "
+                        "parameters with another optimizer"
+                    )
+                if p not in self.state:
+                    zero = torch.zeros((), dtype=accumulation_dtype(p.dtype), device=p.device)
+                    self.state[p] = {name: zero.clone() for name in self.state_names}
+                self._apply(p, p.grad, self.state[p])
+
+    def _apply(self, param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[int, dict[str, Tensor]]:
+        """The averages, by the parameter's number in the optimizer's groups."""
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return {i: dict(self.state[p]) for i, p in enumerate(params) if p in self.state}
+
+    def load_state_dict(self, state_dict: dict[int, dict[str, Tensor]]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: it is that of another transform or of more parameters.
+        """
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        loaded = {}
+        for i, own in state_dict.items():
+            if set(own) != set(self.state_names) or not 0 <= i < len(params):
+                raise ValueError(
+                    f"{type(self).__name__}.load_state_dict needs {', '.join(self.state_names)} for each of "
+                    f"{len(params)} parameters; got {', '.join(own)} for number {i}"
+                )
+            loaded[params[i]] = {
+                name: value.detach().clone().to(params[i].device) for name, value in own.items()
+            }
+        self.state = loaded
+
+
+class AdaClip(GradientTransform):
+    """Scale down the entries of a gradient that are above the running average of its largest.
+
+    They keep their ratio to the largest, which becomes the average. A gradient with NaN or infinity is left
+    as it is and does not enter the average.
+
+    Args:
+        optimizer: whose steps it precedes.
+        gamma: decay of the average, in [0, 1).
+
+    Raises:
+        ValueError: ``gamma`` is out of range.
+
+    Source: Huang et al. 2025, equations of section 4.1.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(3))
+    >>> optimizer = torch.optim.SGD([weight], lr=1.0)
+    >>> transform = AdaClip(optimizer, gamma=0.5)
+    >>> for gradient in ([1.0, 0.5, 0.0], [10.0, 5.0, 1.0]):
+    ...     weight.grad = torch.tensor(gradient)
+    ...     optimizer.step()
+    >>> weight.grad  # the limit is (0.25 x 1 + 0.5 x 10) / 0.75
+    tensor([7., 5., 1.])
+    """
+
+    state_names = ("step", "max")
+
+    def __init__(self, optimizer: Optimizer, gamma: float = 0.999) -> None:
+        check_range("gamma", gamma, 0, 1, open_end=True)
+        super().__init__(optimizer)
+        self.gamma = gamma
+
+    def _apply(self, param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
+        largest = largest_entry(grad)
+        finite = largest.isfinite()
+        state["step"] += finite
+        average, limit = clip_limit(largest, state["max"], self.gamma, state["step"])
+        state["max"].copy_(torch.where(finite, average, state["max"]))
+        scale = limit / (largest + (largest == 0))
+        grad.copy_(torch.where((grad.abs() > limit) & finite, grad * scale.to(grad.dtype), grad))
+
+
+class AdaGN(GradientTransform):
+    """Give a gradient the norm (average norm) / (root of the average squared norm), about 1 if it is steady.
+
+    A gradient with NaN or infinity is left as it is and does not enter the averages.
+
+    Args:
+        optimizer: whose steps it precedes.
+        gammas: decay of the average norm and of the average squared norm, each in [0, 1).
+        eps: added to the root.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Source: Huang et al. 2025, equations of section 4.2.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = torch.optim.SGD([weight], lr=1.0)
+    >>> transform = AdaGN(optimizer)
+    >>> weight.grad = torch.tensor([300.0, 400.0])
+    >>> optimizer.step()
+    >>> weight.data
+    tensor([-0.6000, -0.8000])
+    """
+
+    state_names = ("step", "norm", "norm_sq")
+
+    def __init__(
+        self, optimizer: Optimizer, gammas: tuple[float, float] = (0.7, 0.9), eps: float = 1e-8
+    ) -> None:
+        check_range("gammas[0]", gammas[0], 0, 1, open_end=True)
+        check_range("gammas[1]", gammas[1], 0, 1, open_end=True)
+        check_range("eps", eps, 0)
+        super().__init__(optimizer)
+        self.gammas = gammas
+        self.eps = eps
+
+    def _apply(self, param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
+        norm = norm_of(grad)
+        finite = norm.isfinite()
+        state["step"] += finite
+        first, second, factor = norm_factor(
+            norm, state["norm"], state["norm_sq"], self.gammas, self.eps, state["step"]
+        )
+        state["norm"].copy_(torch.where(finite, first, state["norm"]))
+        state["norm_sq"].copy_(torch.where(finite, second, state["norm_sq"]))
+        grad.mul_(torch.where(finite, factor, 1.0).to(grad.dtype))
+
+
+class MomentumReset(GradientTransform):
+    """Zero an optimizer's moments every few steps, and start their bias correction again.
+
+    Zeroed are the tensors of the parameter's shape in the optimizer's state, except running maxima
+    (``max_exp_avg_sq``), and its count ``step``; the gradient is not touched.
+
+    Args:
+        optimizer: whose steps it precedes.
+        interval: number of steps, at least 1; the step of that number is the first after zeroing.
+
+    Raises:
+        ValueError: ``interval`` is out of range.
+
+    Source: Huang et al. 2025, section 4.3.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(1))
+    >>> optimizer = torch.optim.Adam([weight])
+    >>> transform = MomentumReset(optimizer, interval=3)
+    >>> for _ in range(3):
+    ...     weight.grad = torch.ones(1)
+    ...     optimizer.step()
+    >>> optimizer.state[weight]["step"]
+    tensor(1.)
+    """
+
+    def __init__(self, optimizer: Optimizer, interval: int) -> None:
+        check_range("interval", interval, 1)
+        super().__init__(optimizer)
+        self.interval = interval
+
+    def _apply(self, param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
+        state["step"] += 1
+        keep = (state["step"] % self.interval != 0).to(param.dtype)
+        for name, value in self.optimizer.state.get(param, {}).items():
+            if not isinstance(value, Tensor) or name.startswith("max_"):
+                continue
+            if name == "step" or value.shape == param.shape:
+                value.mul_(keep.to(value.device, value.dtype))

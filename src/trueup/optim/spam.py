@@ -1,0 +1,182 @@
+"""SPAM: Adam that clips spiked gradients entry by entry and resets its momentum.
+
+Problem: rare gradient spikes, up to a thousand times the usual size, inflate Adam's moments and set training
+back. Idea: clip each entry by what its own second moment, from before this step, says is usual; zero the
+moments every T steps, and warm the step size up again after each reset, by s:
+
+    g <- sign(g) sqrt(c v)  where g^2 > c v,     m = v = 0 if t mod T == 0
+    m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
+    w <- (w - s lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps)) (1 - lr wd)
+
+Huang et al.: SPAM, 2025, arXiv 2501.06842, a baseline of StableSPAM's. Nothing is clipped in the first steps
+of training and after a reset, when v says nothing yet. As in the official code the bias correction is not
+restarted and the decay comes last; unlike there, a gradient that is not finite skips its tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from trueup.optim.blocks import Scratch, split
+from trueup.optim.gradient_transforms import correction, largest_entry
+from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_range
+
+
+class SPAM(TwoRouteOptimizer):
+    """Adam with spike-aware clipping and momentum resets (Huang et al. 2025).
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate, at least 0; a float or a tensor of one element.
+        betas: decay of the running means of the gradient and of its square, each in [0, 1).
+        eps: added to the root of the uncorrected second moment, at least 0.
+        weight_decay: decoupled decay coefficient, at least 0; applied after the step.
+        spike_threshold: c above, at least 0; 0 never clips. The authors use 5000, and 2000 in 4-bit training.
+        warmup_steps: steps in which the step size grows after a reset, at least 0.
+        reset_interval: steps between momentum resets, at least 0; 0 never resets.
+        grad_accu_steps: steps without clipping at the start and after each reset, at least 0.
+        foreach: which of two equal routes: None by device (CPU: blocked; accelerators and `torch.compile`:
+            branchless), True the branchless one, False the blocked one, which reads values.
+        maximize: step along the gradient instead of against it.
+
+    Raises:
+        ValueError: a hyperparameter is out of range, or a loaded state dict belongs to another optimizer.
+        RuntimeError: a parameter is complex, or a gradient sparse.
+
+    Source: Huang et al. 2025 (arXiv 2501.06842), algorithm 1.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = SPAM([weight], lr=0.1)
+    >>> weight.grad = torch.tensor([1.0, -10.0])
+    >>> optimizer.step()
+    >>> weight.data
+    tensor([-0.1000,  0.1000])
+    """
+
+    state_names = ("step", "exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        spike_threshold: float = 5000.0,
+        warmup_steps: int = 150,
+        reset_interval: int = 500,
+        grad_accu_steps: int = 20,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "spike_threshold": spike_threshold,
+            "warmup_steps": warmup_steps,
+            "reset_interval": reset_interval,
+            "grad_accu_steps": grad_accu_steps,
+            "foreach": foreach,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults)
+
+    def _check(self, group: Group) -> None:
+        check_range("lr", group["lr"], 0)
+        check_range("betas[0]", group["betas"][0], 0, 1, open_end=True)
+        check_range("betas[1]", group["betas"][1], 0, 1, open_end=True)
+        for name in (
+            "eps",
+            "weight_decay",
+            "spike_threshold",
+            "warmup_steps",
+            "reset_interval",
+            "grad_accu_steps",
+        ):
+            check_range(name, group[name], 0)
+
+    def _now(self, group: Group, t: Any) -> tuple[Any, Any, Any]:
+        """Whether step t clips and resets, and the warm-up's factor; numbers or tensors."""
+        interval, warmup, rest = group["reset_interval"], group["warmup_steps"], group["grad_accu_steps"]
+        since = t % interval if interval else t
+        clips = (t >= rest) & (since >= rest) & bool(group["spike_threshold"])
+        if not interval:
+            return clips, t < 0, 1.0
+        # The j-th step after a reset, counted from 0; no warm-up before the first.
+        warms = (t >= interval) & (since < warmup)
+        angle = since * (math.pi / (warmup + 1))
+        if isinstance(t, Tensor):
+            return clips, since == 0, 1 - warms.to(t.dtype) * 0.99 * (1 + angle.cos()) / 2
+        return clips, since == 0, 1 - warms * 0.99 * (1 + math.cos(angle)) / 2
+
+    def _step_blocks(self, group: Group, scratch: Scratch, flats: list[Flat]) -> None:
+        lr, decay, (beta1, beta2) = float(group["lr"]), group["weight_decay"], group["betas"]
+        for _, param, grad, (step, exp_avg, exp_avg_sq) in flats:
+            # A sum is finite only if all its terms are: one fast pass. If it overflowed, look closer.
+            if param.numel() == 0 or not (grad.sum().isfinite() or grad.isfinite().all()):
+                continue
+            step += 1
+            t = step.item()
+            clips, reset, warm = self._now(group, t)
+            # The kernel decays first and takes eps after its bias correction: the same step in its terms.
+            size = lr * warm * (1 - lr * decay)
+            eps = group["eps"] / math.sqrt(correction(beta2, t))
+            for p, g, m, v in split(param, grad, exp_avg, exp_avg_sq):
+                if clips:
+                    g = _clip(g, v, group["spike_threshold"])
+                if reset:
+                    m.zero_()
+                    v.zero_()
+                torch._fused_adamw_(
+                    [p],
+                    [g],
+                    [m],
+                    [v],
+                    [],
+                    [step],
+                    lr=size,
+                    beta1=beta1,
+                    beta2=beta2,
+                    weight_decay=lr * decay / size if size else 0.0,
+                    eps=eps,
+                    amsgrad=False,
+                    maximize=group["maximize"],
+                )
+
+    def _step_foreach(
+        self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
+    ) -> None:
+        for param, grad, step, exp_avg, exp_avg_sq in zip(params, grads, *state):
+            if param.numel() == 0:
+                continue
+            lr, (beta1, beta2) = group["lr"], group["betas"]
+            finite = largest_entry(grad).isfinite()
+            acts = finite.to(step.dtype)
+            grad = torch.where(finite, grad, 0.0)
+            step += acts
+            clips, reset, warm = self._now(group, step)
+            grad = torch.where(clips, _clip(grad, exp_avg_sq, group["spike_threshold"]), grad)
+            keep = (1 - (reset & finite).to(step.dtype)).to(param.dtype)
+            if group["maximize"]:
+                grad = -grad
+            exp_avg.mul_(keep).lerp_(grad, (acts * (1 - beta1)).to(param.dtype))
+            exp_avg_sq.mul_(keep).lerp_(grad.square(), (acts * (1 - beta2)).to(param.dtype))
+            # Before its first finite gradient a tensor has taken no step, whose corrections would be 0.
+            t = step.clamp(min=1)
+            size = acts * warm * lr * correction(beta2, t).sqrt() / correction(beta1, t)
+            param.sub_(exp_avg / exp_avg_sq.sqrt().add_(group["eps"]) * size.to(param.dtype))
+            param.mul_(1 - (acts * lr * group["weight_decay"]).to(param.dtype))
+
+
+def _clip(grad: Tensor, exp_avg_sq: Tensor, threshold: float) -> Tensor:
+    """Entries whose square exceeds threshold x v, brought back to its root."""
+    usual = exp_avg_sq * threshold
+    return torch.where(grad.square() > usual, usual.sqrt().copysign(grad), grad)

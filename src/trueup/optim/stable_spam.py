@@ -1,0 +1,276 @@
+"""StableSPAM: Adam that spiked gradients, drifting gradient norms and stale moments do not unsettle.
+
+Problem: with 4-bit weights and activations gradient norms spike, and Adam, whose second moment remembers a
+spike for hundreds of steps, needs a small learning rate or diverges. Each tensor's gradient g goes through
+AdaClip and AdaGN (`gradient_transforms.py`) before Adam, whose moments are zeroed every T steps:
+
+    w <- w (1 - lr wd),   g <- AdaGN(AdaClip(g)),   m = v = k = 0 if t mod T == 0,   k <- k + 1
+    m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
+    w <- w - lr / (1 - b1^k) m / (sqrt(v / (1 - b2^k)) + eps)
+
+Huang et al.: Stable-SPAM, 2025, arXiv 2502.17055. The official code, ``reset_mode="official"``, shares one
+counter: a reset also restarts AdaClip's, which all but switches it off for the next 1 / (1 - g3) steps, and
+the step itself still uses the old moments. Other departures: averages are kept in float32 or better, a
+gradient that is not finite skips its tensor, `p.grad` is not written to, the schedule never rises again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from trueup.optim.blocks import Scratch, split
+from trueup.optim.gradient_transforms import (
+    clip_limit,
+    clipped,
+    correction,
+    largest_entry,
+    norm_factor,
+    norm_of,
+)
+from trueup.optim.radial import accumulation_dtype
+from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_range
+
+
+class StableSPAM(TwoRouteOptimizer):
+    """Adam with adaptive clipping, norm scaling and momentum resets (Huang et al. 2025).
+
+    Arguments up to `weight_decay` are those of `torch.optim.AdamW`. Since gradients are scaled to a norm of
+    about 1 a tensor, `eps` is relative to that, and neither loss scaling nor gradient clipping has an effect.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate, at least 0; a float or a tensor of one element.
+        betas: decay of the running means of the gradient and of its square, each in [0, 1).
+        eps: added to the root of the second moment, and of AdaGN's; at least 0.
+        weight_decay: decoupled decay coefficient, at least 0.
+        gammas: decay of AdaGN's average norm and average squared norm, and of AdaClip's average largest
+            entry, each in [0, 1). In 16-bit training the authors use (0.85, 0.99999, 0.999).
+        reset_interval: steps between momentum resets, at least 0; 0 never resets. Choose it well below the
+            number of steps; the authors use 500 in 4-bit training.
+        total_steps: length of a cosine schedule that takes betas[0] and gammas[0] down to `eta_min` times
+            their value; None for none.
+        eta_min: in [0, 1].
+        amsgrad: divide by the root of the largest second moment so far, which resets leave alone.
+        reset_mode: ``"paper"``, or ``"official"`` for the official code's (see the file's head).
+        foreach: which of two equal routes: None by device (CPU: blocked; accelerators and `torch.compile`:
+            branchless), True the branchless one, False the blocked one, which reads values.
+        maximize: step along the gradient instead of against it.
+
+    A tensor whose gradient has a NaN or infinity is left as it is, with its state. Steps, averages and the
+    place in the schedule are in the state dict, for each parameter that has had a gradient.
+
+    Raises:
+        ValueError: a hyperparameter is out of range, or a loaded state dict belongs to another optimizer.
+        RuntimeError: a parameter is complex, or a gradient sparse.
+
+    Source: Huang et al. 2025, section 4 and algorithm 1.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = StableSPAM([weight], lr=0.1)
+    >>> weight.grad = torch.tensor([1.0, -1000.0])
+    >>> optimizer.step()
+    >>> weight.data
+    tensor([-0.1000,  0.1000])
+    """
+
+    state_names = ("step", "total_step", "grad_max", "grad_norm", "grad_norm_sq", "exp_avg", "exp_avg_sq")
+    scalars = frozenset(state_names[:5])
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        gammas: tuple[float, float, float] = (0.7, 0.9, 0.999),
+        reset_interval: int = 1000,
+        total_steps: int | None = None,
+        eta_min: float = 0.5,
+        amsgrad: bool = False,
+        reset_mode: Literal["paper", "official"] = "paper",
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "gammas": gammas,
+            "reset_interval": reset_interval,
+            "total_steps": total_steps,
+            "eta_min": eta_min,
+            "amsgrad": amsgrad,
+            "reset_mode": reset_mode,
+            "foreach": foreach,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults)
+
+    def _check(self, group: Group) -> None:
+        check_range("lr", group["lr"], 0)
+        check_range("betas[0]", group["betas"][0], 0, 1, open_end=True)
+        check_range("betas[1]", group["betas"][1], 0, 1, open_end=True)
+        check_range("eps", group["eps"], 0)
+        check_range("weight_decay", group["weight_decay"], 0)
+        if len(group["gammas"]) != 3:
+            raise ValueError(f"gammas must be three numbers; got {group['gammas']!r}")
+        for i, gamma in enumerate(group["gammas"]):
+            check_range(f"gammas[{i}]", gamma, 0, 1, open_end=True)
+        check_range("reset_interval", group["reset_interval"], 0)
+        if group["total_steps"] is not None:
+            check_range("total_steps", group["total_steps"], 1)
+        check_range("eta_min", group["eta_min"], 0, 1)
+        if group["reset_mode"] not in ("paper", "official"):
+            raise ValueError(f"reset_mode must be 'paper' or 'official'; got {group['reset_mode']!r}")
+
+    def _names(self, group: Group) -> tuple[str, ...]:
+        return (*self.state_names, "max_exp_avg_sq") if group["amsgrad"] else self.state_names
+
+    def _step_blocks(self, group: Group, scratch: Scratch, flats: list[Flat]) -> None:
+        lr, eps, weight_decay = float(group["lr"]), group["eps"], group["weight_decay"]
+        sign = -1.0 if group["maximize"] else 1.0
+        for _, param, grad, (step, total, average, first, second, *moments) in flats:
+            if param.numel() == 0:
+                continue
+            largest = _largest(grad)
+            if not math.isfinite(largest):
+                continue
+            total += 1
+            beta1, gammas, reset, t = self._now(group, total.item(), step.item() + 1)
+            new_average, limit = clip_limit(largest, average.item(), group["gammas"][2], t)
+            spiked = largest > limit
+            norm = _norm(grad, largest, limit if spiked else None)
+            new_first, new_second, factor = norm_factor(norm, first.item(), second.item(), gammas, eps, t)
+            for state, value in ((average, new_average), (first, new_first), (second, new_second)):
+                state.fill_(value)
+
+            if reset:
+                step.zero_()
+                if group["reset_mode"] == "paper":
+                    moments[0].zero_()
+                    moments[1].zero_()
+            step += 1
+            for p, g, m, v, *largest_v in split(param, grad, *moments):
+                scaled = scratch.like(g, "gradient")
+                torch.mul(clipped(g, largest, limit) if spiked else g, sign * factor, out=scaled)
+                torch._fused_adamw_(
+                    [p],
+                    [scaled],
+                    [m],
+                    [v],
+                    largest_v,
+                    [step],
+                    lr=lr,
+                    beta1=beta1,
+                    beta2=group["betas"][1],
+                    weight_decay=weight_decay,
+                    eps=eps,
+                    amsgrad=group["amsgrad"],
+                    maximize=False,
+                )
+            if reset and group["reset_mode"] == "official":
+                moments[0].zero_()
+                moments[1].zero_()
+
+    def _now(self, group: Group, total: Any, step: Any) -> tuple[Any, tuple[Any, float], Any, Any]:
+        """beta1, AdaGN's gammas, whether this step resets, and the transforms' step t; numbers or tensors."""
+        beta1, gamma1 = group["betas"][0], group["gammas"][0]
+        if group["total_steps"] is not None:
+            last = group["total_steps"] + 1
+            cosine: Any
+            if isinstance(total, Tensor):
+                cosine = torch.cos(total.clamp(max=last) * (math.pi / last))
+            else:
+                cosine = math.cos(math.pi * min(total, last) / last)
+            now = group["eta_min"] + (1 - group["eta_min"]) * (1 + cosine) / 2
+            beta1, gamma1 = beta1 * now, gamma1 * now
+        interval = group["reset_interval"]
+        reset = total % interval == 0 if interval else total < 0
+        return beta1, (gamma1, group["gammas"][1]), reset, total if group["reset_mode"] == "paper" else step
+
+    def _step_foreach(
+        self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
+    ) -> None:
+        for tensors in zip(params, grads, *state):
+            if tensors[0].numel():
+                self._step_tensor(group, *tensors)
+
+    def _step_tensor(
+        self,
+        group: Group,
+        param: Tensor,
+        grad: Tensor,
+        step: Tensor,
+        total: Tensor,
+        average: Tensor,
+        first: Tensor,
+        second: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        max_exp_avg_sq: Tensor | None = None,
+    ) -> None:
+        lr, eps, beta2 = group["lr"], group["eps"], group["betas"][1]
+        largest = largest_entry(grad)
+        finite = largest.isfinite()
+        # A gradient that is not finite becomes one of zeros, and every change below is multiplied by 0.
+        acts = finite.to(largest.dtype)
+        grad = torch.where(finite, grad, 0.0)
+        largest = torch.where(finite, largest, 0.0)
+        total += acts
+        beta1, gammas, reset, t = self._now(group, total, step + 1)
+        reset = (reset & finite).to(acts.dtype)
+
+        new_average, limit = clip_limit(largest, average, group["gammas"][2], t)
+        scale = limit / (largest + (largest == 0))
+        grad = torch.where(grad.abs() > limit.to(grad.dtype), grad * scale.to(grad.dtype), grad)
+        new_first, new_second, factor = norm_factor(norm_of(grad), first, second, gammas, eps, t)
+        averages, news = [average, first, second], [new_average, new_first, new_second]
+        kept = [torch.where(finite, new, old) for new, old in zip(news, averages, strict=True)]
+        torch._foreach_copy_(averages, kept)
+        grad = grad * (-factor if group["maximize"] else factor).to(grad.dtype)
+
+        keep = (1 - reset).to(param.dtype)
+        if group["reset_mode"] == "paper":
+            exp_avg.mul_(keep)
+            exp_avg_sq.mul_(keep)
+        step.mul_(1 - reset).add_(acts)
+        exp_avg.lerp_(grad, (acts * (1 - beta1)).to(param.dtype))
+        exp_avg_sq.lerp_(grad.square(), (acts * (1 - beta2)).to(param.dtype))
+        square = exp_avg_sq
+        if max_exp_avg_sq is not None:
+            torch.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
+            square = max_exp_avg_sq
+        # Before its first finite gradient a tensor has taken no step, whose corrections would be 0.
+        k = step.clamp(min=1)
+        root = (square.sqrt() / correction(beta2, k).sqrt().to(param.dtype)).add_(eps)
+        size = acts * lr / correction(beta1, k)
+        param.mul_(1 - (acts * lr * group["weight_decay"]).to(param.dtype))
+        param.sub_(exp_avg / root * size.to(param.dtype))
+        if group["reset_mode"] == "official":
+            exp_avg.mul_(keep)
+            exp_avg_sq.mul_(keep)
+
+
+def _largest(grad: Tensor) -> float:
+    """max |g| of a flat tensor; NaN if any is."""
+    low, high = zip(*(block.aminmax() for (block,) in split(grad)))
+    return float(torch.stack([*low, *high]).abs().max())
+
+
+def _norm(grad: Tensor, largest: float, limit: float | None) -> float:
+    """The norm of a flat tensor, clipped to the limit first if there is one; blocks are summed in float64."""
+    total = 0.0
+    for (block,) in split(grad):
+        if limit is not None:
+            block = clipped(block, largest, limit)
+        block = block.to(accumulation_dtype(block.dtype))
+        total += torch.dot(block, block).item()
+    return math.sqrt(total)

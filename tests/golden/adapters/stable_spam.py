@@ -1,0 +1,104 @@
+"""StableSPAM and SPAM against the official optimizers and an independent program of the paper's variant."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from golden.reference import Case
+from trueup.optim import SPAM, AdaClip, StableSPAM
+from trueup.optim.spam import _clip
+
+FIRST = ("exp_avg", "exp_avg_sq", "step")
+
+
+def stable_spam(case: Case) -> dict[str, object]:
+    hyper, dtype = case.hyper, getattr(torch, case.hyper["dtype"])
+    params = [nn.Parameter(torch.tensor(case.params[f"p{i}"]).to(dtype)) for i in range(len(case.params))]
+    optimizer = StableSPAM(
+        params,
+        hyper["lr"],
+        tuple(hyper["betas"]),
+        hyper["eps"],
+        hyper["weight_decay"],
+        (hyper["gamma1"], hyper["gamma2"], hyper["gamma3"]),
+        hyper["update_proj_gap"],
+        None if hyper["total_T"] == -1 else hyper["total_T"],
+        hyper["eta_min"],
+        bool(hyper["amsgrad"]),
+        hyper["reset_mode"],
+    )
+    rows: dict[str, list[Tensor]] = {}
+    for t in range(hyper["steps"]):
+        for i, p in enumerate(params):
+            p.grad = torch.tensor(case.inputs[f"grads{i}"][t]).to(dtype)
+        clipped = clipped_gradients(optimizer, params, hyper)
+        optimizer.step()
+        for i, p in enumerate(params):
+            own = optimizer.state[p]
+            row = {
+                f"p{i}": p.detach(),
+                f"clipped_grads{i}": clipped[i],
+                f"m_max{i}": own["grad_max"],
+                f"m_norm{i}": own["grad_norm"],
+                f"v_norm{i}": own["grad_norm_sq"],
+            }
+            for name, value in row.items():
+                rows.setdefault(f"out.{name}", []).append(value.clone().double())
+    returned: dict[str, object] = {name: torch.stack(values) for name, values in rows.items()}
+    for i, p in enumerate(params):
+        returned |= {f"out.{name}{i}": optimizer.state[p][name].double() for name in FIRST}
+    return returned
+
+
+def clipped_gradients(optimizer: StableSPAM, params: list[nn.Parameter], hyper: dict) -> list[Tensor]:
+    """What AdaClip, on its own but with the optimizer's average and step, makes of the gradients."""
+    copies = [nn.Parameter(p.detach().clone()) for p in params]
+    sgd = torch.optim.SGD(copies, 0.0)
+    transform = AdaClip(sgd, hyper["gamma3"])
+    if optimizer.state:
+        counter = "total_step" if hyper["reset_mode"] == "paper" else "step"
+        transform.load_state_dict(
+            {
+                i: {"step": optimizer.state[p][counter], "max": optimizer.state[p]["grad_max"]}
+                for i, p in enumerate(params)
+            }
+        )
+    for copy, p in zip(copies, params, strict=True):
+        copy.grad = p.grad.clone()
+    sgd.step()
+    return [copy.grad for copy in copies]
+
+
+def spam(case: Case) -> dict[str, object]:
+    hyper, dtype = case.hyper, getattr(torch, case.hyper["dtype"])
+    params = [nn.Parameter(torch.tensor(case.params[f"p{i}"]).to(dtype)) for i in range(len(case.params))]
+    optimizer = SPAM(
+        params,
+        hyper["lr"],
+        tuple(hyper["betas"]),
+        hyper["eps"],
+        hyper["weight_decay"],
+        hyper["threshold"],
+        hyper["warmup_epoch"],
+        hyper["update_proj_gap"],
+        hyper["grad_accu_steps"],
+    )
+    rows: dict[str, list[Tensor]] = {}
+    for t in range(hyper["steps"]):
+        for i, p in enumerate(params):
+            p.grad = torch.tensor(case.inputs[f"grads{i}"][t]).to(dtype)
+            clips = optimizer._now(optimizer.param_groups[0], t + 1)[0]
+            own = optimizer.state[p]
+            clipped = _clip(p.grad, own["exp_avg_sq"], hyper["threshold"]) if clips and own else p.grad
+            rows.setdefault(f"out.clipped_grads{i}", []).append(clipped.double())
+        optimizer.step()
+        for i, p in enumerate(params):
+            rows.setdefault(f"out.p{i}", []).append(p.detach().clone().double())
+    returned: dict[str, object] = {name: torch.stack(values) for name, values in rows.items()}
+    for i, p in enumerate(params):
+        returned |= {f"out.{name}{i}": optimizer.state[p][name].double() for name in FIRST}
+    return returned
+
+
+KINDS = {"stable_spam": stable_spam, "spam": spam}
