@@ -306,7 +306,7 @@ def test_a_model_that_cannot_be_traced_names_its_pairs() -> None:
 
 def test_other_kinds_of_activation_go_when_they_are_named() -> None:
     model = Net(nn.GELU)
-    with pytest.raises(ValueError, match=r"stem\.3 follows: pass activation=GELU if GELU is to go with it"):
+    with pytest.raises(ValueError, match=r"stem\.3 follows, a GELU: pass activation=GELU if it goes"):
         convert(model, nn.BatchNorm2d, NormSilu)
     assert isinstance(convert(model, nn.BatchNorm2d, NormSilu, activation=nn.GELU).act1, nn.Identity)
     # Named by hand, or left alone by hand.
@@ -348,6 +348,17 @@ class Calls(nn.Module):
         return self.body(self, x)
 
 
+class Holder(nn.Module):
+    """Holds no norm, so that nobody looks into it."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.act, self.fc = act, nn.LazyLinear(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.fc(x))
+
+
 class Swish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * x.sigmoid()
@@ -363,23 +374,57 @@ class Swish(nn.Module):
         (lambda m, x: m.act(m.other(m.conv(m.act(m.bn(x)))) + x), "act is also used where no converted norm"),
         (lambda m, x: m.other(m.act(m.bn(x)) + m.bn(x)), r"bn\? it is used in several places"),
         (lambda m, x: m.act(m.bn(x)), r"belongs to other\? torch.fx does not come by it"),
-        (lambda m, x: m.other(m.swish(m.bn(x))), "swish follows: pass activation=Swish"),
+        (lambda m, x: m.other(m.swish(m.bn(x))), "swish follows, a Swish: pass activation=Swish"),
+        (lambda m, x: m.other(m.act(m.drop(m.bn(x)))), "act follows, but only after drop"),
+        (lambda m, x: m.other(nn.functional.silu(m.bn(x).contiguous())), "silu follows, but only after"),
     ],
 )  # fmt: skip
 def test_refuses_an_activation_that_is_in_doubt(forward, message: str) -> None:
     model = Calls(forward)
-    model.swish = Swish()
+    model.swish, model.drop = Swish(), nn.Dropout()
     kinds = [type(module) for module in model.modules()]
     with pytest.raises(ValueError, match=message):
         convert(model, nn.BatchNorm2d, NormSilu, inplace=True)
     assert [type(module) for module in model.modules()] == kinds
 
 
+def test_pairs_answer_for_the_norms_in_doubt_alone() -> None:
+    # bn's result goes to the activation and elsewhere; other's activation is found.
+    model = Calls(lambda m, x: m.last(m.other(m.act(h := m.bn(x)) + h)))
+    model.last = nn.SiLU()
+    converted = convert(model, nn.BatchNorm2d, NormSilu, pairs={"bn": None})
+    x = torch.randn(3, 2, 4, 4)
+    torch.testing.assert_close(converted(x), model(x))
+    assert isinstance(converted.last, nn.Identity)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(2, 2, 1), nn.SiLU()),
+        nn.Sequential(nn.Flatten(), nn.Softmax(1)),
+        nn.GroupNorm(1, 2),
+        nn.Sequential(),
+    ],
+    ids=["convolution", "softmax", "norm", "end"],
+)
+def test_where_no_activation_follows(after: nn.Module) -> None:
+    converted = convert(nn.Sequential(nn.BatchNorm2d(2), after), nn.BatchNorm2d, NormSilu)
+    assert not converted[0].apply_act
+
+
+def test_an_activation_in_a_sequence_of_its_own_is_seen() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.Sequential(nn.SiLU(), nn.Conv2d(2, 2, 1)))
+    converted = convert(model, nn.BatchNorm2d, NormSilu)
+    assert converted[0].apply_act
+    assert isinstance(converted[1][0], nn.Identity)
+
+
 def test_refuses_an_activation_that_a_module_without_norms_uses_too() -> None:
     model = Net()
-    model.head = nn.Sequential(nn.Flatten(), model.act1)
+    model.head = Holder(model.act1)
     model.forward = lambda x: model.head(Net.forward(model, x))
-    with pytest.raises(ValueError, match=r"activation act1 or head\.1 is also used"):
+    with pytest.raises(ValueError, match=r"activation act1 or head\.act is also used"):
         convert(model, nn.BatchNorm2d, NormSilu, inplace=True)
 
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, cast
 
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -357,10 +358,12 @@ def _activations(
         if modules[name] not in norms:
             raise ValueError(f"pairs names {name!r}, a {type(modules[name]).__name__} that is not converted")
         found[modules[name]] = None if partner is None else modules[partner]
-    if norms.keys() - found.keys():
-        found = _Flow(model, norms, kinds, modules).activations() | found
+    unnamed = {norm: name for norm, name in norms.items() if norm not in found}
+    if unnamed:
+        named = {act for act in found.values() if act is not None}
+        found |= _Flow(model, unnamed, kinds, modules).activations(named)
     for act in found.values():
-        if act is not None and next(act.parameters(), None) is not None:
+        if act is not None and _has_parameters(act):
             raise ValueError(f"the activation {type(act).__name__} has parameters, which would be lost")
     return found
 
@@ -373,7 +376,12 @@ class _Flow(fx.Tracer):
     ) -> None:
         super().__init__()
         self.model, self.norms, self.kinds, self.modules = model, norms, kinds, modules
-        self.open = {m for m in model.modules() if m not in norms and any(c in norms for c in m.modules())}
+        self.open = {
+            module
+            for module in model.modules()
+            if module not in norms
+            and (type(module) is nn.Sequential or any(child in norms for child in module.modules()))
+        }
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -383,7 +391,8 @@ class _Flow(fx.Tracer):
             return m.forward(*args, **kwargs)
         return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
-    def activations(self) -> dict[nn.Module, nn.Module | None]:
+    def activations(self, named: Collection[nn.Module]) -> dict[nn.Module, nn.Module | None]:
+        """The activation of each norm, each used after these norms only, or ``named`` as somebody else's."""
         calls = self._calls()
         found: dict[nn.Module, nn.Module | None] = {}
         absorbed: dict[nn.Module, int] = {}
@@ -399,7 +408,7 @@ class _Flow(fx.Tracer):
         for act, count in absorbed.items():
             places = [name for name, module in self.modules.items() if module is act]
             hidden = [name for name in places if self.modules[name.rpartition(".")[0]] not in self.open]
-            if len(calls[act]) != count or hidden:
+            if act not in named and (len(calls[act]) != count or hidden):
                 raise ValueError(
                     f"the activation {' or '.join(places)} is also used where no converted norm comes before "
                     "it, so it cannot go: give each place an activation of its own"
@@ -423,48 +432,59 @@ class _Flow(fx.Tracer):
 
     def _after(self, node: fx.Node, name: str) -> nn.Module | None:
         """The activation that a call's result goes to, if it goes nowhere else."""
-        users = list(node.users)
-        while len(users) == 1 and isinstance(self._module(users[0]), nn.Identity):
-            users = list(users[0].users)
-        acts = [user for user in users if self._is_activation(user)]
-        if not acts:
-            return None
-        module = self._module(acts[0])
-        if len(users) > 1:
-            raise ValueError(_ask(name, f"its result goes to {acts[0]} and elsewhere"))
+        between = []
+        while not (acts := [user for user in node.users if self._may_activate(user)]):
+            if len(node.users) != 1:
+                return None
+            (node,) = node.users
+            module = self._module(node)
+            if len(node.all_input_nodes) > 1 or (module is not None and _has_parameters(module)):
+                return None
+            if not isinstance(module, nn.Identity):
+                between.append(str(node))
+        act, module = acts[0], self._module(acts[0])
+        if len(node.users) > 1:
+            raise ValueError(_ask(name, f"its result goes to {act} and elsewhere"))
+        if between:
+            raise ValueError(_ask(name, f"{act} follows, but only after {', '.join(between)}"))
         if module is None:
             raise ValueError(
-                f"{name} is followed by the function {acts[0]}, which convert cannot take out of your code: "
+                f"{name} is followed by the function {act}, which convert cannot take out of your code: "
                 "write it as a module, self.act = nn.ReLU()"
             )
         if not isinstance(module, self.kinds):
             kind = type(module).__name__
             raise ValueError(
-                _ask(name, f"{acts[0].target} follows: pass activation={kind} if {kind} is to go with it")
+                _ask(name, f"{act.target} follows, a {kind}: pass activation={kind} if it goes with the norm")
             )
         return module
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
-    def _is_activation(self, node: fx.Node) -> bool:
-        """Is it one of torch's, or a module of the user's that may be one?"""
+    def _may_activate(self, node: fx.Node) -> bool:
+        """Is it one of torch's activations, or code of the user's that was not looked into?"""
         module = self._module(node)
         if module is None:
             function = getattr(node.target, "__name__", str(node.target))
             return node.op in ("call_function", "call_method") and function.rstrip("_") in _FUNCTIONS
-        if isinstance(module, self.kinds):
-            return True
-        if type(module).__module__.startswith("torch.nn."):
-            return type(module).__module__ == nn.ReLU.__module__ and not isinstance(
-                module, nn.MultiheadAttention
-            )
-        return module not in self.norms and next(module.parameters(), None) is None
+        if module in self.norms:
+            return False
+        known = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn."))
+        return isinstance(module, self.kinds) or known is nn.Module or known.__name__ in _ACTIVATIONS
 
 
-# The names of torch's activations as functions: relu for nn.ReLU, leaky_relu for nn.LeakyReLU.
-_KINDS = {kind.lower() for kind in nn.modules.activation.__all__}
-_FUNCTIONS = {name for name in dir(nn.functional) if name.replace("_", "") in _KINDS}
+# Torch's activations; as a function nn.LeakyReLU is leaky_relu.
+_ACTIVATIONS = set(nn.modules.activation.__all__) - {
+    "LogSoftmax", "MultiheadAttention", "Softmax", "Softmax2d", "Softmin"
+}  # fmt: skip
+_FUNCTIONS = {
+    name for name in dir(F) if name.replace("_", "") in {kind.lower() for kind in _ACTIVATIONS}
+}  # fmt: skip
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
 
 
 def _ask(name: str, reason: str) -> str:
