@@ -105,6 +105,19 @@ CATALOGUE: tuple[Paper, ...] = (
         room="nn",
         fidelity="official",
         reference="the authors' Theano layers, GRU and LSTM (ryankiros/layer-norm)",
+        names=(
+            "trueup.nn.LayerNormLSTM",
+            "trueup.nn.LayerNormGRU",
+            "trueup.nn.LayerNormRNN",
+            "trueup.nn.LayerNormLSTMCell",
+            "trueup.nn.LayerNormGRUCell",
+            "trueup.nn.LayerNormRNNCell",
+        ),
+        usage=(
+            "lstm = trueup.nn.LayerNormLSTM(64, 256, num_layers=2, batch_first=True)\n"
+            "outputs, (h, c) = lstm(inputs, lengths=lengths)  # (batch, time, 64); lengths as for packing\n"
+            "loss(outputs).backward()"
+        ),
     ),
     Paper(
         slug="adamp",
@@ -321,6 +334,24 @@ CATALOGUE: tuple[Paper, ...] = (
             "and not run"
         ),
         venue="NeurIPS",
+        names=(
+            "trueup.nn.EvoNorm2dB0",
+            "trueup.nn.EvoNorm2dB1",
+            "trueup.nn.EvoNorm2dB2",
+            "trueup.nn.EvoNorm2dS0",
+            "trueup.nn.EvoNorm2dS1",
+            "trueup.nn.EvoNorm2dS2",
+            "trueup.nn.EvoNorm2dS0a",
+            "trueup.nn.EvoNorm2dS1a",
+            "trueup.nn.EvoNorm2dS2a",
+            "trueup.nn.evonorm_b",
+            "trueup.nn.evonorm_s",
+        ),
+        usage=(
+            "# in the place of a batch norm AND the activation after it, in a pre-activation net\n"
+            "norm_act = trueup.nn.EvoNorm2dS0(64, groups=32)\n"
+            "y = norm_act(torch.randn(2, 64, 8, 8))"
+        ),
     ),
     Paper(
         slug="peri-ln",

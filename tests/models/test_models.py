@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from trueup.models import CifarResNet, PreActResNet, convnet, mlp
+from trueup.models import CifarResNet, PreActResNet, SequenceClassifier, convnet, mlp
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,7 @@ from trueup.models import CifarResNet, PreActResNet, convnet, mlp
         (convnet(3, (4, 8, 8), 3), (4, 3, 16, 16)),
         (CifarResNet(3, 14, 2, 3), (4, 3, 9, 16)),
         (PreActResNet(3, 14, 4, 3), (4, 3, 9, 16)),
+        (SequenceClassifier(nn.GRU(5, 6, batch_first=True), 6, 3), (4, 7, 5)),
     ],
 )
 def test_every_parameter_learns(model, shape):
