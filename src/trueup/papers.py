@@ -348,9 +348,9 @@ CATALOGUE: tuple[Paper, ...] = (
             "trueup.nn.evonorm_s",
         ),
         usage=(
-            "# in the place of a batch norm AND the activation after it, in a pre-activation net\n"
-            "norm_act = trueup.nn.EvoNorm2dS0(64, groups=32)\n"
-            "y = norm_act(torch.randn(2, 64, 8, 8))"
+            "norm_act = trueup.nn.EvoNorm2dS0(8, groups=4)  # in the place of a norm AND its activation\n"
+            "images = inputs.view(2, 8, 4, 4)\n"
+            "y = norm_act(images)"
         ),
     ),
     Paper(
