@@ -110,8 +110,10 @@ def power_norm(
         again = recomputing()
         step = iters if again else iters + 1
         phi = widen(as_it_is_now(running_phi))
-        # The first pass moved running_phi: undo its step, to normalise as it did.
-        before = (phi - (1 - alpha_fwd) * batch) / alpha_fwd if again and alpha_fwd > 0 else phi
+        before = phi
+        if again and alpha_fwd > 0:
+            # The first pass moved running_phi: undo its step, to normalise as it did.
+            before = torch.where(real, (phi - (1 - alpha_fwd) * batch) / alpha_fwd, phi)
         used = torch.where(real & (step <= warmup_iters), batch, before)
         forward_scale = (used + eps).rsqrt()
         backward_scale = (torch.where(real & (backward == "official"), batch, used) + eps).rsqrt()
@@ -186,7 +188,7 @@ def _statistics(
     real = tokens > 0
     share = torch.where(real, 1 / positions.clamp(min=1), torch.zeros_like(positions)).expand_as(total)
     return _Statistics(
-        torch.cat(rms) if groups else None, real_total / tokens.clamp(min=1), total * share, share, real
+        _joined(rms) if groups else None, real_total / tokens.clamp(min=1), total * share, share, real
     )
 
 
@@ -197,12 +199,20 @@ def _strips(x: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
     return zip(*columns, strict=False)
 
 
+def _joined(strips: list[Tensor]) -> Tensor:
+    return strips[0] if len(strips) == 1 else torch.cat(strips)
+
+
 def _times(x: Tensor, factor: Tensor | None) -> Tensor:
     """``(N, C)`` times ``(N, groups)``."""
     if factor is None:
         return x
+    return (_by_group(x, factor) * factor.unsqueeze(-1)).flatten(1)
+
+
+def _by_group(x: Tensor, factor: Tensor) -> Tensor:
     parts: Tensor = x.unflatten(1, (factor.shape[1], -1))
-    return (parts * factor.unsqueeze(-1)).flatten(1)
+    return parts
 
 
 class _Normalize(torch.autograd.Function):
@@ -227,10 +237,8 @@ class _Normalize(torch.autograd.Function):
         group: ProcessGroup | None,
     ) -> Tensor:
         scale = forward_scale if weight is None else forward_scale * weight
-        parts = [
-            _affine(_times(widen(part), factor), scale, bias).to(x.dtype) for part, factor in _strips(x, rms)
-        ]
-        return torch.cat(parts)
+        parts = [_affine(_times(widen(part), factor), scale, bias) for part, factor in _strips(x, rms)]
+        return _joined(parts).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -252,10 +260,10 @@ class _Normalize(torch.autograd.Function):
                 if factor is not None:
                     inner = (du * u).unflatten(1, (factor.shape[1], -1)).mean(-1)
                     du = _times(du - _times(u, inner), factor)
-                grads.append(du.to(x.dtype))
+                grads.append(du)
             sum_gz, sum_g = torch.stack(along_z).sum(0) * forward_scale, torch.stack(along_one).sum(0)
             found = (
-                torch.cat(grads),
+                _joined(grads).to(x.dtype),
                 None if weight is None else sum_gz.to(weight.dtype),
                 None if bias is None else sum_g.to(bias.dtype),
             )
