@@ -82,7 +82,7 @@ def test_the_variance_is_exact_far_from_zero() -> None:
     got = standardize_weight(weight.float(), eps=0.0).double()
     torch.testing.assert_close(got.var(1), torch.ones(4, dtype=torch.float64), rtol=1e-3, atol=0)
     # a float32 mean of 100 is off by an ulp or so, 8e-6: that is 8e-4 of the deviation
-    torch.testing.assert_close(got, standardize_weight(weight.float().double()), rtol=0, atol=2e-3)
+    torch.testing.assert_close(got, standardize_weight(weight.float().double(), eps=0.0), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -64,7 +64,7 @@ def federated_average(
     for number, client in enumerate(clients):
         _check_alike(first, client, number)
     shares = [1 / len(clients)] * len(clients) if weights is None else [float(w) for w in weights]
-    if len(shares) != len(clients) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    if len(shares) != len(clients) or min(shares) < 0 or not abs(sum(shares) - 1) <= 1e-6:
         raise ValueError(
             f"weights must be {len(clients)} numbers >= 0 with the sum 1, one a client; got {shares}"
         )
