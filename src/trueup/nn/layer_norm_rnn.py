@@ -266,6 +266,10 @@ class LayerNormLSTM(Recurrent):
         bidirectional: a second cell a layer runs from the end to the start; outputs are concatenated.
         eps, input_bias_inside: see `LayerNormLSTMCell`.
 
+    Attributes:
+        cells: a `LayerNormLSTMCell` for each layer and, within it, direction. Its ``weight_ih`` and
+            ``weight_hh`` have the shape and the gate order of torch's ``weight_ih_l0``, ``weight_hh_l0``.
+
     Call it with
         input: ``(time, batch, input_size)``, at least one step; or ``(time, input_size)``; or a
             `PackedSequence`, and then the output is one.

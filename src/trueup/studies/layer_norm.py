@@ -81,14 +81,12 @@ def cell(run: Run) -> dict[str, Any]:
         X = X.view(-1, 32, 2)  # two pixels a step
         model = sequence_net(run["norm"], X[fit], run["units"])
     model.to(run.device)
-
     # The rate is tuned as it is; the report then asks what four times the best rate does.
     lr = run["base_lr"] * run["rate"] * (1 if run.tuning else run["lr_factor"])
     optimizer = torch.optim.Adam(model.parameters(), lr)
     rows = minibatches(len(fit), run["batch_size"], run["epochs"], run.generator("order"))
     batches = ((X[fit[i]].to(run.device), y[fit[i]].to(run.device)) for i in rows)
     losses = np.array([update.loss for update in train(model, batches, optimizer, max_norm=5.0)])
-
     smooth = np.convolve(losses, np.full(10, 0.1), mode="valid")
     below = np.flatnonzero(smooth < run["threshold"])
     updates = below[0] + 10 if len(below) else len(losses)
