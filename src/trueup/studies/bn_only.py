@@ -83,9 +83,9 @@ study = Study(
         ),
     ),
     conditions=(Condition("depth", (8, 14, 20)),),
-    tune=(Axis("lr", (0.1, 0.3, 1.0, 3.0, 10.0)),),
+    tune=(Axis("lr", (0.03, 0.3, 3.0, 30.0)),),
     scales={
-        "smoke": DESK | {"n_train": 100, "n_test": 200, "epochs": 1},
+        "smoke": DESK | {"n_train": 100, "n_test": 50, "width": 2, "epochs": 1},
         "desk": DESK,
     },
     claims=(
