@@ -7,7 +7,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_ROOMS = ("data", "estimators", "federated", "lab", "models", "nn", "optim", "papers")
+_ROOMS = ("data", "estimators", "federated", "lab", "models", "nn", "optim", "papers", "quantization")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -8,6 +8,12 @@ from torch import Tensor, nn
 from golden.reference import Case
 from trueup.optim import SPAM, AdaClip, StableSPAM
 from trueup.optim.spam import _clip
+from trueup.quantization import (
+    FakeQuantLinear,
+    fake_quantize_fp4,
+    fake_quantize_int4_symmetric,
+    int4_codes,
+)
 
 FIRST = ("exp_avg", "exp_avg_sq", "step")
 
@@ -101,4 +107,46 @@ def spam(case: Case) -> dict[str, object]:
     return returned
 
 
-KINDS = {"stable_spam": stable_spam, "spam": spam}
+def fake_quant_fp4(case: Case) -> dict[str, object]:
+    # Constant in every case: one sign, exponents 0 and 1, two bits of mantissa, bias 1.
+    assert [case.hyper[name] for name in "emb"] == [1, 2, 1]
+    options = {"group_size": case.hyper["group_size"], "keep_top": case.hyper["topk"]}
+    x, w = (torch.tensor(case.inputs[name], requires_grad=True) for name in "xw")
+    return {
+        **quantized_product(case, x, w, "fp4"),
+        "out.xq": fake_quantize_fp4(x, **options),
+        "out.wq": fake_quantize_fp4(w, **options),
+    }
+
+
+def fake_quant_int4(case: Case) -> dict[str, object]:
+    assert case.hyper["bits"] == 4
+    group_size = case.hyper["group_size"]
+    x, w = (torch.tensor(case.inputs[name], requires_grad=True) for name in "xw")
+    codes, scale, zero = int4_codes(w, group_size=group_size)
+    return {
+        **quantized_product(case, x, w, "int4"),
+        "out.x_dq": fake_quantize_int4_symmetric(x, group_size=group_size, keep_top=case.hyper["topk"]),
+        "out.w_int": codes,
+        "out.w_scale": scale,
+        "out.w_zero": zero,
+    }
+
+
+def quantized_product(case: Case, x: Tensor, w: Tensor, scheme: str) -> dict[str, object]:
+    hyper = case.hyper
+    layer = FakeQuantLinear(
+        w.shape[1], w.shape[0], False, scheme=scheme, group_size=hyper["group_size"], keep_top=hyper["topk"]
+    )
+    layer.weight.data = w.detach().clone()
+    y = layer(x)
+    y.backward(torch.tensor(case.inputs["grad_out"]))
+    return {"out.y": y, "grad.x": x.grad, "grad.w": layer.weight.grad}
+
+
+KINDS = {
+    "stable_spam": stable_spam,
+    "spam": spam,
+    "fake_quant_fp4": fake_quant_fp4,
+    "fake_quant_int4": fake_quant_int4,
+}
