@@ -170,6 +170,24 @@ def test_failed_cells_are_shown_and_exit_1(trueup):
     assert "incomplete" in out
 
 
+def test_diverged_cells_are_counted_where_the_verdict_is_told(trueup):
+    trouble = "if run.arm == 'a': return {'score': float('nan')}"
+    _, out, _ = trueup("run", write_study(trouble), "--workers", "1", "--seeds", "6")
+    assert "6 cells diverged and score their metric's worst value" in out
+    code, out, _ = trueup("run", "tiny.py", "--plan")
+    assert code == 0
+    assert "smallest effect found with 80 % power" in out
+
+
+def test_a_plan_tells_effects_in_the_unit_of_the_metric(trueup):
+    path = Path(write_study())
+    text = path.read_text().replace("worst=-9.0", 'worst=-9.0, unit="%"')
+    path.write_text(text)
+    trueup("run", "tiny.py", "--workers", "1", "--seeds", "6")
+    _, out, _ = trueup("run", "tiny.py", "--plan")
+    assert "10 points" in out  # asked for: 0.1
+
+
 def test_a_smoke_run_gives_no_verdict(trueup):
     code, out, _ = trueup("run", write_study(), "--workers", "1", "--scale", "smoke")
     assert code == 0
@@ -205,6 +223,19 @@ def test_compare_judges_results_of_ones_own(trueup, gain, word):
     assert word in Path("page.html").read_text()
 
 
+def test_compare_counts_a_diverged_run_at_the_worst_value(trueup):
+    results("results.csv", 0.05)
+    path = Path("results.csv")
+    path.write_text(path.read_text().replace("sgd,3,0.9\n", "sgd,3,nan\n"))
+    arguments = ["--metric", "acc", "--baseline", "sgd", "--method", "adamp", "--min-effect", "0.01"]
+    code, _, err = trueup("compare", "results.csv", *arguments)
+    assert code == 2
+    assert "--worst" in err
+    code, out, _ = trueup("compare", "results.csv", *arguments, "--worst", "0.1")
+    assert code == 0
+    assert "by 0.13" in out  # one of ten seeds is better by 0.85, not by 0.05
+
+
 def test_compare_names_the_column_that_is_missing(trueup):
     results("results.csv", 0.0)
     arguments = ["--metric", "accuracy", "--baseline", "sgd", "--method", "adamp", "--min-effect", "0.01"]
@@ -218,6 +249,9 @@ def test_a_report_over_nothing_teaches_the_command(trueup, monkeypatch):
     code, _, _ = trueup("report")
     assert code == 0
     assert "trueup run" in Path("trueup-lab/report/index.html").read_text()
+    _, out, _ = trueup("report", "--store", "elsewhere.sqlite", "--output", "pages")
+    assert "no store at elsewhere.sqlite yet" in out
+    assert not Path("elsewhere.sqlite").exists()
 
 
 def test_data_lists_what_is_here(trueup):

@@ -5,6 +5,7 @@ Exit codes: 0 it ran, 1 cells failed, 2 the command cannot be carried out as giv
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import webbrowser
@@ -353,6 +354,10 @@ def _print_outcome(outcome: dict[str, Any]) -> bool:
         )
     else:
         _print_claims(outcome)
+    diverged = sum(c["status"] == "diverged" for c in outcome["cells"])
+    if diverged:
+        told = plural(diverged, "cell diverged and scores its", "cells diverged and score their")
+        console.print(f"  [yellow]{told} metric's worst value[/]")
     if not outcome["published"]:
         console.print(f"  [yellow]{outcome['seeds_note']}[/]")
     for failure in failures[:3]:
@@ -369,7 +374,9 @@ def _print_outcome(outcome: dict[str, Any]) -> bool:
 
 
 def _print_plans(refs: Sequence[StudyRef], path: Path, options: Options, workers: int) -> None:
-    from trueup.lab import runner
+    from trueup.lab import runner, words
+    from trueup.lab.numerals import duration, plural
+    from trueup.lab.outcome import unit_of
     from trueup.lab.store import Store
 
     with Store(path) as store:
@@ -387,16 +394,20 @@ def _print_plans(refs: Sequence[StudyRef], path: Path, options: Options, workers
                 console.print("minutes: unknown until some cells are stored (`--seeds 3` explores cheaply)")
             else:
                 console.print(
-                    f"about {plan.minutes:.1f} minutes with {workers} workers, if every look is needed"
+                    f"about {duration(60 * plan.minutes)} with {plural(workers, 'worker')}, "
+                    "if every look is needed"
                 )
             if plan.detectable:
-                found = Table(
-                    box=box.SIMPLE_HEAD, title="found with 80 % power at the last look", title_justify="left"
-                )
+                found = Table(box=box.SIMPLE_HEAD)
                 found.add_column("claim")
-                found.add_column("smallest effect", justify="right")
-                for name, effect in plan.detectable.items():
-                    found.add_row(name, f"{effect:.3g}")
+                found.add_column("smallest effect found with 80 % power at the last look", justify="right")
+                found.add_column("asked for", justify="right")
+                for claim in study.statistical:
+                    if claim.name in plan.detectable:
+                        unit = unit_of(study, claim.contrast)
+                        asked = math.log1p(claim.min_effect) if unit["scale"] == "log" else claim.min_effect
+                        least = plan.detectable[claim.name]
+                        found.add_row(claim.name, words.amount(least, **unit), words.amount(asked, **unit))
                 console.print(found)
             elif study.statistical:
                 console.print(
@@ -416,6 +427,8 @@ def report(
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write the ledger and a page for every study in the store, as web pages that open from disk."""
+    if not store.exists():
+        console.print(f"no store at {store} yet: the report shows published verdicts only", style="yellow")
     page = _write_report(store, output)
     console.print(f"report: [bold]{page}[/]")
     if open_:
@@ -462,6 +475,10 @@ def compare(
     control: Annotated[
         list[str] | None, typer.Option(help="The simplest thing that could explain the gain; repeatable.")
     ] = None,
+    worst: Annotated[
+        float | None,
+        typer.Option(help="What a diverged run (nan, inf) scores: chance accuracy, log of the classes."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the comparison as a web page.")] = None,
 ) -> None:
     """Judge results of your own by the lab's rule: better, too small or worse, or cannot tell.
@@ -482,6 +499,7 @@ def compare(
         higher=higher,
         min_effect=min_effect,
         control=control or None,
+        worst=worst,
     )
     console.print(f"\n{_chip(comparison.word)}\n{escape(str(comparison))}\n")
     if html is not None:

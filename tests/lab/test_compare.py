@@ -349,6 +349,11 @@ def test_text_in_the_metric_is_named(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("", "results.csv: not a CSV file with a header line"),
+        ("arm;seed;acc\nsgd;0;0.5\n", "separated by ';'; separate them by commas"),
+        (
+            "arm,seed,acc\nsgd,0,0,5\nsgd,1,0,6\n",
+            "more values than the header has columns; write decimals with a point",
+        ),
         ('arm,seed,acc\n"sgd,0,0.5\n', "results.csv: not a CSV file"),
         (b"\xff\xfe\x00\x01", "results.csv: not a CSV file"),
         ("arm,seed,acc\n", "results.csv: a header but no rows; give one row a run"),

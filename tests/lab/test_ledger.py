@@ -39,6 +39,7 @@ def test_publishing_keeps_verdict_claims_and_provenance(tmp_path, outcomes):
     before = path.read_text()
     ledger.publish(outcomes["published"], path)
     assert path.read_text() == before
+    assert path.stat().st_mode & 0o777 == 0o644  # it ships with the package: everybody may read it
 
 
 @pytest.mark.parametrize("kind", ["explored", "smoke", "replicated"])

@@ -272,6 +272,7 @@ def _stage(study: Study, cell: Cell, run: Run, artefact: str) -> CellResult:
     try:
         with os.fdopen(handle, "wb") as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
         os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -252,11 +253,23 @@ def read_results(path: str | Path) -> pd.DataFrame:
             f"no results file {str(path)!r}: give a CSV file with columns arm, seed and a metric"
         )
     try:
-        # as text first: an arm may be called "None" or "1e3"
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        with warnings.catch_warnings():
+            # a row with more values than there are columns would lose some
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            # as text first: an arm may be called "None" or "1e3"; and no column may pass for row names
+            frame = pd.read_csv(
+                path, dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False
+            )
+    except pd.errors.ParserWarning:
+        raise ValueError(
+            f"{path}: the rows hold more values than the header has columns; write decimals with a point, "
+            "and text that holds a comma in quotation marks"
+        ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a CSV file with a header line: {error}") from None
     frame.columns = [str(c).strip() for c in frame.columns]
+    if len(frame.columns) == 1 and (sign := next((s for s in ";\t" if s in frame.columns[0]), "")):
+        raise ValueError(f"{path}: values are separated by {sign!r}; separate them by commas")
     try:
         _check_columns(_columns(frame), ["arm", "seed"])
     except ValueError as error:
@@ -369,7 +382,7 @@ def _rows(
     if not_finite:
         raise ValueError(
             f"{metric} is not finite in {_listed(not_finite)}. A run that diverged is a result, not a gap: "
-            "pass worst=, what it scores (chance accuracy, log of the number of classes); "
+            "pass worst= (--worst), what it scores (chance accuracy, log of the number of classes); "
             "if a run crashed, repeat it"
         )
     return tuple(rows)

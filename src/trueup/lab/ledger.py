@@ -189,6 +189,7 @@ def _write(entries: Mapping[str, Any], path: Path | None) -> None:
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
                 stream.write(text + "\n")
+            os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

@@ -317,18 +317,14 @@ def _claim_document(study: Study, judged: Judged, evidence: Evidence, scale: str
     if isinstance(claim, Claim):
         contrast = claim.contrast
         metric = study.metric(contrast.metric) if contrast.metric else None
-        percent = metric is not None and metric.unit == "%"
-        plain = contrast.scale == "difference"
         out |= {
             "contrast": contrast.text,
             "arms": list(contrast.arms),
             "labels": {arm: study.arm(arm).label or arm for arm in (*contrast.arms, *judged.controls)},
-            "scale": contrast.scale,
             "metric": contrast.metric,
             "measure": metric.label or metric.name.replace("_", " ") if metric else "",
             "higher": metric.higher if metric else None,
-            "unit": ("points" if percent else metric.unit) if plain and metric else "",
-            "scale_factor": 100 if percent and plain else 1,
+            **unit_of(study, contrast),
             "min_effect": claim.min_effect,
             "why": claim.why,
             "look": judged.look,
@@ -356,6 +352,17 @@ def _claim_document(study: Study, judged: Judged, evidence: Evidence, scale: str
     else:
         out |= {"at_most": claim.at_most, "rounds": claim.rounds}
     return out
+
+
+def unit_of(study: Study, contrast: Contrast) -> dict[str, Any]:
+    """How people read a contrast's numbers: ``scale``, ``unit``, and the ``scale_factor`` to multiply by."""
+    unit = study.metric(contrast.metric).unit if contrast.metric and contrast.scale == "difference" else ""
+    percent = unit == "%"
+    return {
+        "scale": contrast.scale,
+        "unit": "points" if percent else unit,
+        "scale_factor": 100 if percent else 1,
+    }
 
 
 def _instances(claim: ExactClaim, results: Mapping[str, Mapping[str, CellResult]]) -> list[dict[str, Any]]:

@@ -67,6 +67,16 @@ def effect(
     return _measured(mean, low, high, margin, wish, scale, unit, scale_factor, level, n)
 
 
+def amount(value: float, *, scale: str = "difference", unit: str = "", scale_factor: float = 1) -> str:
+    """One effect in the unit that people read.
+
+    >>> amount(0.0071, unit="points", scale_factor=100), amount(0.0953, scale="log"), amount(0.3)
+    ('0.71 points', '10 %', '0.3')
+    """
+    lead, tail, (shown,) = _scaled([value], scale, unit, scale_factor)
+    return f"{lead.removeprefix('by ')}{number(shown)}{tail}"
+
+
 def claim_sentence(claim: ClaimDocument, scale: str) -> str:
     """One claim of an outcome document as a sentence: what was measured, then the verdict.
 
