@@ -92,7 +92,7 @@ study = Study(
     ),
     # Near zero the compander's steps are (a/b)^2 = 2.25 times as large: the rates lie about that far apart.
     tune=(
-        Axis("lr", (0.01, 0.02, 0.05, 0.1)),
+        Axis("lr", (0.05, 0.1, 0.2, 0.4)),
         Axis("decay", (0.0, 1e-3, 5e-3, 2e-2), low=0.0),
     ),
     scales={"smoke": DESK | {"n_train": 100, "n_test": 100, "width": 32, "epochs": 2}, "desk": DESK},
