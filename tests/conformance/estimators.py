@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
-from trueup.estimators import CompositionalPartialCorrelation
+from trueup.estimators import CompositionalPartialCorrelation, LargeStepLogisticRegression
 
 
 @dataclass(frozen=True)
@@ -66,4 +66,6 @@ CASES: dict[str, Case] = {
             "check_fit2d_predict1d": _ZERO,
         },
     ),
+    # Few steps: most of scikit-learn's data are not separable, so that each of many fits would take them all.
+    "LargeStepLogisticRegression": Case(make=lambda: LargeStepLogisticRegression(max_iter=200)),
 }

@@ -2,9 +2,11 @@
 
 from trueup.estimators.compositional_partial_correlation import CompositionalPartialCorrelation
 from trueup.estimators.compositions import alr, clr, ilr, partial_correlation, variation_matrix
+from trueup.estimators.large_step_logistic_regression import LargeStepLogisticRegression
 
 __all__ = [
     "CompositionalPartialCorrelation",
+    "LargeStepLogisticRegression",
     "alr",
     "clr",
     "ilr",

@@ -54,7 +54,8 @@ def large_step_descent(
 ) -> Iterator[Iterate]:
     """The iterates theta_0, theta_1, ... without end; the caller stops, usually at the first that separates.
 
-    After separation the perceptrons stand still; the others go on, `normalized` towards a larger margin.
+    After separation the perceptrons stand still. The others go on: `normalized` towards a larger margin in
+    the long run, though single steps may get samples wrong again.
 
     Args:
         Z: rows y_i a_i, labels -1 or +1 times features. No intercept is added: append a constant feature.

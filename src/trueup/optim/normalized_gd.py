@@ -124,6 +124,7 @@ def normalized_logistic_loss(
     >>> loss.detach(), margins.grad
     (tensor(0.3355), tensor([-0.6502, -0.3498, -0.0000]))
     """
+    _check(margins, weight)
     shares = misclassification_weights(margins.detach(), weight, process_group=process_group)
     losses = F.softplus(-margins.detach().to(shares.dtype))
     weights = torch.ones_like(losses) if weight is None else weight.to(losses.dtype)
