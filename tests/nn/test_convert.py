@@ -512,11 +512,14 @@ def test_refuses_what_would_change_the_meaning(
 
 
 def test_refuses_a_model_that_is_wrapped_for_distributed_training(tmp_path) -> None:
+    from torch.distributed.fsdp import fully_shard
+
     torch.distributed.init_process_group("gloo", f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
-        wrapped = nn.parallel.DistributedDataParallel(Net())
-        with pytest.raises(ValueError, match="convert it first, and wrap the converted model"):
-            convert(wrapped, nn.BatchNorm2d, GhostBatchNorm2d)
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        for wrapped in (nn.parallel.DistributedDataParallel(Net()), fully_shard(Net(), mesh=mesh)):
+            with pytest.raises(ValueError, match="convert it first, and wrap the converted model"):
+                convert(wrapped, nn.BatchNorm2d, GhostBatchNorm2d)
     finally:
         torch.distributed.destroy_process_group()
 

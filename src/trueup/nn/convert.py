@@ -17,8 +17,6 @@ from typing import Any, NamedTuple, cast
 
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
@@ -196,7 +194,9 @@ def _check_model(model: nn.Module, targets: Mapping[type[nn.Module], type[nn.Mod
     if not any(isinstance(module, tuple(targets)) for module in model.modules()):
         wanted = " or ".join(kind.__name__ for kind in targets)
         raise ValueError(f"nothing to convert: the model has no {wanted}; it is made of {', '.join(found)}")
-    if any(isinstance(module, DistributedDataParallel | FSDPModule) for module in model.modules()):
+    # By the name of the class: importing fully sharded data parallelism costs every user a second.
+    wrappers = {"DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel"}
+    if any(kind.__name__ in wrappers for module in model.modules() for kind in type(module).__mro__):
         raise ValueError(
             "the model is wrapped for distributed training, which would not know the parameters of new "
             "modules: convert it first, and wrap the converted model"
