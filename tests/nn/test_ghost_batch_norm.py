@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trueup.nn import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, ghost_batch_norm
 
@@ -183,6 +184,16 @@ def test_running_statistics_without_tracking() -> None:
     assert torch.equal(layer.eval()(x), layer.train()(x))
 
 
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpointing_moves_the_running_statistics_once(use_reentrant: bool) -> None:
+    plain, checkpointed = (GhostBatchNorm1d(3, ghost_batch_size=4) for _ in range(2))
+    x, direction = torch.randn(2, 8, 3)
+    plain(x)
+    y = checkpoint(checkpointed, x.clone().requires_grad_(), use_reentrant=use_reentrant)
+    y.backward(direction)
+    torch.testing.assert_close(checkpointed.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
 # ---- precision ----
 
 
@@ -272,9 +283,9 @@ def test_state_interchanges_with_torch(ghost: type[nn.Module], batch: type[nn.Mo
 
 
 def test_repr_names_its_own_settings() -> None:
-    assert "ghost_batch_size=16, remainder='keep'" in repr(
-        GhostBatchNorm1d(3, ghost_batch_size=16, remainder="keep")
-    )
+    told = repr(GhostBatchNorm1d(3, ghost_batch_size=16, remainder="keep"))
+    inherited = repr(nn.BatchNorm1d(3)).removeprefix("BatchNorm1d(").removesuffix(")")
+    assert told == f"GhostBatchNorm1d({inherited}, ghost_batch_size=16, remainder='keep')"
 
 
 def test_ghost_batches_do_not_see_each_other() -> None:

@@ -42,7 +42,7 @@ def test_no_digits_are_lost_to_a_large_mean_or_a_small_deviation(mean: float, sd
     x = mean + sd * torch.randn(4, 6, 49)
     for ours, want in zip(group_moments(x, groups), direct(x, groups), strict=True):
         assert ours.dtype == torch.float32
-        torch.testing.assert_close(ours.double(), want, rtol=1e-3, atol=1e-6 * sd)
+        torch.testing.assert_close(ours.double(), want, rtol=1e-5, atol=1e-6 * sd)
     ours = group_moments(x.double(), groups)
     torch.testing.assert_close(ours, direct(x, groups), rtol=1e-10, atol=1e-12 * sd)
 
@@ -99,7 +99,8 @@ def test_pooling_keeps_the_digits_and_can_be_differentiated() -> None:
     x = 100 + 1e-2 * torch.randn(8, 6, 49)
     _, var = pool(*group_moments(x, 6), 0)
     want = x.double().var((0, 2), correction=0)
-    torch.testing.assert_close(var.double(), want, rtol=2e-3, atol=0)
+    # The planes' means are rounded to float32, and their spread with them.
+    torch.testing.assert_close(var.double(), want, rtol=2e-4, atol=0)
     leaves = (torch.randn(3, 2).double().requires_grad_(), torch.rand(3, 2).double().requires_grad_())
     assert torch.autograd.gradcheck(lambda m, v: pool(m, v, 0), leaves)
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trueup.nn.moments import affine_planes, group_moments, pieces, pool, widen
+from trueup.nn.recomputation import recomputing
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d", "ghost_batch_norm"]
 
@@ -122,7 +123,7 @@ def ghost_batch_norm(
         output, mean, var = _normalize(planes, weight, bias, eps, ghosts)
         output = output.view(input.shape)
 
-    if running_mean is not None and running_var is not None:
+    if running_mean is not None and running_var is not None and not recomputing():
         if remainder == "drop_stats":
             ghosts = tuple((count, size) for count, size in ghosts if size >= ghost_batch_size)
         _update_running(running_mean, running_var, num_batches_tracked, mean, var, momentum, ghosts, area)
@@ -568,6 +569,7 @@ class GhostBatchNorm1d(_GhostBatchNorm):
         ValueError, TypeError: a setting out of range; in training, input of another rank or number of
             channels, or a ghost batch with one value per channel.
 
+    Where activation checkpointing repeats a forward, the running statistics do not move again.
     In distributed training each process keeps its own ghost batches, as the method defines; the buffers of
     the processes differ, so broadcast or average them before evaluating.
     `SyncBatchNorm.convert_sync_batchnorm` would replace this layer too: it is a kind of batch normalisation.

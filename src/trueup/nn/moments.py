@@ -48,20 +48,18 @@ def group_moments(
 ) -> tuple[Float[Tensor, "batch groups"], Float[Tensor, "batch groups"]]:
     """Mean and biased variance of each sample's groups of ``channels / groups x length`` values.
 
-    ``groups`` equal to the number of channels gives the moments of each plane. ``x`` is contiguous. Two sizes
-    of one number are not confused: the variance is exact for a mean of 100 and a standard deviation of 1e-2.
+    ``groups`` equal to the number of channels gives the moments of each plane. The variance is right to 1e-5
+    of itself for a mean of 100 and a standard deviation of 1e-2, where one pass in float32 is to 1e-3.
     """
     samples, channels, length = x.shape
-    # Group normalisation takes the moments in one fast pass (`var_mean` is ten times slower on a CPU). A
-    # float32 weight makes it return float32 moments for half inputs; with eps = 0 the variance is exactly
-    # 1/rstd^2. Its normalised output is not what is wanted: a few samples at a time, so that it stays small.
-    ones = widen(x.new_ones(channels))
-    moments = [
-        torch.native_group_norm(part, ones, None, len(part), channels, length, groups, 0.0)[1:]
-        for part in x.split(pieces(x, channels * length, samples))
-    ]
-    mean, rstd = (torch.cat(values) for values in zip(*moments, strict=True))
-    return mean, rstd.reciprocal().square()
+    moments = []
+    # Two passes, the second over what the first left in the cache: on a CPU ten times as fast as `var_mean`.
+    for part in x.split(pieces(x, channels * length, samples)):
+        values = widen(part).reshape(len(part), groups, channels // groups * length)
+        mean = values.mean(2)
+        moments.append((mean, (values - mean.unsqueeze(2)).square_().mean(2)))
+    means, variances = zip(*moments, strict=True)
+    return torch.cat(means), torch.cat(variances)
 
 
 def pool(
