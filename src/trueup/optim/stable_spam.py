@@ -146,7 +146,8 @@ class StableSPAM(TwoRouteOptimizer):
             total += 1
             beta1, gammas, reset, t = self._now(group, total.item(), step.item() + 1)
             new_average, limit = clip_limit(largest, average.item(), group["gammas"][2], t)
-            spiked = largest > limit
+            # Beyond the rounding of the average: a steady gradient's largest entry is the limit.
+            spiked = largest > limit * (1 + 8 * torch.finfo(average.dtype).eps)
             norm = _norm(grad, largest, limit if spiked else None)
             new_first, new_second, factor = norm_factor(norm, first.item(), second.item(), gammas, eps, t)
             for state, value in ((average, new_average), (first, new_first), (second, new_second)):
