@@ -434,6 +434,7 @@ def test_parameters_that_cannot_be(parameters, message):
         (lambda m: m.plot(2), r"threshold from 0 to 1; got 2"),
         (lambda m: m.test("holm"), "needs a correction among .* got 'holm'"),
         (lambda m: m.confidence_interval(1.0), "level between 0 and 1; got 1.0"),
+        (lambda m: m.confidence_interval(0.0), "level between 0 and 1; got 0.0"),
         (lambda m: m.multiple_r2("Xx"), "unknown part 'Xx'"),
     ],
 )

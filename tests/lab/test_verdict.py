@@ -193,10 +193,9 @@ def test_an_ordering_needs_all_its_links(links: list[str], outcome: str, note: s
 
 
 def test_an_ordering_is_as_sure_as_its_weakest_link() -> None:
-    assert (
-        verdict.of_links([link("reproduced", 0.01), link("reproduced", 0.02)], judge(TIGHT, 0.5)).pvalue
-        == 0.02
-    )
+    whole = judge(TIGHT, 0.5)
+    for outcome in ("reproduced", "inconclusive", "contradicted", "invalid"):
+        assert verdict.of_links([link("reproduced", 0.01), link(outcome, 0.02)], whole).pvalue == 0.02
 
 
 # -- line 11: requirements, edges ----------------------------------------------------------------------------
@@ -223,7 +222,11 @@ def test_without_the_illness_there_is_no_verdict() -> None:
     ],
 )
 def test_an_edge_spares_the_arm_that_may_be_better(outcome: str, role: str, expected: str) -> None:
-    assert verdict.with_edges(link(outcome), [role]).outcome == expected
+    judged = verdict.with_edges(link(outcome), [role])
+    assert judged.outcome == expected
+    if expected != outcome:
+        whose = "a rival" if outcome == "reproduced" else "the method"
+        assert judged.note == f"the best setting of {whose} is at its grid's edge"
 
 
 # -- line 13: what is displayed ------------------------------------------------------------------------------

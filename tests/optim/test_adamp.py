@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -145,3 +146,14 @@ def test_sgdp_takes_what_the_official_class_takes() -> None:
     assert w.item() == pytest.approx(0.9)
     SGDP([w], 0.1, 0.5, 0.5, nesterov=True).step()
     assert w.item() == pytest.approx(0.9 - 0.1 * 1.25)
+
+
+def test_defaults_are_those_of_the_official_code() -> None:
+    shared = {"eps": 1e-8, "weight_decay": 0.0, "delta": 0.1, "wd_ratio": 0.1, "nesterov": False}
+    own = {
+        AdamP: {"lr": 1e-3, "betas": (0.9, 0.999)},
+        SGDP: {"lr": inspect.Parameter.empty, "momentum": 0.0, "dampening": 0.0},
+    }
+    for optimizer, defaults in own.items():
+        found = {name: p.default for name, p in inspect.signature(optimizer).parameters.items()}
+        assert {name: found[name] for name in defaults | shared} == defaults | shared

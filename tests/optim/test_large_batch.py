@@ -246,7 +246,7 @@ def test_r2_is_that_of_least_squares() -> None:
     [
         ([], "at least 100 updates.*got 0: call update"),
         ([1.0, 2.0] * 49, "at least 100 updates.*got 98"),
-        ([1.0] * 120, "distance is 1.0 at every update"),
+        ([2.5] * 120, "distance is 2.5 at every update"),
         ([1.0] * 100 + [math.nan], "not finite from update 101 on"),
     ],
 )
