@@ -256,7 +256,8 @@ class LayerNormLSTM(Recurrent):
     """`torch.nn.LSTM` with the norms of the paper at every step, and sequences of different lengths.
 
     The equations are in `LayerNormLSTMCell`. Arguments (but ``proj_size``), inputs and outputs are torch's.
-    Ours, by keyword, are ``eps``, ``input_bias_inside``, and in the call ``lengths`` or ``mask``.
+    Ours, by keyword, are ``eps``, ``input_bias_inside``, and in the call ``lengths`` or ``mask``. Statistics
+    are a sample's own: training, evaluation, any batch size, any number of processes compute the same.
 
     Args:
         input_size, hidden_size, num_layers: at least 1.
