@@ -155,6 +155,16 @@ CATALOGUE: tuple[Paper, ...] = (
         fidelity="official",
         reference="MaskPowerNorm (sIncerass/powernorm), forward, backward and buffers",
         venue="ICML",
+        names=(
+            "trueup.nn.PowerNorm1d",
+            "trueup.nn.PowerNorm2d",
+            "trueup.nn.power_norm",
+        ),
+        usage=(
+            "norm = trueup.nn.PowerNorm1d(inputs.shape[-1], group_num=2, warmup_iters=4000)\n"
+            "outputs = norm(inputs, key_padding_mask=None)  # (batch, time, C) and (batch, time), or (N, C)\n"
+            "loss(outputs, targets).backward()  # moves the running gradient term too"
+        ),
     ),
     Paper(
         slug="weight-compander",

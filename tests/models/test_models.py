@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from trueup.models import CifarResNet, PreActResNet, SequenceClassifier, convnet, mlp
+from trueup.models import CifarResNet, Decoder, PreActResNet, SequenceClassifier, convnet, mlp
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,32 @@ def test_a_preactivation_resnet_normalises_before_it_convolves():
     assert all(seen)
     with pytest.raises(ValueError, match="such as 8, 14 or 20; got 9"):
         PreActResNet(3, 9, 4, 10)
+
+
+def test_every_parameter_of_the_decoder_learns():
+    net = Decoder(11, width=8, depth=2, heads=2, block=5)
+    logits = net(torch.randint(11, (4, 5)))
+    assert logits.shape == (4, 5, 11)
+    nn.functional.cross_entropy(logits.flatten(0, 1), torch.randint(11, (20,))).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_the_decoder_does_not_see_what_comes():
+    net = Decoder(11, width=8, depth=2, heads=2, block=5)
+    symbols = torch.randint(10, (3, 5))
+    changed = symbols.clone()
+    changed[:, 3] = 10
+    before, after = net(symbols), net(changed)
+    torch.testing.assert_close(before[:, :3], after[:, :3])
+    assert (before[:, 3:] - after[:, 3:]).abs().amin(dim=(0, 2)).min() > 0
+    torch.testing.assert_close(net(symbols[:, :2]), before[:, :2])
+
+
+def test_the_decoder_norms_after_the_sums():
+    net = Decoder(
+        11, width=8, depth=2, heads=2, block=5, norm=lambda c: nn.RMSNorm(c, elementwise_affine=False)
+    )
+    seen = []
+    net.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    net(torch.randint(11, (3, 5)))
+    torch.testing.assert_close(seen[0].square().mean(-1), torch.ones(3, 5), rtol=1e-3, atol=0)
