@@ -145,8 +145,7 @@ class LargeStepLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         best, fewest = Z.new_zeros(Z.shape[1]), math.inf
         descent = large_step_descent(Z, self.lr, self.mode, weight=weight, start=start)
         for step, (theta, margins) in enumerate(descent):
-            wrong = margins <= 0
-            errors = float(weight[wrong].sum())
+            errors = float(weight @ (margins <= 0).to(weight.dtype))
             if step > 0:
                 self.error_curve_.append(errors)
                 self.loss_curve_.append(float(weight @ F.softplus(-margins)))
