@@ -38,7 +38,8 @@ def as_it_is_now(buffer: Tensor) -> Tensor:
 
 
 # Compilers recompute only operations that they know to be cheap; this one they do not know.
-@torch.library.custom_op("trueup::copy", mutates_args=())
+# The schema is given: a function whose shapes are checked cannot be asked for it.
+@torch.library.custom_op("trueup::copy", mutates_args=(), schema="(Tensor t) -> Tensor")
 def _copy(t: Tensor) -> Tensor:
     return t.clone()
 
