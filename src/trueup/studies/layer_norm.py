@@ -98,7 +98,7 @@ def perceptron(norm: str, batch_size: int) -> dict[str, Any]:
     few = batch_size < 32
     return {
         "net": "mlp", "norm": norm, "batch_size": batch_size, "epochs": 3 if few else 10,
-        "base_lr": 6e-4 if few else 3e-3,
+        "base_lr": 1e-3 if few else 5e-3,
     }  # fmt: skip
 
 
