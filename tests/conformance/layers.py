@@ -103,6 +103,7 @@ ONCE = "that approximation is no function to differentiate again"
 RUNNING_VAR = "the running variance moves with every training batch"
 RUNNING = "running statistics and their counter move with every training batch"
 ALONE = "more than one value per channel"
+ESTIMATES = "the estimates are constants for the gradient, though the batch moves them"
 
 
 def of_weight(parametrization: type[nn.Module], *shape: int, **options: object) -> Callable[..., nn.Module]:
@@ -190,7 +191,12 @@ CASES = [
     Case(partial(EvoNorm2dS2, 4, groups=4), (2, 4, 2, 1, 3)),
     Case(partial(EvoNorm2dS2a, 4, groups=1, apply_act=False), (2, 4, 2, 2)),
     Case(partial(BatchChannelNorm1d, 4, num_groups=2), (5, 4), one_sample=ALONE, stateful=RUNNING),
-    Case(partial(BatchChannelNorm1d, 6, num_groups=2, estimate=True), (3, 6), stateful=RUNNING),
+    Case(
+        partial(BatchChannelNorm1d, 6, num_groups=2, estimate=True),
+        (3, 6),
+        stateful=RUNNING,
+        approximate_backward=ESTIMATES,
+    ),
     Case(
         partial(BatchChannelNorm1d, 4, momentum=None, num_groups=4, channel_affine="channel"),
         (2, 4, 5),
@@ -201,12 +207,24 @@ CASES = [
         partial(BatchChannelNorm2d, 4, num_groups=2, estimate=True, warm_start=True),
         (3, 4, 3, 2),
         stateful=RUNNING,
+        approximate_backward=ESTIMATES,
     ),
     Case(
         partial(BatchChannelNorm2d, 4, 1e-3, 0.1, False, False, num_groups=2, channel_affine=None),
         (3, 4, 2, 2),
     ),
-    Case(partial(EstimatedBatchNorm1d, 3), (4, 3), stateful=RUNNING),
-    Case(partial(EstimatedBatchNorm1d, 3, warm_start=True), (2, 3, 4), stateful=RUNNING),
-    Case(partial(EstimatedBatchNorm2d, 3, affine=False), (2, 3, 3, 2), stateful=RUNNING, inductor=True),
+    Case(partial(EstimatedBatchNorm1d, 3), (4, 3), stateful=RUNNING, approximate_backward=ESTIMATES),
+    Case(
+        partial(EstimatedBatchNorm1d, 3, warm_start=True),
+        (2, 3, 4),
+        stateful=RUNNING,
+        approximate_backward=ESTIMATES,
+    ),
+    Case(
+        partial(EstimatedBatchNorm2d, 3, affine=False),
+        (2, 3, 3, 2),
+        stateful=RUNNING,
+        inductor=True,
+        approximate_backward=ESTIMATES,
+    ),
 ]

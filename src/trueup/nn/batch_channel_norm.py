@@ -1,25 +1,26 @@
-"""Batch-channel normalisation: a batch norm, often by estimated statistics, then a norm over groups of channels.
+"""Batch-channel normalisation: batch norm, often by estimated statistics, then one of groups of channels.
 
-Problem: with one or two images a batch its statistics are noise, and norms that do without a batch let channels
-die for all inputs. Idea: normalise each channel by statistics gathered over many batches, which a tiny batch
-can afford, then each sample's groups of channels:
+Problem: statistics of one or two images are noise, and norms that need no batch let channels die for all
+inputs. Idea: normalise each channel by statistics gathered over many batches, which a tiny batch can afford,
+and then each sample's groups of channels:
 
-    u = weight_c * (x - m_c) / sqrt(v_c + batch_eps) + bias_c                   batch part, channel c
-    y = channel_weight_g * (u - mean_ng(u)) / sqrt(var_ng(u) + eps) + channel_bias_g      channel part, group g
+    u = weight_c (x - m_c) / sqrt(v_c + batch_eps) + bias_c                                 batch part
+    y = channel_weight_g (u - mean_ng(u)) / sqrt(var_ng(u) + eps) + channel_bias_g          channel part
 
-m, v are the batch's (with gradient), or estimates that are constants for the gradient, moved before use:
+m and v are the batch's; or estimates, which are constants for the gradient and move before they are used:
 
-    m <- (1-r) m + r mean(x)        v <- (1-r) v + r mean((x - m_old)^2)
+    m <- (1-r) m + r mean(x)        v <- (1-r) v + r mean((x - old m)^2)
 
-Qiao, Wang, Liu, Shen, Yuille: Micro-Batch Training with Batch-Channel Normalization and Weight Standardization,
-2019, arXiv 1903.10520. As in the official code there is one channel_weight a GROUP, and v is around the OLD mean.
-The official code leaves r at 0, which never moves the estimates; here r is 0.1 unless said.
+Qiao, Wang, Liu, Shen, Yuille: Micro-Batch Training with Batch-Channel Normalization and Weight
+Standardization, 2019, arXiv 1903.10520. As in the official code there is one channel_weight a group. That
+code leaves r at 0, where estimates never move; here it is 0.1.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
@@ -127,8 +128,9 @@ def batch_channel_norm(
     area = math.prod(input.shape[2:])
     if training and process_group is None and moving_speed is None and len(input) * area == 1:
         raise ValueError(
-            f"batch statistics need more than one value per channel; got input of shape {tuple(input.shape)}: "
-            "pass a larger batch, or estimate the statistics (moving_speed=0.1; estimate=True of the layers)"
+            "batch statistics need more than one value per channel; got input of shape "
+            f"{tuple(input.shape)}: pass a larger batch, or estimate the statistics (moving_speed=0.1; "
+            "estimate=True of the layers)"
         )
     if training and channels // num_groups * area == 1:
         raise ValueError(
@@ -150,10 +152,9 @@ def batch_channel_norm(
     fresh = _fresh(num_batches_tracked, channels) if warm_start and first_pass else None
 
     x, along = _lay_out(input)
-    output, mean, var, count = _normalize(
-        x, running_mean, running_var, fresh, weight, bias, channel_weight, channel_bias,
-        speed, num_groups, eps, batch_eps, along, process_group,
-    )  # fmt: skip
+    plan = _Plan(num_groups, eps, batch_eps, speed, along, process_group)
+    parameters = (weight, bias, channel_weight, channel_bias)
+    output, mean, var, count = _normalize(x, running_mean, running_var, fresh, *parameters, plan)
     if first_pass and running_mean is not None and running_var is not None:
         if speed is None:
             _update_running(running_mean, running_var, num_batches_tracked, mean, var, count, momentum)
@@ -202,9 +203,8 @@ def estimated_batch_norm(
         with torch.no_grad():
             fresh = _fresh(num_batches_tracked, input.shape[1]) if warm_start else None
             x, along = _lay_out(input)
-            mean, var, _ = _statistics(
-                *_plane_moments(x, along), mean, var, fresh, moving_speed, _area(x, along), process_group
-            )
+            plan = _Plan(1, 0.0, eps, moving_speed, along, process_group)
+            mean, var, _ = _statistics(_plane_moments(x, along), x.shape[along], mean, var, fresh, plan)
         _put(running_mean, running_var, num_batches_tracked, mean, var)
     # Copies, since backward needs them and the next batch moves the running ones.
     mean, var = widen(mean).clone(), widen(var).clone()
@@ -215,10 +215,26 @@ def estimated_batch_norm(
 # ---- the two parts in one pass ----
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What is not a tensor.
+
+    ``speed`` is that of the running statistics towards the batch's before they are used: 0 takes them as they
+    are, None takes the batch's. ``along`` is the dimension that holds a plane's values.
+    """
+
+    groups: int
+    eps: float
+    batch_eps: float
+    speed: float | None
+    along: int
+    process_group: dist.ProcessGroup | None
+
+
 class _Normalize(torch.autograd.Function):
-    """Planes ``(N, C, L)`` or rows ``(N, L, C)`` -> y; mean and variance ``(C,)`` that the batch part took and
-    the number of values behind a batch's; and the moments ``(N, C)`` of the planes, if these hold more than
-    one value. All but y carry no gradient. Saved for backward: x, and what is of the size of those moments.
+    """Planes ``(N, C, L)`` or rows ``(N, L, C)`` -> y; the batch part's mean, variance ``(C,)`` and number of
+    values; the moments ``(N, C)`` of the planes, if these hold more than one value. Only y carries a
+    gradient. Saved for backward: x, and what is of the size of those moments.
     """
 
     @staticmethod
@@ -231,90 +247,82 @@ class _Normalize(torch.autograd.Function):
         bias: Tensor | None,
         channel_weight: Tensor | None,
         channel_bias: Tensor | None,
-        speed: float | None,
-        groups: int,
-        eps: float,
-        batch_eps: float,
-        along: int,
-        process_group: dist.ProcessGroup | None,
+        plan: _Plan,
     ) -> tuple[Tensor, ...]:
-        area = _area(x, along)
-        planes = _plane_moments(x, along)
-        mean, var, count = _statistics(*planes, running_mean, running_var, fresh, speed, area, process_group)
-        gain, rstd, group_z = _fold(*planes, mean, var, weight, bias, groups, eps, batch_eps)
-        scale, shift = gain * rstd, group_z
+        planes = _plane_moments(x, plan.along)
+        area = x.shape[plan.along]
+        mean, var, count = _statistics(planes, area, running_mean, running_var, fresh, plan)
+        gain, rstd, shift = _fold(planes, mean, var, weight, bias, plan)
+        scale = gain * rstd
         if channel_weight is not None:
-            each = _per_channel(channel_weight, x.shape[3 - along])
+            each = _per_channel(channel_weight, scale)
             scale, shift = scale * each, shift * each
         if channel_bias is not None:
-            shift = shift + _per_channel(channel_bias, x.shape[3 - along])
-        output = _affine(x, planes[0], scale, shift, along)
+            shift = shift + _per_channel(channel_bias, scale)
+        output = _affine(x, planes[0], scale, shift, plan.along)
         return output, mean, var, count, *(planes if area > 1 else ())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, _, _, _, weight, bias, channel_weight, channel_bias, *ctx.options = inputs
+        x, _, _, _, *parameters, ctx.plan = inputs
         _, *moments = output
         ctx.mark_non_differentiable(*moments)
-        ctx.save_for_backward(x, weight, bias, channel_weight, channel_bias, *moments)
+        ctx.save_for_backward(x, *parameters, *moments)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        x, weight, bias, channel_weight, channel_bias, *moments = ctx.saved_tensors
-        speed, groups, eps, batch_eps, along, process_group = ctx.options
-        mean, var, count, *planes = moments
+        x, weight, bias, channel_weight, channel_bias, mean, var, count, *saved = ctx.saved_tensors
+        plan: _Plan = ctx.plan
         plain = torch.is_grad_enabled()
-        if plain or not planes:
-            planes = _plain_moments(x, along) if plain else _plane_moments(x, along)
-        if plain and speed is None:
+        if plain or not saved:
+            saved = (_plain_moments if plain else _plane_moments)(x, plan.along)
+        planes = saved[0], saved[1]
+        if plain and plan.speed is None:
             # To be differentiated again, so the moments are functions of x here.
-            if process_group is not None:
+            if plan.process_group is not None:
                 raise RuntimeError(
-                    "batch-channel normalisation with a process_group has no second derivative: the sums over "
-                    "processes are not differentiable; train with process_group=None or estimate=True"
+                    "batch-channel normalisation by batch statistics of several processes has no second "
+                    "derivative: take process_group=None or estimate=True"
                 )
             mean, var = pool(*planes, 0)
-        found = _gradients(
-            grads[0], x, *planes, mean, var, count, weight, bias, channel_weight,
-            speed, groups, eps, batch_eps, along, process_group, plain,
-        )  # fmt: skip
-        parameters = (weight, bias, channel_weight, channel_bias)
-        return (
-            found[0],
-            *[None] * 3,
-            *(None if p is None else _like(grad, p) for grad, p in zip(found[1:], parameters, strict=True)),
-            *[None] * 6,
+        grad_x, *found = _gradients(
+            grads[0], x, planes, mean, var, count, weight, bias, channel_weight, plan, plain
         )
+        # The channel part's come one a channel: summed over the group where there is one parameter a group.
+        parameters = (weight, bias, channel_weight, channel_bias)
+        gradients = [
+            None if p is None else g.unflatten(0, (len(p), -1)).sum(1).to(p.dtype)
+            for g, p in zip(found, parameters, strict=True)
+        ]
+        return grad_x, None, None, None, *gradients, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         """Layers side by side are one, with as many times the channels and the groups."""
-        *tensors, speed, groups, eps, batch_eps, along, process_group = args
-        batch = info.batch_size
-        x, *vectors = (
+        *tensors, plan = args
+        batch, channel = info.batch_size, 3 - plan.along
+        stacked: list[Any] = [
             None if t is None else t.expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)
-            for t, dim in zip(tensors, in_dims, strict=False)
-        )
-        channel = 3 - along
+            for t, dim in zip(tensors, in_dims[:-1], strict=True)
+        ]
+        x, *vectors = stacked
         outputs = _Normalize.apply(  # type: ignore[no-untyped-call]
             x.movedim(0, channel).flatten(channel, channel + 1),
             *(None if t is None else t.flatten() for t in vectors),
-            speed, batch * groups, eps, batch_eps, along, process_group,
-        )  # fmt: skip
-        y, mean, var, count, *planes = outputs
-        split = (
-            y.unflatten(channel, (batch, -1)), mean.unflatten(0, (batch, -1)), var.unflatten(0, (batch, -1)),
-            count, *(t.unflatten(1, (batch, -1)) for t in planes),
-        )  # fmt: skip
-        return split, (channel, 0, 0, None, *[1] * len(planes))
+            replace(plan, groups=batch * plan.groups),
+        )
+        dims = (channel, 0, 0, None, 1, 1)[: len(outputs)]
+        split = (t if d is None else t.unflatten(d, (batch, -1)) for t, d in zip(outputs, dims, strict=True))
+        return tuple(split), dims
 
 
-def _normalize(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if torch.compiler.is_exporting():
-        # An exported graph holds plain operations, not this Function: they must carry the gradient.
+def _normalize(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    plan: _Plan = args[-1]
+    if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and plan.speed):
+        # An exported graph holds plain operations, not this Function: they must carry the gradient. In a
+        # compiled one the Function's backward would see the estimates after they have moved.
         return _normalize_plainly(x, *args)
-    result = _Normalize.apply(x, *args)  # type: ignore[no-untyped-call]
-    return cast(tuple[Tensor, Tensor, Tensor, Tensor], result[:4])
+    return cast(tuple[Tensor, ...], _Normalize.apply(x, *args)[:4])  # type: ignore[no-untyped-call]
 
 
 def _normalize_plainly(
@@ -326,180 +334,155 @@ def _normalize_plainly(
     bias: Tensor | None,
     channel_weight: Tensor | None,
     channel_bias: Tensor | None,
-    speed: float | None,
-    groups: int,
-    eps: float,
-    batch_eps: float,
-    along: int,
-    process_group: dist.ProcessGroup | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    plan: _Plan,
+) -> tuple[Tensor, ...]:
     """The same in operations that autograd knows."""
+    along = plan.along
     planes = _plain_moments(x, along)
-    seen = planes if speed is None else tuple(t.detach() for t in planes)
-    mean, var, count = _statistics(
-        *seen, running_mean, running_var, fresh, speed, _area(x, along), process_group
-    )
-    gain, rstd, group_z = _fold(*planes, mean, var, weight, bias, groups, eps, batch_eps)
-    y = (widen(x) - planes[0].unsqueeze(along)) * (gain * rstd).unsqueeze(along) + group_z.unsqueeze(along)
-    view = (1, -1, 1) if along == 2 else (-1,)
-    for parameter, combine in ((channel_weight, torch.mul), (channel_bias, torch.add)):
-        if parameter is not None:
-            y = combine(y, _per_channel(parameter, x.shape[3 - along]).view(view))
+    seen = planes if plan.speed is None else (planes[0].detach(), planes[1].detach())
+    mean, var, count = _statistics(seen, x.shape[along], running_mean, running_var, fresh, plan)
+    gain, rstd, shift = _fold(planes, mean, var, weight, bias, plan)
+    y = (widen(x) - planes[0].unsqueeze(along)) * (gain * rstd).unsqueeze(along) + shift.unsqueeze(along)
+    if channel_weight is not None:
+        y = y * _per_channel(channel_weight, shift).unsqueeze(along - 1)
+    if channel_bias is not None:
+        y = y + _per_channel(channel_bias, shift).unsqueeze(along - 1)
     return y.to(x.dtype), mean.detach(), var.detach(), count
 
 
 def _statistics(
-    plane_mean: Tensor,
-    plane_var: Tensor,
+    planes: tuple[Tensor, Tensor],
+    area: int,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     fresh: Tensor | None,
-    speed: float | None,
-    area: int,
-    process_group: dist.ProcessGroup | None,
+    plan: _Plan,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance for the batch part, and the number of values a channel in the batch.
-
-    ``speed``: of the running statistics towards the batch's; 0 leaves them as they are, None takes the batch's.
-    """
-    count: int | Tensor = len(plane_mean) * area
+    """Mean and variance for the batch part, and the number of values a channel in the batch."""
+    local = len(planes[0]) * area
     if running_mean is not None and running_var is not None:
         # Not the very buffers: they will move, and backward must not see that.
-        old_mean, old_var = (t.to(plane_mean.dtype, copy=True) for t in (running_mean, running_var))
-        if speed == 0:
-            return old_mean, old_var, plane_mean.new_tensor(count)
-    mean, var = pool(plane_mean, plane_var, 0)
-    mean, var, count = across_processes(mean, var, count, process_group)
-    if speed is not None:
+        old_mean, old_var = (t.to(planes[0].dtype, copy=True) for t in (running_mean, running_var))
+        if plan.speed == 0:
+            return old_mean, old_var, old_mean.new_full((), local)
+    mean, var, count = across_processes(*pool(*planes, 0), local, plan.process_group)
+    if plan.speed is not None:
         if fresh is not None:
             old_mean, old_var = torch.where(fresh, mean, old_mean), torch.where(fresh, var, old_var)
         around_old = var + (mean - old_mean).square()
-        mean = (1 - speed) * old_mean + speed * mean
-        var = (1 - speed) * old_var + speed * around_old
-    return mean, var, count if isinstance(count, Tensor) else mean.new_tensor(count)
+        mean = (1 - plan.speed) * old_mean + plan.speed * mean
+        var = (1 - plan.speed) * old_var + plan.speed * around_old
+    return mean, var, count if isinstance(count, Tensor) else mean.new_full((), count)
 
 
 def _fold(
-    plane_mean: Tensor,
-    plane_var: Tensor,
+    planes: tuple[Tensor, Tensor],
     mean: Tensor,
     var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    groups: int,
-    eps: float,
-    batch_eps: float,
+    plan: _Plan,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Both parts, but for the channel part's affine, as ONE affine map of each plane (n, c):
+    """Both parts, but for the channel part's affine, as one affine map of each plane:
 
-        z = gain_c * rstd_nc * (x - plane_mean_nc) + mean_nc(z)
+        z = gain_c * rstd_nc * (x - mean_nc(x)) + mean_nc(z)
 
-    Returns gain ``(C,)``, and rstd and the plane means of z, both ``(N, C)``.
+    Returns the gain ``(C,)`` and, ``(N, C)``, rstd and the planes' means of z.
     """
-    gain = (var + batch_eps).rsqrt()
+    gain = (var + plan.batch_eps).rsqrt()
     if weight is not None:
         gain = gain * weight
-    # u has these moments in each plane, and its groups' follow from them.
-    u_mean = gain * (plane_mean - mean)
+    # The planes' moments after the batch part, from which follow those of the groups.
+    u_mean, u_var = gain * (planes[0] - mean), gain.square() * planes[1]
     if bias is not None:
         u_mean = u_mean + bias
-    u_var = gain.square() * plane_var
-    split = (groups, u_mean.shape[1] // groups)
-    group_mean, group_var = pool(u_mean.unflatten(1, split), u_var.unflatten(1, split), 2, keepdim=True)
-    rstd = (group_var + eps).rsqrt()
-    centered = u_mean.unflatten(1, split) - group_mean
-    return gain, rstd.expand_as(centered).flatten(1), (centered * rstd).flatten(1)
+    u_mean, u_var = (t.unflatten(1, (plan.groups, -1)) for t in (u_mean, u_var))
+    group_mean, group_var = pool(u_mean, u_var, 2, keepdim=True)
+    rstd = (group_var + plan.eps).rsqrt()
+    return gain, rstd.expand_as(u_mean).flatten(1), ((u_mean - group_mean) * rstd).flatten(1)
 
 
 def _gradients(
     grad: Tensor,
     x: Tensor,
-    plane_mean: Tensor,
-    plane_var: Tensor,
+    planes: tuple[Tensor, Tensor],
     mean: Tensor,
     var: Tensor,
     count: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     channel_weight: Tensor | None,
-    speed: float | None,
-    groups: int,
-    eps: float,
-    batch_eps: float,
-    along: int,
-    process_group: dist.ProcessGroup | None,
+    plan: _Plan,
     plain: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, and of the four parameters (the channel part's one a channel).
+) -> tuple[Tensor, ...]:
+    """Gradients of x and of the four parameters, all of them one a channel.
 
-    With t = gradient of z, each part gives the usual gradient of a normalisation,
-        grad_u = rstd_ng * (t - mean_ng(t) - z * mean_ng(t * z))
-        grad_x = gain_c * (grad_u - mean_c(grad_u) - h * mean_c(grad_u * h)),   h = (x - m_c) / sqrt(v_c + batch_eps)
-    where estimated statistics have gain_c * grad_u alone. Sums over planes are all that this needs of grad, and
-    together it is one multiple of grad and one affine map of x in each plane.
+    Each part has the gradient of a normalisation: with t that of z, and h = (x - mean_c) * batch_rstd_c,
+
+        grad_u = rstd * (t - mean_ng(t) - z * mean_ng(t * z))
+        grad_x = gain * (grad_u - mean_c(grad_u) - h * mean_c(grad_u * h))        estimates: gain * grad_u
+
+    All that is needed of grad are sums over planes; then grad_x is scale * grad + slope * x + constant, each
+    ``(N, C)``. ``plain``: in operations that autograd knows.
     """
-    area = _area(x, along)
-    gain, rstd, z_mean = _fold(plane_mean, plane_var, mean, var, weight, bias, groups, eps, batch_eps)
-    sum_centered, sum_one = (_plain_sums if plain else _plane_sums)(grad, x, plane_mean, along)
-
+    along, area = plan.along, x.shape[plan.along]
+    plane_mean, plane_var = planes
+    gain, rstd, z_mean = _fold(planes, mean, var, weight, bias, plan)
     scale = gain * rstd
-    sum_z = scale * sum_centered + z_mean * sum_one
-    grad_channel_weight, grad_channel_bias = sum_z, sum_one
+    sum_x, sum_one = (_plain_sums if plain else _plane_sums)(grad, x, plane_mean, along)
+    sum_z = scale * sum_x + z_mean * sum_one
+    grad_channel_weight, grad_channel_bias = sum_z.sum(0), sum_one.sum(0)
     if channel_weight is not None:
-        each = _per_channel(channel_weight, x.shape[3 - along])
-        sum_centered, sum_one, sum_z = sum_centered * each, sum_one * each, sum_z * each
+        each = _per_channel(channel_weight, scale)
+        sum_x, sum_z, sum_one = sum_x * each, sum_z * each, sum_one * each
 
-    # Of grad_u = rstd * (t - mean_one - z * mean_z): what is constant in a plane, what goes with x, and the sums.
-    mean_one, mean_z = (_group_mean(t, groups) / area for t in (sum_one, sum_z))
-    constant, slope = -rstd * (mean_one + z_mean * mean_z), -rstd * scale * mean_z
-    u_one = rstd * sum_one + area * constant
-    u_centered = rstd * sum_centered + area * slope * plane_var
-    batch_rstd = (var + batch_eps).rsqrt()
+    # Through the channel part: grad_u = rstd * t + slope * (x - plane_mean) + constant, and its sums.
+    mean_z, mean_one = (_group_mean(t, plan.groups) / area for t in (sum_z, sum_one))
+    slope, constant = -rstd * scale * mean_z, -rstd * (mean_one + z_mean * mean_z)
+    sum_x = rstd * sum_x + slope * area * plane_var
+    sum_one = rstd * sum_one + constant * area
+
+    # Through the batch part.
+    batch_rstd = (var + plan.batch_eps).rsqrt()
     h_mean = (plane_mean - mean) * batch_rstd
-    u_h = batch_rstd * u_centered + h_mean * u_one
-    grad_weight, grad_bias = u_h.sum(0), u_one.sum(0)
-
-    if speed is None:
-        sums = torch.stack([grad_bias, grad_weight])
-        if process_group is not None:
-            dist.all_reduce(sums, group=process_group)
-        batch_one, batch_h = sums / count
-        constant = constant - batch_one - h_mean * batch_h
-        slope = slope - batch_rstd * batch_h
-    constant, slope = gain * constant, gain * slope
+    grad_weight = (batch_rstd * sum_x + h_mean * sum_one).sum(0)
+    grad_bias = sum_one.sum(0)
+    if plan.speed is None:
+        sums = torch.stack([grad_weight, grad_bias])
+        if plan.process_group is not None:
+            dist.all_reduce(sums, group=plan.process_group)
+        mean_h, mean_one = sums / count
+        slope = slope - batch_rstd * mean_h
+        constant = constant - h_mean * mean_h - mean_one
+    slope, constant = gain * slope, gain * constant
     if channel_weight is not None:
         scale = scale * each
 
     if plain:
         centered = widen(x) - plane_mean.unsqueeze(along)
-        grad_x = centered * slope.unsqueeze(along) + constant.unsqueeze(along) + grad * scale.unsqueeze(along)
+        grad_x = scale.unsqueeze(along) * grad + slope.unsqueeze(along) * centered + constant.unsqueeze(along)
     else:
         grad_x = _affine(widen(x), plane_mean, slope, constant, along)
         grad_x.addcmul_(widen(grad), scale.unsqueeze(along))
-    return grad_x.to(x.dtype), grad_weight, grad_bias, grad_channel_weight.sum(0), grad_channel_bias.sum(0)
+    return grad_x.to(x.dtype), grad_weight, grad_bias, grad_channel_weight, grad_channel_bias
 
 
 def _group_mean(t: Tensor, groups: int) -> Tensor:
-    """``(N, C)``: each channel gets the mean over its group's."""
+    """``(N, C)``: each channel gets the mean over its group's channels."""
     t = t.unflatten(1, (groups, -1))
     return t.mean(2, keepdim=True).expand_as(t).flatten(1)
 
 
-def _per_channel(parameter: Tensor, channels: int) -> Tensor:
-    """One value a group -> one a channel."""
-    return widen(parameter).repeat_interleave(channels // len(parameter))
-
-
-def _like(grad: Tensor, parameter: Tensor) -> Tensor:
-    """The gradient of one value a channel -> that of one a group, if the parameter has these."""
-    return grad.unflatten(0, (len(parameter), -1)).sum(1).to(parameter.dtype)
+def _per_channel(parameter: Tensor, like: Tensor) -> Tensor:
+    """One value a group -> one a channel, for ``(N, C)``."""
+    return widen(parameter).repeat_interleave(like.shape[1] // len(parameter))
 
 
 # ---- two layouts: a plane of L values per sample and channel, or rows of C values (channels last) ----
 
 
 def _lay_out(input: Tensor) -> tuple[Tensor, int]:
-    """``(N, C, L)`` or ``(N, L, C)``, contiguous, without a copy where that can be; and the dimension of L."""
+    """``(N, C, L)`` or ``(N, L, C)``, contiguous, without a copy if possible; and the dimension of L."""
     samples, channels = input.shape[:2]
     last = input.movedim(1, -1)
     if input.dim() == 2 or (not input.is_contiguous() and last.is_contiguous()):
@@ -511,10 +494,6 @@ def _lay_back(output: Tensor, input: Tensor, along: int) -> Tensor:
     if along == 2:
         return output.view(input.shape)
     return output.view(input.movedim(1, -1).shape).movedim(-1, 1)
-
-
-def _area(x: Tensor, along: int) -> int:
-    return x.shape[along]
 
 
 def _strips(x: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -558,7 +537,7 @@ def _plane_sums(grad: Tensor, x: Tensor, center: Tensor, along: int) -> tuple[Te
     """Sums ``(N, C)`` over each plane of ``grad * (x - center)`` and of ``grad``."""
     if along == 2 and len(x):
         return plane_sums(grad, x, center)
-    parts = [_plain_sums(*strip, along) for strip in _strips(grad, x, center)]
+    parts = [_plain_sums(g, part, c, along) for g, part, c in _strips(grad, x, center)]
     along_x, along_one = (torch.cat(values) for values in zip(*parts, strict=True))
     return along_x, along_one
 
@@ -656,6 +635,8 @@ def _check_options(momentum: float | None, eps: float, batch_eps: float, moving_
 class _BatchPart(nn.Module):
     """Parameters and running statistics of a batch normalisation, and how they are loaded."""
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
@@ -672,14 +653,12 @@ class _BatchPart(nn.Module):
         if num_features < 1:
             raise ValueError(f"num_features must be at least 1; got {num_features}")
         self.num_features = num_features
-        for name, fill in (("weight", torch.ones), ("bias", torch.zeros)):
-            value = nn.Parameter(fill(num_features, device=device, dtype=dtype)) if affine else None
-            self.register_parameter(name, value)
-        for name, fill in (("running_mean", torch.zeros), ("running_var", torch.ones)):
-            value = fill(num_features, device=device, dtype=dtype) if track_running_stats else None
-            self.register_buffer(name, value)
-        counter = torch.zeros((), device=device, dtype=torch.int64) if track_running_stats else None
-        self.register_buffer("num_batches_tracked", counter)
+        _register_affine(self, num_features if affine else None, device, dtype)
+        for name, start in (("running_mean", 0.0), ("running_var", 1.0)):
+            value = torch.full((num_features,), start, device=device, dtype=dtype)
+            self.register_buffer(name, value if track_running_stats else None)
+        counter = torch.zeros((), device=device, dtype=torch.int64)
+        self.register_buffer("num_batches_tracked", counter if track_running_stats else None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The official code keeps this setting in a buffer, where nothing sets it; here it is an argument.
@@ -692,6 +671,8 @@ class _BatchChannelNorm(nn.Module):
 
     _ranks: ClassVar[tuple[int, ...]]
     _shape: ClassVar[str]
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -734,11 +715,9 @@ class _BatchChannelNorm(nn.Module):
         self.batch_eps = batch_eps
         self.process_group = process_group
         self.bn = _BatchPart(num_features, affine, track_running_stats, device, dtype)
-        # The official shape of one value a group; one a channel has that of torch's layers.
-        shape = (1, num_groups, 1) if channel_affine == "group" else (num_features,)
-        for parameter, fill in (("weight", torch.ones), ("bias", torch.zeros)):
-            value = None if channel_affine is None else nn.Parameter(fill(shape, device=device, dtype=dtype))
-            self.register_parameter(parameter, value)
+        # One value a group has the official shape, one a channel that of torch's layers.
+        shapes = {"group": (1, num_groups, 1), "channel": (num_features,), None: None}
+        _register_affine(self, shapes[channel_affine], device, dtype)
 
     def forward(
         self, input: Float[Tensor, "batch channels *spatial"]
@@ -787,17 +766,17 @@ class BatchChannelNorm1d(_BatchChannelNorm):
         track_running_stats: if False there are no running statistics, and evaluation takes the batch's too.
         device, dtype: of the parameters and buffers.
         num_groups: groups of the channel part; divides C.
-        estimate: normalise by estimated statistics, constants for the gradient: the form for micro-batches, in
-            which a batch of one sample is legal. If False, by the batch's, as batch normalisation.
+        estimate: normalise by estimated statistics, constants for the gradient: the form for micro-batches,
+            in which a batch of one sample is legal. If False, by the batch's, as batch normalisation.
         moving_speed: r in [0, 1], weight of one batch in the estimates. It may be set at any time.
-        warm_start: let the first batch's mean and variance stand for the estimates it finds, which are 0 and 1
-            in a new layer. Off in the official code; on, the first steps are not those of another scale.
-        channel_affine: the channel part learns a weight and a bias ``"group"``-wise as in the official code, of
-            shape (1, num_groups, 1); ``"channel"``-wise, of shape (C,); or None.
+        warm_start: let the first batch's mean and variance take the place of the estimates it finds, which
+            are 0 and 1 in a new layer whatever the scale of its input. The official code does not.
+        channel_affine: whether the channel part learns a weight and a bias for each ``"group"``, as in the
+            official code, of shape (1, num_groups, 1); for each ``"channel"``, of shape (C,); or None.
         batch_eps: added to the batch part's variance under the root; the official code knows only 1e-5.
-        process_group: processes over which the statistics of the BATCH part are taken, forward and backward, as
-            in `torch.nn.SyncBatchNorm`; for all pass ``torch.distributed.group.WORLD``. None: each process its
-            own. The channel part never leaves a sample.
+        process_group: processes over which the statistics of the BATCH part are taken, forward and backward,
+            as in `torch.nn.SyncBatchNorm`; for all pass ``torch.distributed.group.WORLD``. None: each process
+            takes its own. The channel part never leaves a sample.
 
     Raises:
         ValueError, TypeError: a setting out of range; an input of another rank or number of channels; in
@@ -834,8 +813,8 @@ class BatchChannelNorm1d(_BatchChannelNorm):
 class BatchChannelNorm2d(_BatchChannelNorm):
     """Batch-channel normalisation of ``(N, C, H, W)``.
 
-    Arguments, state, errors and source as `BatchChannelNorm1d`. With batch statistics one sample is legal where
-    its plane holds more than one value.
+    Arguments, state, errors and source as `BatchChannelNorm1d`. With batch statistics one sample is legal
+    where its plane holds more than one value.
 
     >>> layer = BatchChannelNorm2d(64, estimate=True, moving_speed=0.05)
     >>> layer(torch.randn(2, 64, 7, 7)).shape
@@ -938,6 +917,21 @@ class EstimatedBatchNorm2d(_EstimatedBatchNorm):
 
     _ranks = (4,)
     _shape = "(N, C, H, W)"
+
+
+def _register_affine(
+    layer: nn.Module,
+    shape: int | tuple[int, ...] | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> None:
+    """A weight of ones and a bias of zeros; neither, if there is no shape."""
+    for name, start in (("weight", 1.0), ("bias", 0.0)):
+        value = None
+        if shape is not None:
+            size = (shape,) if isinstance(shape, int) else shape
+            value = nn.Parameter(torch.full(size, start, device=device, dtype=dtype))
+        layer.register_parameter(name, value)
 
 
 def _check_rank(layer: _BatchChannelNorm | _EstimatedBatchNorm, input: Tensor) -> None:
