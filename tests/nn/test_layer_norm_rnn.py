@@ -393,7 +393,8 @@ def test_a_mask_between_zero_and_one_mixes_states_as_the_official_code_does() ->
 
 
 @pytest.mark.parametrize("layer_type", LAYERS)
-@pytest.mark.parametrize(("batch_first", "sort"), product([False, True], repeat=2))
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("sort", [False, True])
 def test_packed_sequences_go_in_and_come_out(
     layer_type: type[nn.Module], batch_first: bool, sort: bool
 ) -> None:
