@@ -407,20 +407,20 @@ LOST = CLAIM | WORSE
             [exact(0.0), LOST, OPEN],
             "Partly reproduced at desk scale: 1 of 3 primary claims reproduced (free), "
             "1 inconclusive (speed), 1 contradicted at desk scale (accuracy). "
-            f"accuracy: {BEHIND}: contradicted at desk scale: opposite.",
+            f"Of these, accuracy: {BEHIND}: contradicted at desk scale: opposite.",
         ),
         (
             "reproduced",
             None,
             [exact(0.0), CLAIM, OPEN | {"primary": False}],
-            f"Reproduced at desk scale: both primary claims (free, accuracy). accuracy: {BODY}.",
+            f"Reproduced at desk scale: both primary claims (free, accuracy). Of these, accuracy: {BODY}.",
         ),
         (
             "incomplete",
             None,
             [CLAIM, exact(0.0, outcome="incomplete", note="instance i0 did not run")],
             "Incomplete at desk scale: 1 of 2 primary claims reproduced (accuracy), 1 incomplete (free). "
-            "free: No reference changes it: incomplete: instance i0 did not run.",
+            "Of these, free: No reference changes it: incomplete: instance i0 did not run.",
         ),
         ("none", None, [CLAIM | {"primary": False}], "No verdict: no primary claim was judged."),
     ],

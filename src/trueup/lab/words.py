@@ -188,7 +188,7 @@ def paper_sentence(outcome: str, control: str | None, claims: Sequence[ClaimDocu
         said, why = outcome_words(headline["outcome"], scale), ending(headline, scale)
         told += "; " + rest if (rest := why.removeprefix(said).lstrip(":; ")) else ""
     else:
-        head += f": {_tally(primary, scale)}. {headline['name']}"
+        head += f": {_tally(primary, scale)}. Of these, {headline['name']}"
         if headline["outcome"] != "reproduced":
             told += f": {ending(headline, scale)}"
     if control is not None:

@@ -132,6 +132,13 @@ def test_a_study_of_ones_own_names_its_file_and_no_paper(tmp_path: Path) -> None
     assert "trueup run adamp" in papers
 
 
+def test_a_label_cannot_turn_the_direction_of_the_text_around_it(tmp_path: Path) -> None:
+    own = made.study() | {"slug": "mine", "question": "Is \u202eesrever\u2066 <b>better</b>?"}
+    write_report(tmp_path, [own], made.PAPERS, {})
+    text = (tmp_path / "mine.html").read_text(encoding="utf-8")
+    assert "Is esrever &lt;b&gt;better&lt;/b&gt;?" in text
+
+
 def test_a_look_without_a_level_shows_a_dash(tmp_path: Path) -> None:
     smoke = made.study() | {"published": False, "looks": [{"n": 1, "alpha": None, "seeds": [0]}]}
     write_report(tmp_path, [smoke], made.PAPERS, {})

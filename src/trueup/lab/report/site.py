@@ -227,6 +227,7 @@ def _environment(inline: bool = False) -> Environment:
     env = Environment(
         loader=PackageLoader("trueup.lab.report"),
         autoescape=select_autoescape(default=True),
+        finalize=_in_reading_order,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -258,6 +259,14 @@ def _environment(inline: bool = False) -> Environment:
         value_text=wording.value_text,
     )
     return env
+
+
+# characters that turn the direction of all text after them, numbers and verdicts included
+_DIRECTIONS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+
+
+def _in_reading_order(value: object) -> object:
+    return value.translate(_DIRECTIONS) if isinstance(value, str) else value
 
 
 def _sentence(text: str) -> str:
