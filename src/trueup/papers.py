@@ -414,6 +414,19 @@ CATALOGUE: tuple[Paper, ...] = (
             "official code was found"
         ),
         venue="AAAI",
+        names=(
+            "trueup.optim.NormalizedGD",
+            "trueup.optim.normalized_logistic_loss",
+            "trueup.optim.misclassification_weights",
+            "trueup.optim.large_step_descent",
+            "trueup.optim.worst_case_problem",
+            "trueup.estimators.LargeStepLogisticRegression",
+        ),
+        usage=(
+            "signs = 2.0 * (targets > 0) - 1  # labels -1 and +1\n"
+            "optimizer = trueup.optim.NormalizedGD(model.parameters(), lr=1.0)\n"
+            "optimizer.step(lambda: signs * model(inputs)[:, 0])  # the margins; no backward"
+        ),
     ),
     Paper(
         slug="r3-reward",
@@ -441,6 +454,22 @@ CATALOGUE: tuple[Paper, ...] = (
         reference=(
             "BCNorm, EstBN and the weight-standardised convolution "
             "(joe-siyuan-qiao/Batch-Channel-Normalization)"
+        ),
+        names=(
+            "trueup.nn.BatchChannelNorm1d",
+            "trueup.nn.BatchChannelNorm2d",
+            "trueup.nn.EstimatedBatchNorm1d",
+            "trueup.nn.EstimatedBatchNorm2d",
+            "trueup.nn.batch_channel_norm",
+            "trueup.nn.estimated_batch_norm",
+            "trueup.nn.WeightStandardization",
+            "trueup.nn.standardize_weight",
+            "trueup.nn.parametrize_weights",
+            "trueup.nn.bake",
+        ),
+        usage=(
+            "norm_layer = partial(trueup.nn.BatchChannelNorm2d, num_groups=32, estimate=True)\n"
+            "model = trueup.nn.parametrize_weights(model, trueup.nn.WeightStandardization)"
         ),
     ),
     Paper(
