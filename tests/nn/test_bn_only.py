@@ -192,6 +192,7 @@ def test_the_gradient_of_the_trained_entries_is_the_weights() -> None:
     torch.testing.assert_close(model[0].parametrizations.weight.original.grad, want)
 
 
+@pytest.mark.bad_input  # the compiler's fake tensors are not what the signature asks for
 def test_a_masked_model_can_be_copied_saved_and_compiled() -> None:
     model = resnet()
     train_masked(model, random_parameter_mask(model, generator=torch.Generator().manual_seed(1)))
@@ -199,7 +200,7 @@ def test_a_masked_model_can_be_copied_saved_and_compiled() -> None:
     train_masked(twin, random_parameter_mask(twin, generator=torch.Generator().manual_seed(2)))
     twin.load_state_dict(model.state_dict())
     x = torch.randn(4, 1, 8, 8)
-    for other in (twin, copy.deepcopy(model), torch.compile(model, backend="eager")):
+    for other in (twin, copy.deepcopy(model), torch.compile(model, backend="eager", fullgraph=True)):
         torch.testing.assert_close(other.train()(x), model.train()(x))
     torch.compiler.reset()
 
