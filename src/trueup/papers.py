@@ -114,9 +114,9 @@ CATALOGUE: tuple[Paper, ...] = (
             "trueup.nn.LayerNormRNNCell",
         ),
         usage=(
-            "lstm = trueup.nn.LayerNormLSTM(64, 256, num_layers=2, batch_first=True)\n"
-            "outputs, (h, c) = lstm(inputs, lengths=lengths)  # (batch, time, 64); lengths as for packing\n"
-            "loss(outputs).backward()"
+            "lstm = trueup.nn.LayerNormLSTM(4, 32, batch_first=True)  # the arguments of nn.LSTM\n"
+            "outputs, (h, c) = lstm(inputs)  # (batch, time, 4), or one sequence: (time, 4)\n"
+            "outputs, (h, c) = lstm(inputs[None], lengths=[50])  # or mask=, or a PackedSequence"
         ),
     ),
     Paper(
