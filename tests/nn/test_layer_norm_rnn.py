@@ -230,6 +230,14 @@ def test_a_long_half_precision_sequence_keeps_its_state_in_float32() -> None:
     torch.testing.assert_close(c.float(), torch.full((1, 1, 4), 6.0), rtol=0.02, atol=0)
 
 
+def test_a_half_cell_takes_a_float32_state() -> None:
+    cell = LayerNormGRUCell(3, 5, dtype=torch.bfloat16)
+    x, h = torch.randn(4, 3, dtype=torch.bfloat16), torch.randn(4, 5)
+    assert cell(x, h).dtype == torch.bfloat16
+    with pytest.raises(TypeError, match=r"would round h of hx of torch.float64"):
+        cell(x, h.double())
+
+
 # ---- sequences ----
 
 
