@@ -83,7 +83,7 @@ study = Study(
         ),
     ),
     conditions=(Condition("depth", (8, 14, 20)),),
-    # A few trained parameters want rates ten times those of a whole net; and with neighbours that differ by 10
+    # A few trained parameters want rates ten times those of a whole net; with neighbours that differ by 10
     # a pilot on development seeds could not tell depths apart: the best rate falls from 3 to 1 with depth.
     tune=(Axis("lr", (0.3, 1.0, 3.0, 10.0, 30.0)),),
     scales={
