@@ -467,6 +467,7 @@ def test_reset_is_the_start() -> None:
 # ---- bad input ----
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("kind", [PowerNorm1d, PowerNorm2d])
 @pytest.mark.parametrize(
     ("options", "error", "message"),
@@ -491,6 +492,7 @@ def test_settings_out_of_range(
         kind(6, **options)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("layer", "x", "error", "message"),
     [
@@ -507,6 +509,7 @@ def test_inputs_that_do_not_fit(layer: nn.Module, x: Tensor, error: type[Excepti
             layer.train(training)(x)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
@@ -521,6 +524,7 @@ def test_masks_that_do_not_fit(mask: Tensor, error: type[Exception], message: st
         PowerNorm1d(6)(torch.zeros(2, 3, 6), mask)
 
 
+@pytest.mark.bad_input
 def test_function_names_what_is_missing() -> None:
     state = torch.ones(2), torch.zeros(2), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"needs input \(\*, C\) with tokens"):

@@ -92,7 +92,7 @@ def power_norm(
     tensor([[ 1.0000,  1.0000],
             [-1.0000,  1.0000],
             [ 1.0000,  1.0000]])
-    >>> phi, iters
+    >>> phi.round(decimals=3), iters
     (tensor([9., 1.]), tensor([1]))
     """
     features = input.shape[-1] if input.dim() else 0
