@@ -127,6 +127,6 @@ study = Study(
         Figure("Training loss", "loss", x="update", caption="Cosine schedule."),
     ),
     data=["digits"],
-    tested_on="digits (600 images) and a pre-activation ResNet-8, 78k parameters, batches of 2 and 32",
+    tested_on="digits (600 images) with a pre-activation ResNet-8, 78k parameters, batches of 2 and 32",
     paper_setup="ImageNet, ResNet-50, MobileNetV2, EfficientNets; batch 1,024, and 4 images a worker",
 )
