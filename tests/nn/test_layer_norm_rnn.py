@@ -226,7 +226,8 @@ def test_a_long_half_precision_sequence_keeps_its_state_in_float32() -> None:
             p.zero_()
         cell.bias[4:8] = 40.0  # forget gate 1
         cell.bias[8:12] = 0.02  # input gate 1/2
-    _, (_, c) = layer.bfloat16()(torch.zeros(600, 1, 2, dtype=torch.bfloat16))
+    output, (h, c) = layer.bfloat16()(torch.zeros(600, 1, 2, dtype=torch.bfloat16))
+    assert output.dtype == h.dtype == c.dtype == torch.bfloat16
     torch.testing.assert_close(c.float(), torch.full((1, 1, 4), 6.0), rtol=0.02, atol=0)
 
 
