@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def cell(run: Run) -> dict[str, Any]:
-    """Train a small net by so many updates; measure it, and the channels that no training image wakes."""
+    """Train a small net; measure it, and the channels that no training image wakes."""
     table = data.load("digits")
     fit, held_out = run.split(table.y, train=run["n_train"], test=run["n_test"])
     X = torch.tensor(table.X, dtype=torch.float32).view(-1, 1, 8, 8) / 16 - 0.5
@@ -50,10 +49,10 @@ def cell(run: Run) -> dict[str, Any]:
     model.to(run.device)
 
     optimizer = torch.optim.SGD(model.parameters(), run["lr"], momentum=0.9, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, run["updates"])
+    steps = run["epochs"] * (len(fit) // run["batch"])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     rows_of_fit = torch.as_tensor(fit)  # an array would take a batch of one row for a number
-    epochs = -(-run["updates"] * run["batch"] // len(fit)) + 1
-    rows = islice(minibatches(len(fit), run["batch"], epochs, run.generator("order")), run["updates"])
+    rows = minibatches(len(fit), run["batch"], run["epochs"], run.generator("order"))
     chosen = (rows_of_fit[i] for i in rows)
     batches = ((X[i].to(run.device), y[i].to(run.device)) for i in chosen)
     losses = [update.loss for update in train(model, batches, optimizer, scheduler=schedule)]
@@ -78,7 +77,7 @@ def dead_channels(model: nn.Module, images: Tensor) -> float:
 
 
 PLAIN, STANDARDISED = {"weights": "plain"}, {"weights": "standardised"}
-DESK = {"n_train": 800, "n_test": 997, "updates": 400, "widths": (16, 32, 64)}
+DESK = {"n_train": 800, "n_test": 997, "epochs": 1, "widths": (16, 32, 64)}
 
 study = Study(
     slug="batch-channel-norm",
@@ -111,7 +110,7 @@ study = Study(
     conditions=(Condition("batch", (1, 2)),),
     tune=(Axis("lr", (0.01, 0.03, 0.1)),),
     scales={
-        "smoke": DESK | {"n_train": 64, "n_test": 100, "updates": 8, "widths": (8, 8)},
+        "smoke": DESK | {"n_train": 64, "n_test": 100, "epochs": 1, "widths": (8, 8)},
         "desk": DESK,
     },
     claims=(
@@ -168,6 +167,6 @@ study = Study(
         Figure("Training loss", "loss", x="step", arms=("bn", "gn", "gn-ws", "bcn-ws")),
     ),
     data=("digits",),
-    tested_on="digits (800 training images, 400 updates) with a 24k-parameter convolutional net",
+    tested_on="digits (800 training images, each seen once) with a 24k-parameter convolutional net",
     paper_setup="ImageNet, ResNet-50/101; COCO, Pascal VOC; one or two images a device",
 )
