@@ -95,7 +95,7 @@ study = Study(
         Axis("lr", (0.05, 0.1, 0.2, 0.4)),
         Axis("decay", (0.0, 1e-3, 5e-3, 2e-2), low=0.0),
     ),
-    # 50 validation rows a seed: two pilots with 3 seeds chose different rates, and with them the distributions.
+    # 50 validation rows a seed: two pilots with 3 seeds chose other rates, and with them other weights.
     tuning_seeds=6,
     scales={"smoke": DESK | {"n_train": 100, "n_test": 100, "width": 32, "epochs": 2}, "desk": DESK},
     claims=(
