@@ -146,6 +146,7 @@ def test_input_is_left_alone_and_models_are_picklable(digits):
     assert model.score(X, y) == 1
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [

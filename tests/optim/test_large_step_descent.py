@@ -188,6 +188,7 @@ def test_worst_case_problem() -> None:
         worst_case_problem(1)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
