@@ -202,9 +202,10 @@ CASES = [
         (2, 4, 5),
         stateful=RUNNING,
     ),
-    Case(partial(BatchChannelNorm2d, 4, num_groups=2), (3, 4, 3, 2), stateful=RUNNING, inductor=True),
+    # With a small eps the suite's sum of squares hardly depends on the batch part, whose gradient is noise.
+    Case(partial(BatchChannelNorm2d, 4, 1.0, num_groups=2), (3, 4, 3, 2), stateful=RUNNING, inductor=True),
     Case(
-        partial(BatchChannelNorm2d, 4, num_groups=2, estimate=True, warm_start=True),
+        partial(BatchChannelNorm2d, 4, 1.0, num_groups=2, estimate=True, warm_start=True),
         (3, 4, 3, 2),
         stateful=RUNNING,
         approximate_backward=ESTIMATES,
