@@ -66,16 +66,15 @@ def cell(run: Run) -> dict[str, Any]:
     X, y, order = (X - X[fit].mean()) / X[fit].std(), torch.tensor(table.y), torch.tensor(fit)
     torch.manual_seed(run.torch_seed("init"))
     model = net(run["widths"], run["norm"])
-    model = scaled(model) if run["standardised"] else model
-    model = bake(model) if run["baked"] else model
+    model = scaled(model) if run.get("standardised") else model
+    model = bake(model) if run.get("baked") else model
     model.to(run.device).train()
 
     batch, updates = run["batch_size"], run["updates"][run["batch_size"]]
     optimizer = torch.optim.SGD(model.parameters(), run["lr"], 0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     *filters, _, _ = model.parameters()  # clipping leaves the last layer out
-    losses = []
-    epochs = updates // (len(fit) // batch) + 1
+    losses, epochs = [], updates // (len(fit) // batch) + 1
     for rows in itertools.islice(minibatches(len(fit), batch, epochs, run.generator("order")), updates):
         optimizer.zero_grad()
         images, labels = X[order[rows]].to(run.device), y[order[rows]].to(run.device)
@@ -112,8 +111,6 @@ DESK = {
     # as many as fit into four minutes: one epoch of single images, twelve of batches of 32
     "updates": {1: 500, 32: 200},
     "norm": False,
-    "standardised": False,
-    "baked": False,
     "clip": 0.0,
 }
 SCALED = {"standardised": True}
@@ -130,12 +127,7 @@ study = Study(
         Arm("batch-norm", "baseline", {"norm": True}, label="batch norm"),
         Arm("plain", "ablation", label="no normalisation, torch's initial weights"),
         Arm("scaled", "method", SCALED, label="scaled weight standardisation"),
-        Arm(
-            "scaled-clipped",
-            "method",
-            SCALED | {"clip": 0.16},
-            label="the same, and gradients clipped",
-        ),
+        Arm("scaled-clipped", "method", SCALED | {"clip": 0.16}, label="the same, and gradients clipped"),
         Arm(
             "start-alike",
             "control",
