@@ -468,8 +468,9 @@ CATALOGUE: tuple[Paper, ...] = (
             "trueup.nn.bake",
         ),
         usage=(
-            "norm_layer = partial(trueup.nn.BatchChannelNorm2d, num_groups=32, estimate=True)\n"
-            "model = trueup.nn.parametrize_weights(model, trueup.nn.WeightStandardization)"
+            "from torch.nn import Linear\n"
+            "norm = trueup.nn.BatchChannelNorm2d(64, num_groups=32, estimate=True)  # where BatchNorm2d was\n"
+            "model = trueup.nn.parametrize_weights(model, trueup.nn.WeightStandardization, types=Linear)"
         ),
     ),
     Paper(
