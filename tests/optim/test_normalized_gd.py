@@ -272,6 +272,18 @@ def one_of_two(rank: int) -> list[list[Tensor]]:
     return results
 
 
+def shares_of_one(rank: int) -> Tensor:
+    margins = torch.tensor([[1e6, 1e6 + 1], [1e6 + 2, 3e6]][rank])
+    return misclassification_weights(margins, process_group=dist.group.WORLD)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch is built without gloo")
+def test_shares_over_processes_long_after_separation(tmp_path: Path) -> None:
+    shares = torch.cat(in_processes(shares_of_one, folder=tmp_path))
+    torch.testing.assert_close(shares, torch.tensor([0.0, -1.0, -2.0, -2e6]).softmax(0))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch is built without gloo")
 def test_processes_step_as_one_with_all_samples(tmp_path: Path) -> None:
