@@ -389,9 +389,11 @@ def _clr(X: Tensor) -> Tensor:
 
 
 def _one_norm(matrix: Tensor) -> Tensor:
-    # Along rows, which for a symmetric matrix is the same; a few at a time, so that the temporary is small.
-    sums = [rows.abs().sum(-1).amax(-1) for rows in matrix.detach().split(_TILE, -2)]
-    return torch.stack(sums).amax(0)
+    # Along rows, which for a symmetric matrix is the same.
+    if _one_plain_matrix(matrix):  # BLAS makes no temporary, and is fast
+        return matrix.new_tensor(np.max([blas.dasum(row) for row in matrix.numpy()]))
+    norm: Tensor = torch.linalg.vector_norm(matrix.detach(), 1, dim=-1).amax(-1)
+    return norm
 
 
 def _parts(function: str, X: Tensor) -> Tensor:
