@@ -178,6 +178,7 @@ def test_transposed_convolutions_are_refused_where_filters_count() -> None:
     parametrize_weights(model, Doubled, types=nn.ConvTranspose2d)
 
 
+@pytest.mark.bad_input
 def test_types_are_module_classes_and_a_plain_model_is_not_baked() -> None:
     with pytest.raises(TypeError, match="types must be module classes"):
         parametrize_weights(small_net(), Doubled, types="Conv2d")

@@ -118,6 +118,7 @@ def test_the_layer_learns_a_gain_and_leaves_its_bias_alone() -> None:
         parametrize_weights(conv, ScaledWeightStandardization)
 
 
+@pytest.mark.bad_input
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"one value a filter, of shape \(2,\); got \(3,\)"):
         scaled_standardize_weight(torch.ones(2, 3), torch.ones(3))

@@ -167,6 +167,7 @@ def test_weight_stats_counts_each_layer_in_its_own_deviations() -> None:
     assert weight_stats(companded)["saturated"].item() == pytest.approx(0.9 / 2)
 
 
+@pytest.mark.bad_input
 def test_bad_input_is_refused() -> None:
     weight = torch.ones(2, 3)
     with pytest.raises(ValueError, match="a must be positive; got 0"):

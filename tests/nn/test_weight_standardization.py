@@ -122,6 +122,7 @@ def test_the_stored_weight_is_the_plain_one() -> None:
     assert torch.equal(standardised.parametrizations.weight.original, conv.weight * 2 + 1)
 
 
+@pytest.mark.bad_input
 def test_bad_input_is_refused() -> None:
     with pytest.raises(TypeError, match=r"int64: convert with \.float\(\)"):
         standardize_weight(torch.ones(2, 3, dtype=torch.long))

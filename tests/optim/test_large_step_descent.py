@@ -74,8 +74,9 @@ def test_every_mode_equals_its_naive_form(mode: Mode, lr: float, weighted: bool)
     theta = start
     descent = large_step_descent(Z, lr, mode, weight=w if weighted else None, start=start)
     for iterate in islice(descent, 6):
-        torch.testing.assert_close(iterate.theta, theta, rtol=1e-9, atol=1e-10)
-        torch.testing.assert_close(iterate.margins, Z @ theta, rtol=1e-9, atol=1e-9)
+        # After separation rounding differences grow from step to step, and most with large steps.
+        torch.testing.assert_close(iterate.theta, theta, rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(iterate.margins, Z @ theta, rtol=1e-7, atol=1e-7)
         theta = naive(theta, Z, lr, mode, w)
 
 

@@ -29,7 +29,7 @@ def values(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
 
 
-@pytest.mark.parametrize(("quantize", "levels"), zip(ALL, (9, 16, 16), strict=True))
+@pytest.mark.parametrize(("quantize", "levels"), list(zip(ALL, (9, 16, 16), strict=True)))
 def test_no_more_levels_than_four_bits_hold(quantize, levels: int) -> None:
     x = values(1, 4096)
     options = {} if quantize is fake_quantize_int4 else {"keep_top": 0}

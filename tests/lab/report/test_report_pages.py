@@ -118,11 +118,11 @@ def test_a_published_verdict_stands_in_where_nothing_was_run(folder: Path) -> No
 
 
 def test_a_study_of_ones_own_names_its_file_and_no_paper(tmp_path: Path) -> None:
-    own = made.study() | {"slug": "mine", "scale": "smoke", "target": "/home/o'neil/my study.py"}
+    own = made.study() | {"slug": "mine", "scale": "smoke", "target": "/data/o'neil/my study.py"}
     own["claims"][0]["origin"] = "post_hoc"
     write_report(tmp_path, [own], made.PAPERS, {})
     text = page(tmp_path, "mine.html").text
-    assert """trueup run '/home/o'"'"'neil/my study.py' --scale smoke""" in text
+    assert """trueup run '/data/o'"'"'neil/my study.py' --scale smoke""" in text
     assert "claimed by the paper" not in text
     assert "from the brief" not in text
     assert "post hoc" in text
