@@ -213,6 +213,7 @@ def test_light_and_dark_follow_the_system_and_the_button_is_remembered(
         page.get_by_role("button", name="Switch between light and dark").click()
         page.wait_for_function(f"document.querySelector('.plot .xtitle').style.fill === {light[1]!r}")
         assert look(page) == light
+        page.wait_for_timeout(500)  # the browser stores the choice a moment after it was made
         page.reload()
         page.wait_for_function(DRAWN)
         assert look(page) == light
