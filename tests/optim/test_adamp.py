@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import pytest
@@ -157,3 +158,15 @@ def test_defaults_are_those_of_the_official_code() -> None:
     for optimizer, defaults in own.items():
         found = {name: p.default for name, p in inspect.signature(optimizer).parameters.items()}
         assert {name: found[name] for name in defaults | shared} == defaults | shared
+
+
+@pytest.mark.parametrize("build", [AdamP, SGDP])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_what_is_not_finite_propagates_without_a_warning(build: Any, value: float) -> None:
+    w = nn.Parameter(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+    w.grad = torch.tensor([[-4.0, 3.0], [value, 0.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build([w], 0.1).step()
+    assert w[0].isfinite().all()
+    assert w.isfinite().all() == (value == 3e38)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -160,7 +161,7 @@ class View:
     """The view to project a tensor in: how many rows, and their norms, shape (rows, 1)."""
 
     rows: int
-    norms: Tensor
+    norms: np.ndarray
 
 
 def invariant_view(
@@ -174,16 +175,14 @@ def invariant_view(
     if _orthogonal_norm(param[:length], grad[:length], delta, eps) is not None:
         norms = _orthogonal_norms(param, grad, rows, delta, eps, scratch)
         if norms is not None:
-            return View(rows, norms.view(rows, 1))
+            return View(rows, norms.reshape(rows, 1))
     norm = _orthogonal_norm(param, grad, delta, eps)
-    if norm is None:
-        return None
-    return View(1, torch.tensor([[norm]], dtype=accumulation_dtype(param.dtype)))
+    return None if norm is None else View(1, np.array([[norm]]))
 
 
 def _orthogonal_norms(
     param: Tensor, grad: Tensor, rows: int, delta: float, eps: float, scratch: Scratch
-) -> Tensor | None:
+) -> np.ndarray | None:
     """The norms of the rows of `param`, if every row passes."""
     length = param.numel() // rows
     if length > BLOCK:
@@ -193,19 +192,20 @@ def _orthogonal_norms(
             if own is None:
                 return None
             norms.append(own)
-        return torch.tensor(norms, dtype=accumulation_dtype(param.dtype))
+        return np.array(norms)
     found = []
     for (p,), (g,) in zip(split_rows(param, rows), split_rows(grad, rows)):
         p, g = _accumulable(p), _accumulable(g)
-        dot, norm = _row_dots(g, p, scratch), _row_dots(p, p, scratch).sqrt_()
+        dot, norm = np.abs(_row_dots(g, p, scratch)), np.sqrt(_row_dots(p, p, scratch))
+        limit = delta / math.sqrt(length) * np.maximum(norm, eps)
         # The norm of a part is a lower bound of the whole's: an eighth of the gradient settles most cases.
         for part in (g[:, : length // 8], g):
-            if orthogonal(dot, _row_dots(part, part, scratch).sqrt_(), norm, length, delta, eps).all():
+            if (dot < limit * np.maximum(np.sqrt(_row_dots(part, part, scratch)), eps)).all():
                 break
         else:
             return None
         found.append(norm)
-    return found[0] if len(found) == 1 else torch.cat(found)
+    return np.concatenate(found)
 
 
 def _orthogonal_norm(param: Tensor, grad: Tensor, delta: float, eps: float) -> float | None:
@@ -243,27 +243,30 @@ def radial_blocks(
         scratch: memory of this step.
     """
     groups = list(zip(*(split_rows(tensor, view.rows) for tensor in (param, *others))))
-    inverses = (view.norms + eps).reciprocal_().split(groups[0][0][0].size(0))
-    for group, inverse in zip(groups, inverses):
+    first = 0
+    for group in groups:
         pieces = list(zip(*group))
         dots = []
         for p, *rest in pieces:
             update = advance(*rest)
             dots.append(_row_dots(_accumulable(p), _accumulable(update), scratch))
-        dot = dots[0] if len(dots) == 1 else torch.stack(dots).sum(0)
-        coefficient = dot.unsqueeze(1) * inverse * inverse
+        dot = dots[0] if len(dots) == 1 else np.sum(dots, axis=0)
+        norms = view.norms[first : first + len(dot)] + eps
+        first += len(dot)
+        # Divided twice: eps squared may underflow.
+        coefficient = torch.from_numpy((dot[:, None] / norms / norms).astype(dot.dtype, copy=False))
         for p, *rest in pieces:
             yield p, again(*rest) if len(pieces) > 1 else update, coefficient
 
 
-def _row_dots(a: Tensor, b: Tensor, scratch: Scratch) -> Tensor:
+def _row_dots(a: Tensor, b: Tensor, scratch: Scratch) -> np.ndarray:
     """<a, b> of every row. BLAS through numpy takes half the time of torch, which writes the products out.
 
     Not for long rows: from 10,000 elements on OpenBLAS would use threads that nobody gave it.
     """
     if a.size(1) <= 8192:
-        return torch.from_numpy(np.vecdot(a.numpy(), b.numpy()))
-    return torch.mul(a, b, out=scratch.like(a, "products")).sum(1)
+        return cast(np.ndarray, np.vecdot(a.numpy(), b.numpy()))
+    return torch.mul(a, b, out=scratch.like(a, "products")).sum(1).numpy()
 
 
 def _accumulable(block: Tensor) -> Tensor:

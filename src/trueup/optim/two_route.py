@@ -16,6 +16,7 @@ from collections.abc import Callable
 from itertools import compress
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
@@ -137,8 +138,9 @@ class TwoRouteOptimizer(Optimizer):
                     continue
             alike[param.device, param.dtype].append(tensors)
         scratch = Scratch()
-        for of_dtype in flats.values():
-            self._step_blocks(group, scratch, of_dtype)
+        with np.errstate(all="ignore"):  # NaN and infinity propagate silently, as in torch
+            for of_dtype in flats.values():
+                self._step_blocks(group, scratch, of_dtype)
         for members in alike.values():
             self._step_foreach(group, *(list(column) for column in zip(*members)))
 
