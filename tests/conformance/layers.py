@@ -63,6 +63,7 @@ class Case:
         once_differentiable: why the gradient cannot be differentiated again (it must then raise).
         parametrization: why the layer cannot be pickled whole (its state dict can).
         bounded: why an infinite input gives a finite output.
+        keeps_output: why an output may not be changed in place (the backward pass must then say so).
         stateful: what a training forward changes. Without it the suite demands that nothing changes.
     """
 
@@ -75,6 +76,7 @@ class Case:
     once_differentiable: str = ""
     parametrization: str = ""
     bounded: str = ""
+    keeps_output: str = ""
     stateful: str = ""
 
     @cached_property
@@ -141,8 +143,12 @@ CASES = [
     Case(partial(GhostBatchNorm2d, 3, ghost_batch_size=4), (4, 3, 1, 1), one_sample=ALONE, stateful=RUNNING),
     Case(partial(GhostBatchNorm3d, 2, ghost_batch_size=2), (4, 2, 2, 1, 3), stateful=RUNNING),
     # Two units would be normalised to +1 and -1, with hardly a gradient.
-    Case(partial(LayerNormRNNCell, 2, 3), (2, 2)),
-    Case(partial(LayerNormLSTMCell, 2, 3, input_bias_inside=True), (2, 2)),
+    Case(partial(LayerNormRNNCell, 2, 3), (2, 2), keeps_output="the tanh is kept, as by `torch.nn.RNNCell`"),
+    Case(
+        partial(LayerNormLSTMCell, 2, 3, input_bias_inside=True),
+        (2, 2),
+        keeps_output="the normalisation of the new cell state keeps it",
+    ),
     Case(partial(LayerNormGRUCell, 2, 3), (2, 2)),
     Case(partial(LayerNormRNN, 2, 3, 2, "relu", batch_first=True), (3, 2, 2)),
     Case(partial(LayerNormLSTM, 2, 3, batch_first=True, bidirectional=True), (2, 2, 2)),

@@ -164,6 +164,55 @@ def test_vmap_is_a_loop(case: Case, training: bool, shared: str) -> None:
     assert_same(tree_leaves(got), want)
 
 
+# ---- operations in place ----
+
+
+def in_both_formats(x: Tensor) -> list[Tensor]:
+    return [x, x.contiguous(memory_format=torch.channels_last)] if x.dim() == 4 else [x]
+
+
+def test_an_operation_in_place_may_follow(case: Case, training: bool) -> None:
+    """As `out += identity` and `nn.ReLU(inplace=True)` do in every residual network."""
+
+    def after(y: Tensor, in_place: bool) -> Tensor:
+        identity = torch.linspace(-1, 1, y.numel()).view(y.shape)
+        return torch.relu_(y.add_(identity)) if in_place else torch.relu(y + identity)
+
+    for x in in_both_formats(case.example()):
+        results = []
+        for in_place in (True, False):
+            layer, leaf = case.build(training=training), x.clone().requires_grad_()
+            ys = [after(y, in_place) for y in outputs(layer(leaf)) if y.is_floating_point()]
+            if case.keeps_output and in_place:
+                with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                    torch.autograd.backward(ys, ys)
+                return
+            torch.autograd.backward(ys, [y.detach() for y in ys])
+            results.append([*(y.detach() for y in ys), leaf.grad, *(p.grad for p in layer.parameters())])
+        assert_same(*results)
+
+
+def test_an_input_changed_later_never_gives_wrong_gradients(case: Case, training: bool) -> None:
+    """Either they do not depend on it any more, or torch's own error says that they would."""
+    for x in in_both_formats(case.example()):
+        results = []
+        for changed in (False, True):
+            layer, leaf = case.build(training=training), x.clone().requires_grad_()
+            inner = leaf * 1
+            ys = [y for y in outputs(layer(inner)) if y.is_floating_point()]
+            directions = [torch.linspace(-1, 1, y.numel()).view(y.shape) for y in ys]
+            if changed:
+                inner.mul_(2).add_(1)
+            try:
+                torch.autograd.backward(ys, directions)
+            except RuntimeError as error:
+                if not changed or "modified by an inplace operation" not in str(error):
+                    raise
+                return
+            results.append([leaf.grad, *(p.grad for p in layer.parameters())])
+        assert_same(*results)
+
+
 # ---- precision ----
 
 

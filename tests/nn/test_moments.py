@@ -134,6 +134,7 @@ def test_affine_planes(dtype: torch.dtype) -> None:
     center, scale, shift = torch.randn(3, 3, 4, dtype=widen(x).dtype)
     y = affine_planes(x, center, scale, shift)
     assert y.dtype == dtype
+    assert not y._is_view()
     want = (x.double() - center.unsqueeze(2)) * scale.unsqueeze(2) + shift.unsqueeze(2)
     torch.testing.assert_close(
         y.double(), want.to(dtype).double(), rtol=1e-2 if dtype.itemsize == 2 else 1e-5, atol=1e-5

@@ -10,6 +10,8 @@ These are plain tensors for use inside autograd Functions; the moments of `group
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -99,7 +101,10 @@ def affine_planes(
     """
     planes = x.reshape(1, -1, x.shape[-1])
     one = torch.ones_like(center).flatten()
-    return F.batch_norm(planes, center.flatten(), one, scale.flatten(), shift.flatten(), eps=0.0).view_as(x)
+    y = F.batch_norm(planes, center.flatten(), one, scale.flatten(), shift.flatten(), eps=0.0)
+    # A view made inside an autograd Function may not be changed in place, as a `ReLU(inplace=True)` after the
+    # layer does. This is none to autograd, as in torch's own matmul.
+    return cast(Tensor, torch.ops.aten._unsafe_view(y, x.shape))
 
 
 def plane_sums(
