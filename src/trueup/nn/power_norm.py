@@ -15,7 +15,7 @@ As in the official code: group scaling, warm-up by psi_B, backward by psi_B (``b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -237,8 +237,11 @@ class _Normalize(torch.autograd.Function):
         group: ProcessGroup | None,
     ) -> Tensor:
         scale = forward_scale if weight is None else forward_scale * weight
-        parts = [_affine(_times(widen(part), factor), scale, bias) for part, factor in _strips(x, rms)]
-        return _joined(parts).to(x.dtype)
+        shift = scale.new_zeros(()) if bias is None else bias.to(scale.dtype)
+        output = torch.empty_like(x)
+        for part, factor, y in _strips(x, rms, output):
+            torch.addcmul(shift, _times(widen(part), factor), scale, out=y)
+        return output
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -248,33 +251,21 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, bias, rms, forward_scale, backward_scale, nu, energy, share = ctx.saved_tensors
+        scale = backward_scale if weight is None else backward_scale * weight.detach()
+        pull = nu * forward_scale * backward_scale
+        gradients = _Gradients.forward if torch.compiler.is_compiling() else _Gradients.apply
+        grad_x, sum_gz, sum_g = gradients(grad, x, rms, scale, pull)
+        sum_gz = sum_gz * forward_scale
         with torch.no_grad():
-            scale = backward_scale if weight is None else backward_scale * weight
-            pull = nu * forward_scale * backward_scale
-            grads, along_z, along_one = [], [], []
-            for g, part, factor in _strips(grad, x, rms):
-                g, u = widen(g), _times(widen(part), factor)
-                along_z.append((g * u).sum(0))
-                along_one.append(g.sum(0))
-                du = g * scale - u * pull
-                if factor is not None:
-                    inner = (du * u).unflatten(1, (factor.shape[1], -1)).mean(-1)
-                    du = _times(du - _times(u, inner), factor)
-                grads.append(du)
-            sum_gz, sum_g = torch.stack(along_z).sum(0) * forward_scale, torch.stack(along_one).sum(0)
-            found = (
-                _joined(grads).to(x.dtype),
-                None if weight is None else sum_gz.to(weight.dtype),
-                None if bias is None else sum_g.to(bias.dtype),
-            )
+            total = sum_gz.detach()
             if ctx.group is not None:
-                sum_gz = sum_gz.clone()
-                all_reduce(sum_gz, group=ctx.group)
-            mean_gz = sum_gz * share if weight is None else sum_gz * weight * share
+                total = total.clone()
+                all_reduce(total, group=ctx.group)
+            mean_gz = total * share if weight is None else total * weight * share
             ctx.ema_gz.add_(mean_gz - nu * forward_scale.square() * energy)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            found = _Once.apply(grad, x, *found)  # type: ignore[no-untyped-call]
-        return *found, *[None] * 8
+        grad_weight = None if weight is None else sum_gz.to(weight.dtype)
+        grad_bias = None if bias is None else sum_g.to(bias.dtype)
+        return grad_x, grad_weight, grad_bias, *[None] * 8
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
@@ -282,28 +273,37 @@ class _Normalize(torch.autograd.Function):
         *tensors, group = args
         if in_dims[-2] is None:
             raise ValueError("power norm under vmap needs buffers of its own for each: map over ema_gz too")
-
-        def fold(t: Tensor | None, dim: int | None) -> Tensor | None:
-            if t is None:
-                return None
-            t = t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
-            return t.movedim(0, -2).flatten(-2)
-
-        folded = [fold(t, dim) for t, dim in zip(tensors, in_dims[:-1], strict=True)]
+        folded = _side_by_side(info.batch_size, tensors, in_dims)
         return _normalize(*folded, group).unflatten(1, (info.batch_size, -1)), 1
 
 
-class _Once(torch.autograd.Function):
-    """Gradients -> the same, which say so when they are differentiated."""
+class _Gradients(torch.autograd.Function):
+    """The approximate gradient of x, and the sums over the rows of grad u and of grad.
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(grad: Tensor, x: Tensor, *found: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(None if t is None else t.clone() for t in found)
+    A Function of its own, because it writes its output strip by strip, which vmap cannot follow, and because
+    it must say so when it is differentiated.
+    """
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    def forward(
+        grad: Tensor, x: Tensor, rms: Tensor | None, scale: Tensor, pull: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad_x, along_z, along_one = torch.empty_like(x), [], []
+        for g, part, factor, dx in _strips(grad, x, rms, grad_x):
+            g, u = widen(g), _times(widen(part), factor)
+            along_z.append((g * u).sum(0))
+            along_one.append(g.sum(0))
+            du = (g * scale).addcmul_(u, pull, value=-1)
+            if factor is None:
+                dx.copy_(du)
+                continue
+            dx, du, u = (_by_group(t, factor) for t in (dx, du, u))
+            inner = (du * u).mean(-1, keepdim=True)
+            torch.mul(du.addcmul_(u, inner, value=-1), factor.unsqueeze(-1), out=dx)
+        return grad_x, torch.stack(along_z).sum(0), torch.stack(along_one).sum(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         pass
 
     @staticmethod
@@ -312,6 +312,23 @@ class _Once(torch.autograd.Function):
             "power norm is once_differentiable: its gradient in training is an approximation that is no "
             "function to differentiate again; use the layer in eval mode for that"
         )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        folded = _side_by_side(info.batch_size, args, in_dims)
+        gradients = _Gradients.apply(*folded)  # type: ignore[no-untyped-call]
+        return tuple(t.unflatten(-1, (info.batch_size, -1)) for t in gradients), (1, 0, 0)
+
+
+def _side_by_side(
+    batch: int, tensors: Sequence[Tensor | None], in_dims: Sequence[int | None]
+) -> Iterator[Tensor | None]:
+    """Fold a mapped dimension into the last one, of channels or of groups."""
+    for t, dim in zip(tensors, in_dims):
+        if t is not None:
+            t = t.expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)
+            t = t.movedim(0, -2).flatten(-2)
+        yield t
 
 
 def _normalize(*args: Any) -> Tensor:
