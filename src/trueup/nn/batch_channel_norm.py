@@ -91,10 +91,12 @@ def batch_channel_norm(
         num_batches_tracked: counter, moved by one when training.
         process_group: over whose processes the batch part's statistics are taken; None: this one alone.
 
+    A group of one value, which has no deviation, gives its ``channel_bias``, as in the official code.
+
     Raises:
         TypeError: the input is not floating point.
         ValueError: a shape or an option that does not fit; in training, one value a channel with batch
-            statistics, or one value a group.
+            statistics.
         RuntimeError: a second derivative through statistics of several processes.
 
     Source: section 5 of the paper; the equations above.
@@ -131,11 +133,6 @@ def batch_channel_norm(
             "batch statistics need more than one value per channel; got input of shape "
             f"{tuple(input.shape)}: pass a larger batch, or estimate the statistics (moving_speed=0.1; "
             "estimate=True of the layers)"
-        )
-    if training and channels // num_groups * area == 1:
-        raise ValueError(
-            f"the channel part needs more than one value per group; got input of shape {tuple(input.shape)} "
-            f"and num_groups={num_groups}, which always gives the bias: pass fewer groups"
         )
     # A process without samples still has to take part in the sums of its group.
     if input.numel() == 0 and (process_group is None or not training):
@@ -780,7 +777,7 @@ class BatchChannelNorm1d(_BatchChannelNorm):
 
     Raises:
         ValueError, TypeError: a setting out of range; an input of another rank or number of channels; in
-            training, one value a channel with batch statistics, or one value a group.
+            training, one value a channel with batch statistics. One value a group is legal and gives ``bias``.
         RuntimeError: a second derivative through batch statistics of several processes.
 
     The state dict has the official names: ``weight`` and ``bias`` of the channel part, ``bn.weight``,
