@@ -251,6 +251,11 @@ def test_half_types_take_their_statistics_in_float32(dtype: torch.dtype, masked:
 # ---- state ----
 
 
+def test_an_evaluated_layer_maps_over_batches_of_images() -> None:
+    layer, images = PowerNorm2d(4).eval(), torch.randn(3, 2, 4, 5, 5)
+    torch.testing.assert_close(torch.func.vmap(layer)(images), torch.stack([layer(x) for x in images]))
+
+
 def test_the_layer_used_twice_before_the_backward() -> None:
     """Each backward pulls by the nu of its own forward, and each moves ema_gz."""
     layer = build()

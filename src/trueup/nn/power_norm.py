@@ -616,7 +616,6 @@ class PowerNorm2d(_PowerNorm):
                 f"PowerNorm2d needs input (N, C, H, W); got shape {tuple(input.shape)}: use PowerNorm1d for "
                 "(B, T, C)"
             )
-        output = self._normalize(input.movedim(1, -1)).movedim(-1, 1)
-        if input.is_contiguous(memory_format=torch.channels_last):
-            return output
-        return output.contiguous()
+        pixels = input.movedim(1, -1)
+        output = self._normalize(pixels).movedim(-1, 1)
+        return output if pixels.is_contiguous() else output.contiguous()
