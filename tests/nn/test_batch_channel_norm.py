@@ -176,6 +176,26 @@ def test_a_group_of_one_value_gives_the_bias(shape: tuple[int, ...], estimate: b
     torch.testing.assert_close(layer.bn.running_mean, 0.1 * x.detach().transpose(0, 1).flatten(1).mean(1))
 
 
+def test_estimates_that_stand_still_have_a_warm_start_all_the_same() -> None:
+    for layer in (
+        BatchChannelNorm1d(4, num_groups=2, estimate=True, moving_speed=0.0, warm_start=True),
+        EstimatedBatchNorm1d(4, moving_speed=0.0, warm_start=True),
+    ):
+        part = getattr(layer, "bn", layer)
+        first, second = torch.randn(2, 5, 4) * 3 + 7
+        for compiled in (torch.compile(layer, backend="aot_eager", fullgraph=True), layer):
+            part.num_batches_tracked.zero_()
+            y = compiled(first.clone().requires_grad_())
+            y.sum().backward()
+            torch.testing.assert_close(part.running_mean, first.mean(0))
+            torch.testing.assert_close(part.running_var, first.var(0, correction=0))
+        second[0, 0] = torch.nan
+        layer(second)
+        torch.testing.assert_close(part.running_mean, first.mean(0))
+        assert part.num_batches_tracked == 2
+        torch.testing.assert_close(layer.eval()(first), y)
+
+
 def test_scale_and_shift_of_the_input_do_not_matter_to_batch_statistics() -> None:
     x = torch.randn(3, 4, 5, dtype=torch.float64)
     scale, shift = torch.rand(1, 4, 1).double() + 0.5, torch.randn(1, 4, 1).double()

@@ -314,8 +314,9 @@ class _Normalize(torch.autograd.Function):
 
 
 def _normalize(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    plan: _Plan = args[-1]
-    if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and plan.speed):
+    fresh, plan = args[2], args[-1]
+    moves = plan.speed or fresh is not None
+    if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and moves):
         # An exported graph holds plain operations, not this Function: they must carry the gradient. In a
         # compiled one the Function's backward would see the estimates after they have moved.
         return _normalize_plainly(x, *args)
@@ -360,12 +361,14 @@ def _statistics(
     if running_mean is not None and running_var is not None:
         # Not the very buffers: they will move, and backward must not see that.
         old_mean, old_var = (t.to(planes[0].dtype, copy=True) for t in (running_mean, running_var))
-        if plan.speed == 0:
+        if plan.speed == 0 and fresh is None:
             return old_mean, old_var, old_mean.new_full((), local)
     mean, var, count = across_processes(*pool(*planes, 0), local, plan.process_group)
     if plan.speed is not None:
         if fresh is not None:
             old_mean, old_var = torch.where(fresh, mean, old_mean), torch.where(fresh, var, old_var)
+        if plan.speed == 0:
+            return old_mean, old_var, mean.new_full((), local)
         around_old = var + (mean - old_mean).square()
         mean = (1 - plan.speed) * old_mean + plan.speed * mean
         var = (1 - plan.speed) * old_var + plan.speed * around_old
@@ -777,7 +780,7 @@ class BatchChannelNorm1d(_BatchChannelNorm):
 
     Raises:
         ValueError, TypeError: a setting out of range; an input of another rank or number of channels; in
-            training, one value a channel with batch statistics. One value a group is legal and gives ``bias``.
+            training, one value a channel with batch statistics. One value a group is legal: it gives the bias.
         RuntimeError: a second derivative through batch statistics of several processes.
 
     The state dict has the official names: ``weight`` and ``bias`` of the channel part, ``bn.weight``,
