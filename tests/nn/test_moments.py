@@ -14,7 +14,6 @@ from trueup.nn.moments import (
     across_processes,
     affine_planes,
     group_moments,
-    mean_square,
     pieces,
     plane_sums,
     pool,
@@ -65,8 +64,6 @@ def test_squares_do_not_overflow_in_float16() -> None:
     x = (1000 * torch.randn(2, 4, 64)).half()
     assert x.square().isinf().any()
     torch.testing.assert_close(group_moments(x, 2)[1].double(), direct(x, 2)[1], rtol=1e-5, atol=0)
-    assert mean_square(x).dtype == torch.float32
-    torch.testing.assert_close(mean_square(x).double(), x.double().square().mean((0, 1)), rtol=1e-5, atol=0)
 
 
 def test_a_constant_has_no_variance_and_nan_is_not_hidden() -> None:
@@ -103,26 +100,6 @@ def test_pooling_keeps_the_digits_and_can_be_differentiated() -> None:
     torch.testing.assert_close(var.double(), want, rtol=2e-4, atol=0)
     leaves = (torch.randn(3, 2).double().requires_grad_(), torch.rand(3, 2).double().requires_grad_())
     assert torch.autograd.gradcheck(lambda m, v: pool(m, v, 0), leaves)
-
-
-# ---- mean_square ----
-
-
-@pytest.mark.parametrize("shape", [(12, 5), (3, 4, 5)])
-def test_mean_square_over_everything_but_channels(shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape)
-    rows = x.double().reshape(-1, 5)
-    torch.testing.assert_close(mean_square(x).double(), rows.square().mean(0), rtol=1e-6, atol=0)
-
-
-def test_masked_rows_do_not_count_whatever_they_hold() -> None:
-    x, mask = torch.randn(3, 4, 5), torch.rand(3, 4) > 0.4
-    kept = x[mask].clone()
-    x[~mask] = torch.tensor([torch.nan, torch.inf, 1e30, -1.0, 2.0])
-    torch.testing.assert_close(mean_square(x, mask), kept.square().mean(0))
-    assert mean_square(x, torch.zeros_like(mask)).isnan().all()
-    x[mask] = torch.nan
-    assert mean_square(x, mask).isnan().all()
 
 
 # ---- affine_planes ----

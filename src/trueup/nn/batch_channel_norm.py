@@ -780,7 +780,7 @@ class BatchChannelNorm1d(_BatchChannelNorm):
 
     Raises:
         ValueError, TypeError: a setting out of range; an input of another rank or number of channels; in
-            training, one value a channel with batch statistics. One value a group is legal: it gives the bias.
+            training, one value a channel with batch statistics. One value a group is legal: it gives bias.
         RuntimeError: a second derivative through batch statistics of several processes.
 
     The state dict has the official names: ``weight`` and ``bias`` of the channel part, ``bn.weight``,

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trueup.nn.moments import affine_planes, group_moments, pieces, pool, widen
+from trueup.nn.moments import affine_planes, group_moments, pieces, plane_sums, pool, widen
 from trueup.nn.recomputation import recomputing
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d", "ghost_batch_norm"]
@@ -336,27 +336,13 @@ def _row_gradients(
 def _plane_gradients(
     grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float, blocks: _Blocks
 ) -> tuple[Tensor, Tensor, Tensor]:
-    samples, features, area = x.shape
-    planes = samples * features
+    area = x.shape[2]
     center, rstd = _spread(mean, blocks), _spread((var + eps).rsqrt(), blocks)
     scale = rstd if weight is None else rstd * weight
 
-    # The weight and bias gradients of a group normalisation with a group per plane are the sums over each
-    # plane of grad * (x - center) * rstd and of grad.
-    g, v = widen(grad).contiguous(), widen(x)
-    _, along_z, along_one = torch.ops.aten.native_group_norm_backward(
-        g.view(1, planes, area),
-        v.view(1, planes, area),
-        center.view(1, planes),
-        rstd.view(1, planes),
-        torch.ones_like(center).view(planes),
-        1,
-        planes,
-        area,
-        planes,
-        [False, True, True],
-    )
-    along_z, along_one = along_z.view_as(center), along_one.view_as(center)
+    g, v = widen(grad), widen(x)
+    along_x, along_one = plane_sums(g, v, center)
+    along_z = along_x * rstd
     mean_z = _spread(_mean(along_z, blocks), blocks) / area
     mean_one = _spread(_mean(along_one, blocks), blocks) / area
     grad_x = affine_planes(v, center, -scale * rstd * mean_z, -scale * mean_one)

@@ -1,4 +1,4 @@
-"""Means, mean squares and variances of groups of values: the one kernel beneath the normalisation layers.
+"""Means and variances of groups of values: the one kernel beneath the normalisation layers.
 
 Everything is taken in float32 or better whatever the input's dtype, and no variance is ever the small
 difference of two large numbers: it comes from deviations, or from smaller groups' variances put together,
@@ -15,14 +15,13 @@ from typing import cast
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 __all__ = [
     "across_processes",
     "affine_planes",
     "group_moments",
-    "mean_square",
     "pieces",
     "plane_sums",
     "pool",
@@ -71,22 +70,6 @@ def pool(
     center = mean.mean(dim, keepdim=True)
     spread = (var + (mean - center).square()).mean(dim, keepdim=keepdim)
     return center if keepdim else mean.mean(dim), spread
-
-
-def mean_square(
-    x: Float[Tensor, "*batch channels"], mask: Bool[Tensor, "*batch"] | None = None
-) -> Float[Tensor, " channels"]:
-    """Mean of the squares of each channel over all other axes; of the rows where ``mask`` is True, if given.
-
-    A mask without a True gives NaN, as the mean of nothing.
-    """
-    rows = widen(x).reshape(-1, x.shape[-1])
-    if mask is None:
-        return rows.square().sum(0) / len(rows)
-    weight = mask.reshape(-1).to(rows.dtype)
-    # A row that is left out may hold anything, even NaN.
-    rows = torch.where(mask.reshape(-1, 1), rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
-    return weight @ rows.square() / weight.sum()
 
 
 def affine_planes(
