@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from trueup.nn import (
@@ -141,6 +142,14 @@ def test_initial_weights_are_those_of_the_official_code() -> None:
     assert LayerNormLSTMCell(3, 6, dtype=torch.bfloat16).weight_hh.dtype == torch.bfloat16
 
 
+def test_a_cell_with_a_parametrised_weight_can_be_reset() -> None:
+    cell = parametrizations.orthogonal(LayerNormGRUCell(3, 4), "weight_hh")
+    with torch.no_grad():
+        cell.norm_hh_n.weight.fill_(7)
+    cell.reset_parameters()
+    assert (cell.norm_hh_n.weight == 1).all()
+
+
 # ---- invariances: the paper's table, row by row ----
 # A row of a weight matrix is one unit's weights; eps is small against the variances here.
 
@@ -205,6 +214,19 @@ def test_one_unit_gives_the_shift_exactly() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         LayerNormGRUCell(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [(kind, {"hidden_size": 1}, "hidden_size=1") for kind in (*CELLS, *LAYERS)]
+    + [(kind, {"hidden_size": 2, "dropout": 0.5}, "between layers") for kind in LAYERS],
+)
+def test_warnings_point_at_the_line_that_asked(
+    kind: type[nn.Module], options: dict[str, float], message: str
+) -> None:
+    with pytest.warns(UserWarning, match=message) as caught:
+        kind(3, **options)
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 def test_the_variance_survives_a_large_mean() -> None:
@@ -511,8 +533,15 @@ def test_bad_input_of_a_cell(cell_type: type[nn.Module]) -> None:
         with pytest.raises(ValueError, match=r"must have shape \(4, 5\)"):
             cell(torch.randn(4, 3), (h, h) if cell_type is LayerNormLSTMCell else h)
     if cell_type is LayerNormLSTMCell:
-        with pytest.raises(ValueError, match=r"tuple \(h, c\)"):
+        with pytest.raises(ValueError, match=r"tuple \(h, c\); got a Tensor"):
             cell(torch.randn(4, 3), torch.randn(4, 5))
+        with pytest.raises(ValueError, match=r"tuple \(h, c\); got a tuple of 1"):
+            cell(torch.randn(4, 3), (torch.randn(4, 5),))
+        with pytest.raises(TypeError, match="c of hx must be a tensor; got a NoneType"):
+            cell(torch.randn(4, 3), (torch.randn(4, 5), None))
+    else:
+        with pytest.raises(TypeError, match="h of hx must be a tensor; got a tuple"):
+            cell(torch.randn(4, 3), (torch.randn(4, 5),))
 
 
 @pytest.mark.bad_input
@@ -530,6 +559,21 @@ def test_bad_input_of_a_layer(layer_type: type[nn.Module]) -> None:
     h = torch.randn(2, 3, 5)
     with pytest.raises(ValueError, match=r"must have shape \(2, 4, 5\)"):
         layer(x, (h, h) if layer_type is LayerNormLSTM else h)
+    # of one sequence the state has no batch either
+    with pytest.raises(ValueError, match=r"must have shape \(2, 5\); got \(2, 3, 5\)"):
+        layer(x[:, 0], (h, h) if layer_type is LayerNormLSTM else h)
+    if layer_type is LayerNormLSTM:
+        with pytest.raises(ValueError, match=r"tuple \(h, c\); got a Tensor"):
+            layer(x[:, 0], h[:, 0])
+
+
+@pytest.mark.parametrize("layer_type", LAYERS)
+def test_an_empty_batch_gives_an_empty_output(layer_type: type[nn.Module]) -> None:
+    layer = layer_type(3, 5, bidirectional=True)
+    for options in ({}, {"lengths": []}, {"lengths": torch.zeros(0, dtype=torch.long)}):
+        output, h_n = layer(torch.randn(6, 0, 3), **options)
+        assert output.shape == (6, 0, 10)
+        assert {s.shape for s in states(h_n)} == {(2, 0, 5)}
 
 
 @pytest.mark.bad_input
@@ -556,3 +600,5 @@ def test_bad_lengths_and_masks() -> None:
     packed = pack_padded_sequence(x, [6, 4, 4, 1], batch_first=True)
     with pytest.raises(ValueError, match="carries its lengths"):
         layer(packed, lengths=[6, 4, 4, 1])
+    with pytest.raises(ValueError, match=r"packed sequences of shape \(time, input_size\); .* shape \(15,\)"):
+        layer(pack_padded_sequence(x[..., 0], [6, 4, 4, 1], batch_first=True))

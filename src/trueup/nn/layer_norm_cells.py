@@ -17,6 +17,7 @@ torch's order; the official LSTM's bias is counted inside LN(W x) once more (`in
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
@@ -50,6 +51,15 @@ def normalized(norm: nn.LayerNorm, a: Tensor) -> Tensor:
     return F.layer_norm(widen(a), norm.normalized_shape, weight, bias, norm.eps)
 
 
+def caller() -> int:
+    """The ``stacklevel`` of a warning that points at the user's line, however a layer builds its cells."""
+    frame, level = sys._getframe(1), 1
+    ours = ("trueup.", "torch.")
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(ours):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 class Cell(nn.Module):
     """What the three cells share: two weight matrices, their checks, and the order of the work.
 
@@ -77,7 +87,7 @@ class Cell(nn.Module):
             warnings.warn(
                 "hidden_size=1 leaves a norm over units a single value: it returns its shift, whatever the "
                 "value, and passes no gradient on; use more units",
-                stacklevel=3,
+                stacklevel=caller(),
             )
         self.input_size, self.hidden_size, self.eps = input_size, hidden_size, eps
         rows = self.blocks * hidden_size
@@ -106,9 +116,9 @@ class Cell(nn.Module):
                 block.copy_(nn.init.orthogonal_(torch.empty_like(block, dtype=torch.float32)))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-        for norm in self.children():
-            assert isinstance(norm, nn.LayerNorm)
-            norm.reset_parameters()
+        for child in self.children():
+            if isinstance(child, nn.LayerNorm):  # and not a parametrisation
+                child.reset_parameters()
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -137,7 +147,8 @@ class Cell(nn.Module):
         """``state`` must be as many tensors as the cell carries, of this shape."""
         name, wanted = type(self).__name__, ", ".join(self.state_names)
         if not isinstance(state, tuple) or len(state) != len(self.state_names):
-            raise ValueError(f"{name}: hx must be a tuple ({wanted}); got {type(state).__name__}")
+            got = f"a tuple of {len(state)}" if isinstance(state, tuple) else f"a {type(state).__name__}"
+            raise ValueError(f"{name}: hx must be a tuple ({wanted}); got {got}")
         for which, tensor in zip(self.state_names, state, strict=True):
             self._check_dtype(tensor, f"{which} of hx")
             if tuple(tensor.shape) != shape:
@@ -145,6 +156,8 @@ class Cell(nn.Module):
 
     def _check_dtype(self, tensor: Tensor, what: str) -> None:
         name, dtype = type(self).__name__, self.state_dtype
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: {what} must be a tensor; got a {type(tensor).__name__}")
         if not tensor.is_floating_point():
             raise TypeError(f"{name}: {what} must be floating point; got {tensor.dtype}: use .float()")
         if torch.promote_types(tensor.dtype, dtype) != dtype:

@@ -87,7 +87,9 @@ class Recurrent(nn.Module):
             if lengths is not None or mask is not None:
                 raise ValueError("lengths and mask are for batches; got one sequence, of two dimensions")
             batch = 0 if self.batch_first else 1
-            hx = None if hx is None else tuple(tensor.unsqueeze(1) for tensor in hx)
+            if hx is not None:
+                cast(Cell, self.cells[0]).check_state(hx, (len(self.cells), self.hidden_size))
+                hx = tuple(tensor.unsqueeze(1) for tensor in hx)
             output, state = self.run(input.unsqueeze(batch), hx, None, None)
             return output.squeeze(batch), tuple(tensor.squeeze(1) for tensor in state)
         self._check_steps(input)
@@ -121,6 +123,11 @@ class Recurrent(nn.Module):
         return output.to(input.dtype), state
 
     def _run_packed(self, input: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
+        if input.data.dim() != 2:
+            raise ValueError(
+                f"{type(self).__name__} takes packed sequences of shape (time, input_size); the data of this "
+                f"PackedSequence have shape {tuple(input.data.shape)}, in place of two dimensions"
+            )
         padded, lengths = pad_packed_sequence(input, self.batch_first)
         output, state = self.run(padded, hx, lengths, None)
         if input.sorted_indices is not None:
@@ -162,7 +169,8 @@ class Recurrent(nn.Module):
         time = 1 if self.batch_first else 0
         steps, batch = input.shape[time], input.shape[1 - time]
         lengths = torch.as_tensor(lengths)
-        if lengths.is_floating_point() or lengths.dtype == torch.bool:
+        # An empty list, of an empty batch, has no dtype to judge.
+        if batch and (lengths.is_floating_point() or lengths.dtype == torch.bool):
             raise TypeError(f"lengths must be integers; got {lengths.dtype}")
         if lengths.device.type != "cpu":
             raise ValueError(f"lengths must be on the CPU, as in pack_padded_sequence; got {lengths.device}")
