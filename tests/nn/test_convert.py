@@ -19,6 +19,7 @@ from trueup.nn import (
     GhostBatchNorm1d,
     GhostBatchNorm2d,
     GhostBatchNorm3d,
+    LayerNormGRU,
     PowerNorm1d,
     convert,
     convert_ghost_batchnorm,
@@ -518,7 +519,7 @@ def test_refuses_a_model_that_is_wrapped_for_distributed_training(tmp_path) -> N
     try:
         mesh = torch.distributed.init_device_mesh("cpu", (1,))
         for wrapped in (nn.parallel.DistributedDataParallel(Net()), fully_shard(Net(), mesh=mesh)):
-            with pytest.raises(ValueError, match="convert it first, and wrap the converted model"):
+            with pytest.raises(ValueError, match="change the model first, and wrap the changed one"):
                 convert(wrapped, nn.BatchNorm2d, GhostBatchNorm2d)
     finally:
         torch.distributed.destroy_process_group()
@@ -534,6 +535,23 @@ def test_statistics_that_are_shared_stay_shared() -> None:
     assert isinstance(
         convert(nn.SyncBatchNorm(2), nn.SyncBatchNorm, nn.GroupNorm, num_groups=1), nn.GroupNorm
     )
+
+
+def test_refuses_a_forward_pass_that_is_the_objects_own() -> None:
+    for name in ("bn1", "act1"):
+        model = Net()
+        layer = model.get_submodule(name)
+        layer.forward = lambda x: x
+        with pytest.raises(ValueError, match=f"{name}, a .* has a forward pass of its own"):
+            convert(model, nn.BatchNorm2d, NormSilu, inplace=True)
+        assert model.get_submodule(name) is layer
+
+
+def test_refuses_the_norms_of_a_recurrent_cell() -> None:
+    model = nn.ModuleDict({"norm": nn.LayerNorm(3), "rnn": LayerNormGRU(3, 4)})
+    with pytest.raises(ValueError, match=r"the norms in rnn.cells.0, a LayerNormGRUCell, belong to its equa"):
+        convert(model, nn.LayerNorm, PowerNorm1d)
+    assert isinstance(convert(model["norm"], nn.LayerNorm, PowerNorm1d), PowerNorm1d)
 
 
 def test_torchs_encoder_layer_leaves_its_fast_path() -> None:
@@ -578,7 +596,21 @@ def test_the_report_prints() -> None:
 
 
 @pytest.mark.bad_input
+def test_a_report_that_fails_leaves_the_model_as_it_was() -> None:
+    model = Net()
+    before = list(model.modules())
+    with pytest.raises(ZeroDivisionError):
+        convert(model, nn.BatchNorm2d, GhostBatchNorm2d, inplace=True, report=lambda table: 1 / 0)
+    assert all(a is b for a, b in zip(model.modules(), before, strict=True))
+
+
+@pytest.mark.bad_input
 def test_refuses_two_targets_or_none() -> None:
+    for nothing in ((), {}):
+        with pytest.raises(TypeError, match="at least one class to replace"):
+            convert(Net(), nothing, GhostBatchNorm2d if nothing == () else None)
+    with pytest.raises(TypeError, match=r"needs module classes.*got \[<class"):
+        convert(Net(), [nn.BatchNorm2d], GhostBatchNorm2d)
     with pytest.raises(TypeError, match="not both"):
         convert(Net(), {nn.BatchNorm2d: GhostBatchNorm2d}, GhostBatchNorm2d)
     with pytest.raises(TypeError, match=r"needs module classes.*got None"):

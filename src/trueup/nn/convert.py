@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from trueup.nn.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, Remainder
+from trueup.nn.layer_norm_cells import Cell
 from trueup.nn.table import Table
 
 __all__ = ["Conversion", "convert", "convert_ghost_batchnorm"]
@@ -72,7 +73,7 @@ def convert(
             activation that it stands for. They are found by `torch.fx` and become `nn.Identity`; where none
             follows, the target gets ``apply_act=False``. Give ``apply_act`` yourself to leave them alone.
         pairs: names of norms and of their activations (None: it has none), where `torch.fx` cannot tell.
-        report: called with a table of what was changed, such as ``print`` or ``tables.append``.
+        report: called with a table of the changes, just before they are made: ``print``, ``tables.append``.
         **options: arguments for ``target``; they win over the replaced module's settings.
 
     Returns:
@@ -124,14 +125,21 @@ def convert(
             replaced[act] = _with_hooks(nn.Identity(), act)
             rows.append(_row(names[act], act, replaced[act], [f"is in {norms[norm]}"]))
 
+    for module in replaced:
+        if "forward" in vars(module):
+            raise ValueError(
+                f"{names[module] or 'the model'}, a {type(module).__name__}, has a forward pass of its own, "
+                "set on the object and not by its class, which would be lost: take it off first"
+            )
+    # The last thing that can fail.
+    if report is not None:
+        report(Table(rows))
     for parent in names:
         if parent not in replaced:
             for name, child in parent._modules.items():
                 if child in replaced:
                     parent._modules[name] = replaced[child]
                     _leave_fast_path(parent, replaced[child])
-    if report is not None:
-        report(Table(rows))
     return replaced.get(model, model)
 
 
@@ -177,16 +185,21 @@ def _targets(
     source: _Kind | Mapping[type[nn.Module], type[nn.Module]], target: type[nn.Module] | None
 ) -> dict[type[nn.Module], type[nn.Module]]:
     """The target of each kind of source."""
-    if not isinstance(source, Mapping):
-        source = dict.fromkeys(
-            source if isinstance(source, tuple) else (source,), cast(type[nn.Module], target)
-        )
-    elif target is not None:
-        raise TypeError("convert takes a mapping from classes to targets, or a source and a target: not both")
-    for kind in (*source, *source.values()):
+    if isinstance(source, Mapping):
+        if target is not None:
+            raise TypeError(
+                "convert takes a mapping from classes to targets, or a source and a target: not both"
+            )
+        pairs = list(source.items())
+    else:
+        kinds = source if isinstance(source, tuple) else (source,)
+        pairs = [(kind, cast(type[nn.Module], target)) for kind in kinds]
+    if not pairs:
+        raise TypeError("convert needs at least one class to replace, such as nn.BatchNorm2d; got none")
+    for kind in (kind for pair in pairs for kind in pair):
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise TypeError(f"convert needs module classes, such as nn.BatchNorm2d; got {kind!r}")
-    return dict(source)
+    return dict(pairs)
 
 
 def _check_model(model: nn.Module, targets: Mapping[type[nn.Module], type[nn.Module]]) -> None:
@@ -194,12 +207,23 @@ def _check_model(model: nn.Module, targets: Mapping[type[nn.Module], type[nn.Mod
     if not any(isinstance(module, tuple(targets)) for module in model.modules()):
         wanted = " or ".join(kind.__name__ for kind in targets)
         raise ValueError(f"nothing to convert: the model has no {wanted}; it is made of {', '.join(found)}")
+    refuse_wrapped(model)
+    for name, module in model.named_modules():
+        if isinstance(module, Cell) and any(isinstance(child, tuple(targets)) for child in module.children()):
+            raise ValueError(
+                f"the norms in {name or 'the model'}, a {type(module).__name__}, belong to its equation, "
+                "which takes layer norms: convert the other parts of the model, one by one"
+            )
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise if the model is wrapped for distributed training."""
     # By the name of the class: importing fully sharded data parallelism costs every user a second.
     wrappers = {"DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel"}
     if any(kind.__name__ in wrappers for module in model.modules() for kind in type(module).__mro__):
         raise ValueError(
             "the model is wrapped for distributed training, which would not know the parameters of new "
-            "modules: convert it first, and wrap the converted model"
+            "modules: change the model first, and wrap the changed one"
         )
 
 
