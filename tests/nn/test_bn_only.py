@@ -205,6 +205,25 @@ def test_a_masked_model_can_be_copied_saved_and_compiled() -> None:
     torch.compiler.reset()
 
 
+def test_a_wrapped_model_is_not_masked() -> None:
+    class DistributedDataParallel(nn.DataParallel):
+        """Known by its name."""
+
+    model = DistributedDataParallel(resnet())
+    with pytest.raises(ValueError, match="wrapped for distributed training"):
+        train_masked(model, random_parameter_mask(model))
+
+
+def test_masking_one_copy_leaves_the_other_alone() -> None:
+    """Copies of a parametrised layer share the class that torch made for it."""
+    layer = nn.Conv2d(2, 3, 3)
+    parametrize.register_parametrization(layer, "bias", nn.Identity())
+    other, x = copy.deepcopy(layer), torch.randn(1, 2, 4, 4)
+    want = other(x)
+    train_masked(layer, random_parameter_mask(layer))
+    torch.testing.assert_close(other(x), want, rtol=0, atol=0)
+
+
 # ---- what became of the features ----
 
 
@@ -248,6 +267,8 @@ MASK = {"0.weight": torch.ones(2, 2, 3, 3, dtype=torch.bool)}
         (lambda: norm_affine_report(nn.BatchNorm1d(2, affine=False)), ValueError, "no norm layer"),
         (lambda: reinit_norm_affine(nn.Tanh()), ValueError, "pass norm_layers="),
         (lambda: train_only(resnet(), "bn"), ValueError, "'norm', 'output' and 'others'; got 'bn'"),
+        (lambda: train_only(resnet(), ["norm"]), ValueError, r"got \['norm'\]"),
+        (lambda: train_only(resnet(), "output", output_layer="relu"), ValueError, "ReLU, which has no param"),
         (lambda: train_only(resnet(), "norm", also_train=["conv.wight"]), ValueError, "mean 'conv.weight'"),
         (lambda: train_only(resnet(), "output", also_train=["bn.bias"]), ValueError,
          "belongs to the part 'norm': train that part"),
@@ -260,14 +281,17 @@ MASK = {"0.weight": torch.ones(2, 2, 3, 3, dtype=torch.bool)}
         (lambda: random_parameter_mask(nn.Conv2d(1, 4, 1)), ValueError, "1 weights, fewer than per_chan"),
         (lambda: random_parameter_mask(nn.Conv2d(1, 4, 3), 0), ValueError, "at least 1; got 0"),
         (lambda: norm_affine_report(resnet(), -1.0), ValueError, "must not be negative; got -1.0"),
+        (lambda: norm_affine_report(resnet(), float("nan")), ValueError, "must not be negative; got nan"),
         (lambda: train_masked(resnet(), {}), ValueError, "no masks"),
         (lambda: train_masked(shared_convolution(), MASK), ValueError, "is shared, as 0.weight and 1.w"),
         (lambda: train_masked(nn.Sequential(nn.Conv2d(2, 3, 3)), MASK), ValueError,
          r"shape \(3, 2, 3, 3\); got \(2, 2, 3, 3\)"),
         (lambda: train_masked(nn.Sequential(nn.Conv2d(2, 2, 3)), {"0.weight": MASK["0.weight"].float()}),
          TypeError, "must be boolean.*got torch.float32"),
-        (lambda: train_masked(parametrizations.weight_norm(nn.Conv2d(2, 2, 3)), MASK), ValueError,
-         "no parameter '0.weight'"),
+        (lambda: train_masked(parametrizations.weight_norm(nn.Conv2d(2, 2, 3)), {"weight": MASK["0.weight"]}),
+         ValueError, "weight belongs to a parametrised layer"),
+        (lambda: train_masked(masked(), {"weight": MASK["0.weight"]}), ValueError,
+         "weight belongs to a parametrised layer"),
         (lambda: train_masked(masked(), {"parametrizations.weight.original": MASK["0.weight"]}), ValueError,
          "belongs to a parametrised layer"),
     ],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from trueup.nn import WeightStandardization, bake, parametrize_weights
+from trueup.nn import ScaledWeightStandardization, WeightStandardization, bake, parametrize_weights
 
 
 class Doubled(nn.Module):
@@ -132,6 +132,40 @@ def test_parametrisations_of_torch_are_baked_too() -> None:
     torch.testing.assert_close(plain[0].weight, linear.weight)
 
 
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("of_torch", [parametrizations.weight_norm, lambda layer: layer])
+def test_baked_parameters_are_parameters_that_train_or_not_as_before(of_torch, context, trains) -> None:
+    model = parametrize_weights(nn.Sequential(of_torch(nn.Linear(3, 2)), nn.Conv1d(2, 2, 2)), Doubled)
+    model.requires_grad_(trains)
+    with context():
+        plain = bake(model)
+    assert {name: p.requires_grad for name, p in plain.named_parameters()} == dict.fromkeys(
+        ("0.bias", "0.weight", "1.bias", "1.weight"), trains
+    )
+    assert not list(plain.buffers())
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_what_shares_a_stored_weight_does_not_see_it_baked(inplace: bool) -> None:
+    model = parametrize_weights(nn.Sequential(*(nn.Linear(3, 3) for _ in range(3))), Doubled, types=nn.Linear)
+    stored = model[0].parametrizations.weight.original
+    model[1].parametrizations.weight.original = stored
+    model.append(nn.Linear(3, 3))
+    model[3].weight = stored
+    x = torch.randn(2, 3)
+    want = model(x)
+    torch.testing.assert_close(bake(model, inplace=inplace)(x), want)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_what_is_learnt_for_a_frozen_weight_is_frozen(trains: bool) -> None:
+    conv = nn.Conv2d(3, 4, 3)
+    conv.weight.requires_grad_(trains)
+    conv = parametrize_weights(conv, ScaledWeightStandardization, gamma=1.0)
+    assert [p.requires_grad for p in conv.parameters()] == [True, trains, trains]
+
+
 def shared_weight() -> nn.Module:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
@@ -171,6 +205,31 @@ def test_an_error_in_the_second_layer_leaves_the_first_alone() -> None:
     assert parametrised(model) == []
 
 
+class Shrinking(nn.Module):
+    """A parametrisation of the user's that suits some weights only."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight[:4]
+
+
+def test_a_parametrisation_that_does_not_fit_the_second_layer_leaves_the_first_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3))
+    with pytest.raises(ValueError, match="may not change the shape"):
+        parametrize_weights(model, Shrinking, inplace=True)
+    assert parametrised(model) == []
+
+
+def test_a_wrapped_model_is_refused() -> None:
+    class DistributedDataParallel(nn.DataParallel):
+        """Known by its name."""
+
+    with pytest.raises(ValueError, match="wrapped for distributed training"):
+        parametrize_weights(DistributedDataParallel(small_net()), Doubled)
+
+
 def test_transposed_convolutions_are_refused_where_filters_count() -> None:
     model = nn.ConvTranspose2d(3, 4, 2)
     with pytest.raises(ValueError, match="output filters along dimension 1"):
@@ -182,5 +241,7 @@ def test_transposed_convolutions_are_refused_where_filters_count() -> None:
 def test_types_are_module_classes_and_a_plain_model_is_not_baked() -> None:
     with pytest.raises(TypeError, match="types must be module classes"):
         parametrize_weights(small_net(), Doubled, types="Conv2d")
+    with pytest.raises(TypeError, match=r"got the text '2.0': pass \['2.0'\]"):
+        parametrize_weights(small_net(), Doubled, skip="2.0")
     with pytest.raises(ValueError, match="nothing to bake"):
         bake(small_net())

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
+from trueup.nn.convert import refuse_wrapped
+from trueup.nn.parametrize_weights import own_class
 from trueup.nn.table import Table
 
 __all__ = [
@@ -70,7 +72,7 @@ def train_only(
 
     Raises:
         ValueError: no norm layer has affine parameters; an unknown part or name; no output layer found where
-            it must be told from the others.
+            it must be told from the others, or one without parameters.
 
     Source: section 3 of the paper.
 
@@ -80,9 +82,9 @@ def train_only(
     >>> train_only(model, "output", also_train=["0.bias"])
     ['0.bias', '3.weight', '3.bias']
     """
-    unknown = set(parts) - set(get_args(Part))
-    if unknown:
-        raise ValueError(f"the parts are 'norm', 'output' and 'others'; got {unknown.pop()!r}")
+    for part in parts:
+        if part not in get_args(Part):
+            raise ValueError(f"the parts are 'norm', 'output' and 'others'; got {part!r}")
     names = dict(model.named_parameters())
     norm = {p for _, layer in _norms(model, norm_layers) for p in layer.parameters()}
     output: set[nn.Parameter] = set()
@@ -221,8 +223,8 @@ def train_masked(
 
     Each weight becomes a parametrisation (`torch.nn.utils.parametrize`): the trained entries are a vector,
     the rest a buffer. So momentum, weight decay or any optimizer's own ideas reach the vector alone, and
-    masked entries stay bit-identical. ``parametrize.remove_parametrizations(layer, "weight")`` gives the
-    plain weight back.
+    masked entries stay bit-identical. Build the optimizer afterwards: what one knows of a weight does not fit
+    the vector. ``parametrize.remove_parametrizations(layer, "weight")`` gives the plain weight back.
 
     Args:
         model: any module; its parametrised layers can be copied, but not pickled whole.
@@ -234,7 +236,8 @@ def train_masked(
 
     Raises:
         ValueError: no mask, an unknown name, a mask of another shape, a weight that several layers share or
-            that is parametrised already, or, with ``train_output``, no output layer.
+            that is parametrised already; with ``train_output``, no output layer; a model that is wrapped for
+            distributed training.
         TypeError: a mask is not boolean.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -244,17 +247,24 @@ def train_masked(
     """
     if not masks:
         raise ValueError("no masks: a mask for at least one weight is needed")
+    refuse_wrapped(model)
     owners: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(parameter, []).append(name)
     names = {name: parameter for parameter, alike in owners.items() for name in alike}
     layers = {}
+    parametrised = {
+        f"{path}.{tensor}".lstrip(".")
+        for path, module in model.named_modules()
+        if parametrize.is_parametrized(module)
+        for tensor in module.parametrizations
+    }
     for name, mask in masks.items():
+        if name in parametrised or ".parametrizations." in f".{name}":
+            raise ValueError(f"{name} belongs to a parametrised layer: call remove_parametrizations first")
         _known(name, names, "parameter")
         path, _, attribute = name.rpartition(".")
         layer, weight = model.get_submodule(path), names[name]
-        if ".parametrizations." in f".{name}":
-            raise ValueError(f"{name} belongs to a parametrised layer: call remove_parametrizations first")
         if len(owners[weight]) > 1:
             raise ValueError(f"{name} is shared, as {' and '.join(owners[weight])}: masking would untie it")
         if mask.dtype != torch.bool:
@@ -274,6 +284,7 @@ def train_masked(
         # The parameter lives on as the vector, and would keep a gradient of the old shape.
         weight.grad = None
         entries = _MaskedEntries(masks[name], weight.detach().clone())
+        own_class(layer)
         parametrize.register_parametrization(layer, attribute, entries)
         layer.parametrizations[attribute].original.requires_grad_(True)  # type: ignore[index, union-attr]
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -333,7 +344,7 @@ def norm_affine_report(
     1      4         0.25      0.15  1.5     2.85
     (all)  4         0.25      0.15  1.5     2.85
     """
-    if threshold < 0:
+    if not threshold >= 0:
         raise ValueError(f"threshold must not be negative; got {threshold}")
     sizes = {
         name: layer.weight.float().abs().flatten().cpu()
@@ -368,7 +379,10 @@ def _norms(model: nn.Module, kinds: Kinds) -> list[tuple[str, Any]]:
 def _output(model: nn.Module, name: str | None) -> nn.Module:
     if name is not None:
         _known(name, dict(model.named_modules()), "module")
-        return model.get_submodule(name)
+        module = model.get_submodule(name)
+        if next(module.parameters(), None) is None:
+            raise ValueError(f"output_layer={name!r} is a {type(module).__name__}, which has no parameters")
+        return module
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ValueError("the model has no nn.Linear to take for its output layer: pass output_layer=NAME")

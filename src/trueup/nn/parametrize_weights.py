@@ -13,10 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+
+from trueup.nn.convert import refuse_wrapped
 
 __all__ = ["bake", "parametrize_weights"]
 
@@ -48,13 +50,14 @@ def parametrize_weights(
         The parametrised model. The trained tensor of a layer is ``layer.parametrizations.weight.original``,
         in the state dict too; ``layer.weight`` is the effective weight, computed at each access unless
         within ``torch.nn.utils.parametrize.cached()``. (Do not run a model and a deep copy of it within the
-        same ``cached()``: torch gives both the weights of whichever came first.)
+        same ``cached()``: torch gives both the weights of whichever came first.) What a parametrisation
+        learns for a frozen weight is frozen too. Torch saves such a model by its state dict alone.
 
     Raises:
         ValueError: no layer of these types; a name to skip that the model does not have; a layer that is
             already parametrised, lazy, or shares its weight with another; a transposed convolution, where the
-            parametrisation is one of output filters.
-        TypeError: ``types`` holds no module class; and what the parametrisation raises.
+            parametrisation is one of output filters; a model that is wrapped for distributed training.
+        TypeError: ``types`` holds no module class, ``skip`` is a text; and what the parametrisation raises.
 
     >>> from torch.nn.utils.parametrize import cached
     >>> from trueup.nn import WeightStandardization
@@ -70,6 +73,9 @@ def parametrize_weights(
     for kind in types:
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise TypeError(f"types must be module classes, such as nn.Conv2d; got {kind!r}")
+    if isinstance(skip, str):
+        raise TypeError(f"skip must hold names of modules; got the text {skip!r}: pass [{skip!r}]")
+    refuse_wrapped(model)
     if not inplace:
         model = copy.deepcopy(model)
 
@@ -82,11 +88,11 @@ def parametrize_weights(
     if not layers:
         wanted = " or ".join(kind.__name__ for kind in types)
         raise ValueError(f"nothing to parametrise: the model has no {wanted} outside of skip={list(skip)}")
-    # All parametrisations are built before the first is put in, so that an error leaves the model as it was.
-    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    # All parametrisations are built and tried before the first is put in: an error leaves the model alone.
+    owners = _owners(model)
     built = {layer: _build(layer, name, owners, parametrization, options) for layer, name in layers.items()}
     for layer, new in built.items():
-        _own_class(layer)
+        own_class(layer)
         parametrize.register_parametrization(layer, "weight", new)
         layer.parametrizations.train(layer.training)  # type: ignore[union-attr]
     return model
@@ -96,7 +102,8 @@ def bake(model: Model, *, inplace: bool = False) -> Model:
     """Make every parametrised tensor a plain one of the same value: same function, nothing to compute.
 
     What a parametrisation learnt beside the tensor goes with it, and the state dict gets the names of a plain
-    model. Meant for deployment: training the result would train another parametrisation.
+    model. What was frozen stays so; a stored tensor that several layers share becomes each layer's own. Meant
+    for deployment: training the result would train another parametrisation.
 
     Args:
         model: any module; parametrisations of whatever origin are baked in, those of torch too.
@@ -117,19 +124,39 @@ def bake(model: Model, *, inplace: bool = False) -> Model:
     layers = [module for module in model.modules() if parametrize.is_parametrized(module)]
     if not layers:
         raise ValueError("nothing to bake: no module of the model is parametrised")
+    owners = _owners(model)
     for layer in layers:
-        _own_class(layer)
-        for name in list(layer.parametrizations):  # type: ignore[arg-type]
+        own_class(layer)
+        for name, entry in list(layer.parametrizations.items()):  # type: ignore[operator, union-attr]
+            originals = dict(entry.named_parameters(recurse=False))
+            for key, original in originals.items():
+                if owners[id(original)] > 1:
+                    # Torch gives this very tensor the baked value: what shares it must not see that.
+                    setattr(entry, key, _copy(original))
             parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+            if originals and name in layer._buffers:
+                # What became of several frozen parameters, or without gradients, torch takes for a buffer.
+                trains = any(original.requires_grad for original in originals.values())
+                weight = layer._buffers.pop(name)
+                layer.register_parameter(name, nn.Parameter(weight, trains))  # type: ignore[arg-type]
     return model
 
 
-def _own_class(layer: nn.Module) -> None:
+def own_class(layer: nn.Module) -> None:
     """Torch keeps a parametrised tensor as a property of a class made for the layer, which a deep copy of the
     layer shares. Adding or removing one must not reach the other copies."""
     if parametrize.is_parametrized(layer):
         shared = type(layer)
         layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+
+
+def _owners(model: nn.Module) -> Counter[int]:
+    """How many modules have each parameter, by its id."""
+    return Counter(id(p) for module in model.modules() for p in module._parameters.values())
+
+
+def _copy(parameter: Tensor) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
 
 
 def _inside(model: nn.Module, names: Iterable[str]) -> set[nn.Module]:
@@ -170,4 +197,10 @@ def _build(
             f"{what} has its output filters along dimension 1, and {parametrization.__name__} standardises "
             "along dimension 0: name the layer in skip, or leave its type out of types"
         )
-    return parametrization(weight, **options)
+    new = parametrization(weight, **options)
+    if not weight.requires_grad:
+        new.requires_grad_(False)
+    rehearsal = nn.Module()
+    rehearsal.weight = _copy(weight)
+    parametrize.register_parametrization(rehearsal, "weight", new)
+    return new
