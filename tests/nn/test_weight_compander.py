@@ -72,6 +72,20 @@ def test_the_inverse_is_exact_inside_and_clips_at_the_margin(fn: str) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("margin", [0.0, 1e-9])
+def test_a_margin_below_what_the_dtype_tells_keeps_sign_and_bound(
+    fn: str, margin: float, dtype: torch.dtype
+) -> None:
+    w = torch.tensor([-9.0, -1.5 * BOUNDS[fn], 9.0], dtype=dtype)
+    v = inverse_weight_compand(w, 1.5, 0.7, fn, margin=margin)
+    assert v.isfinite().all()
+    want = 1.5 * BOUNDS[fn] * w.sign()
+    torch.testing.assert_close(
+        weight_compand(v, 1.5, 0.7, fn), want, rtol=1e-2 if dtype.itemsize == 2 else 1e-6, atol=0
+    )
+
+
 def test_half_weights_are_computed_in_float32(fn: str) -> None:
     v = torch.randn(100).bfloat16()
     got = weight_compand(v, 1.5, 0.7, fn)
@@ -165,6 +179,15 @@ def test_weight_stats_counts_each_layer_in_its_own_deviations() -> None:
         companded[0].parametrizations.weight.original.fill_(1e6)
         companded[0].parametrizations.weight.original[0] = 0
     assert weight_stats(companded)["saturated"].item() == pytest.approx(0.9 / 2)
+
+
+def test_a_layer_that_starts_at_zero_does_not_hide_the_others() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    alone = weight_stats(model[0])
+    nn.init.zeros_(model[1].weight)
+    stats = weight_stats(model)
+    torch.testing.assert_close(stats["largest"], alone["largest"])
+    torch.testing.assert_close(stats["near_zero"], (1 + alone["near_zero"]) / 2)
 
 
 @pytest.mark.bad_input

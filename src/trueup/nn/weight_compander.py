@@ -93,7 +93,8 @@ def inverse_weight_compand(
     Args:
         w: weights, floating point, any shape.
         a, b, fn: see `weight_compand`.
-        margin: in [0, 1). The inverse grows without limit towards the bound.
+        margin: in [0, 1). The inverse grows without limit towards the bound; 0 is the smallest margin that
+            the dtype can tell from none.
 
     Raises:
         TypeError, ValueError: as `weight_compand`; a margin out of its range.
@@ -103,9 +104,10 @@ def inverse_weight_compand(
     """
     _check(w, a, b, fn)
     _check_margin(margin)
-    shape = _SHAPES[fn]
-    bound = (1 - margin) * shape.bound
-    return (b * shape.inverse((widen(w) / a).clamp(-bound, bound))).to(w.dtype)
+    shape, wide = _SHAPES[fn], widen(w)
+    # Never the bound itself: the nearest float32 lies beyond pi/2, where tan is negative.
+    bound = (1 - max(margin, torch.finfo(wide.dtype).eps)) * shape.bound
+    return (b * shape.inverse((wide / a).clamp(-bound, bound))).to(w.dtype)
 
 
 class WeightCompander(nn.Module):
@@ -244,7 +246,8 @@ def weight_stats(
     """How the effective weights of a model are distributed, each layer in its own standard deviations.
 
     Args:
-        model: parametrised or not.
+        model: parametrised or not. A layer of equal weights, such as one that starts at zero, has no standard
+            deviation: it counts in units of 1 / sqrt(fan-in).
         types: layers that are looked at.
 
     Returns:
@@ -265,11 +268,11 @@ def weight_stats(
         raise ValueError(f"the model has no {' or '.join(kind.__name__ for kind in types)}")
     relative, saturated = [], []
     for layer in layers:
-        weight = widen(layer.weight.detach()).flatten()  # type: ignore[operator]
-        relative.append(weight / weight.std(unbiased=False))
-        saturated.append(torch.zeros_like(weight, dtype=torch.bool))
+        weight = widen(layer.weight.detach())  # type: ignore[operator]
+        relative.append((weight / _scale(weight)).flatten())
+        saturated.append(torch.zeros_like(relative[-1], dtype=torch.bool))
         for compander in _companders(layer):
-            saturated[-1] |= weight.abs() > 0.95 * compander.bound
+            saturated[-1] |= weight.flatten().abs() > 0.95 * compander.bound
     z = torch.cat(relative)
     return {
         "near_zero": (z.abs() < 0.1).to(z.dtype).mean(),
