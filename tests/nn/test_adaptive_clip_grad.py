@@ -55,6 +55,13 @@ def test_one_parameter_and_one_without_a_gradient() -> None:
     torch.testing.assert_close(grad, torch.tensor([0.0, 0.5]))
 
 
+def test_a_parameter_listed_twice_is_clipped_once() -> None:
+    p = nn.Parameter(torch.tensor([3.0, 4.0]))
+    p.grad = torch.tensor([0.0, 10.0])
+    adaptive_clip_grad_([p, p], 0.1)
+    torch.testing.assert_close(p.grad, torch.tensor([0.0, 0.5]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_norms_are_taken_in_float32(dtype: torch.dtype) -> None:
     p = nn.Parameter(torch.ones(1, 400, dtype=dtype))

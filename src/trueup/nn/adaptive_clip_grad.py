@@ -59,7 +59,8 @@ def adaptive_clip_grad_(
             raise ValueError(f"{name} must be positive; got {value}")
     # All units of a device side by side: the rule is a few small kernels, not a few for each parameter.
     together: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-    for parameter in [parameters] if isinstance(parameters, Tensor) else list(parameters):
+    # One that is listed twice, as tied weights may be, is clipped once.
+    for parameter in [parameters] if isinstance(parameters, Tensor) else dict.fromkeys(parameters):
         if parameter.grad is not None:
             _check(parameter, parameter.grad)
             together[parameter.grad.device, parameter.grad.dtype].append(parameter)
