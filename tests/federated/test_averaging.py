@@ -90,6 +90,19 @@ def test_a_net_without_normalisation_leaves_nothing_behind() -> None:
     assert set(average) == {name for name, _ in model.named_parameters()}
 
 
+def test_a_client_with_the_share_0_takes_no_part() -> None:
+    states = [{"w": torch.tensor([value])} for value in (1.0, float("nan"), 3.0)]
+    assert federated_average(states, [0.5, 0.0, 0.5])["w"].item() == 2
+    assert federated_average(states)["w"].isnan().all()
+
+
+def test_complex_entries_are_averaged_too() -> None:
+    states = [{"w": torch.tensor([value])} for value in (1 + 2j, 3 - 4j)]
+    average = federated_average(states)["w"]
+    torch.testing.assert_close(average, torch.tensor([2 - 1j]))
+    torch.testing.assert_close(broadcast_state({"w": average}, states[0])["w"], average)
+
+
 def state(**entries: list[float]) -> dict[str, Tensor]:
     return {name: torch.tensor(values) for name, values in entries.items()}
 
@@ -102,12 +115,31 @@ def test_what_does_not_fit_is_refused() -> None:
         federated_average([one, state(a=[1.0])])
     with pytest.raises(ValueError, match=r"a is \(1,\), and \(2,\) for client 1"):
         federated_average([one, two])
-    for weights in ([0.5], [0.5, 0.6], [1.5, -0.5], [float("nan"), 1.0]):
-        with pytest.raises(ValueError, match="2 numbers >= 0 with the sum 1"):
+    for weights in ([0.5], [0.5, 0.6], [1.5, -0.5], [float("nan"), 1.0], [30, 10]):
+        with pytest.raises(ValueError, match=r"2 numbers >= 0 with the sum 1.*: divide numbers of samples"):
             federated_average([one, one], weights)
     with pytest.raises(ValueError, match="keep names 'bn', but the states have no such entry: a, b"):
         federated_average([one], server=one, keep=["bn"])
     with pytest.raises(ValueError, match="pass server"):
         federated_average([one], keep=["a"])
+    with pytest.raises(ValueError, match=r"a is \(1,\), and \(2,\) for the server"):
+        federated_average([one], server=two, keep=["a"])
     with pytest.raises(ValueError, match="the client differs in b"):
         broadcast_state(one, state(a=[1.0]))
+    counted = state(a=[1.0]) | {"b": torch.tensor([2])}
+    for call in (lambda: federated_average([one, counted]), lambda: broadcast_state(one, counted)):
+        with pytest.raises(ValueError, match=r"b is averaged in one .*float32, and torch.int64 for"):
+            call()
+
+
+@pytest.mark.bad_input
+def test_what_is_no_state_dict_is_refused() -> None:
+    one = state(a=[1.0])
+    with pytest.raises(TypeError, match=r"got a Linear: pass model.state_dict\(\)"):
+        federated_average([nn.Linear(2, 2)])
+    with pytest.raises(TypeError, match="the server must be a state dict; got a Linear"):
+        broadcast_state(nn.Linear(2, 2), one)
+    with pytest.raises(TypeError, match="_extra_state of client 1 must be a tensor; got a dict: leave"):
+        federated_average([one, one | {"_extra_state": {}}])
+    with pytest.raises(TypeError, match=r"got the text 'bn': pass \['bn'\]"):
+        broadcast_state(one, one, keep="bn")

@@ -37,17 +37,20 @@ def federated_average(
 
     Args:
         clients: state dicts with equal names and shapes, at least one.
-        weights: share of each client, >= 0, with the sum 1: such as its share of the samples. None: equal.
+        weights: share of each client, >= 0, with the sum 1: such as its share of the samples. None: equal. A
+            client with the share 0 takes no part, even if its values are NaN: so are diverged ones left out.
         server: the server's state before, from which it keeps entries; needed with ``keep``.
         keep: names of modules, or of entries, that are not averaged.
 
     Returns:
-        New tensors. Floating point entries are averaged in float64 and have the first client's dtype; others,
-        such as ``num_batches_tracked``, are the first client's.
+        New tensors. Floating point and complex entries are averaged in double precision and have the first
+        client's dtype; others, such as ``num_batches_tracked``, are the first client's.
 
     Raises:
-        ValueError: no client; clients of different names or shapes; weights that are negative, of another
-            number, or whose sum is not 1; a name to keep that no entry has, or without ``server``.
+        ValueError: no client; clients of different names or shapes, or an entry that only some of them count
+            in integers; weights that are negative, of another number, or whose sum is not 1; a name to keep
+            that no entry has, without ``server``, or of another shape there.
+        TypeError: a client that is no state dict, or has an entry that is no tensor.
 
     Source: algorithm 1 of McMahan et al. 2017; with ``keep``, FedBN.
 
@@ -62,26 +65,31 @@ def federated_average(
         raise ValueError("federated_average needs the state of at least one client; got none")
     first = clients[0]
     for number, client in enumerate(clients):
-        _check_alike(first, client, number)
+        _check_alike(first, client, f"client {number}")
     shares = [1 / len(clients)] * len(clients) if weights is None else [float(w) for w in weights]
     if len(shares) != len(clients) or min(shares) < 0 or not abs(sum(shares) - 1) <= 1e-6:
         raise ValueError(
-            f"weights must be {len(clients)} numbers >= 0 with the sum 1, one a client; got {shares}"
+            f"weights must be {len(clients)} numbers >= 0 with the sum 1, one a client; got {shares}: divide "
+            "numbers of samples by their sum"
         )
     kept = _kept(first, keep)
     if kept and (server is None or not kept <= server.keys()):
         raise ValueError(
             "keep names entries that the server keeps: pass server, its state with these entries"
         )
+    if server is not None:
+        kept_there = {name: server[name] for name in kept}
+        _check_alike({name: first[name] for name in kept}, kept_there, "the server")
 
     average: State = {}
     for name, value in first.items():
         if name in kept:
             assert server is not None  # checked above
             average[name] = server[name].clone()
-        elif value.is_floating_point():
-            values = (client[name].double() * p for client, p in zip(clients, shares, strict=True))
-            average[name] = sum(values, torch.zeros_like(value, dtype=torch.float64)).to(value.dtype)
+        elif _is_averaged(value):
+            double = torch.promote_types(value.dtype, torch.float64)
+            values = (client[name].to(double) * p for client, p in zip(clients, shares, strict=True) if p)
+            average[name] = sum(values, torch.zeros_like(value, dtype=double)).to(value.dtype)
         else:
             average[name] = value.clone()
     return average
@@ -99,23 +107,32 @@ def broadcast_state(
         keep: names of modules, or of entries, that stay the client's.
 
     Raises:
-        ValueError: states of different names or shapes; a name to keep that no entry has.
+        ValueError, TypeError: states that do not fit, as in `federated_average`; a name to keep that no entry
+            has.
 
     >>> server = {"fc.weight": torch.tensor([2.0]), "bn.bias": torch.tensor([0.0])}
     >>> client = {"fc.weight": torch.tensor([1.0]), "bn.bias": torch.tensor([5.0])}
     >>> broadcast_state(server, client, keep=["bn"])
     {'fc.weight': tensor([2.]), 'bn.bias': tensor([5.])}
     """
-    _check_alike(server, client, None)
+    _check_alike(server, server, "the server")
+    _check_alike(server, client, "the client")
     kept = _kept(client, keep)
     return {
-        name: (own if name in kept or not own.is_floating_point() else server[name]).clone()
+        name: (server[name] if _is_averaged(own) and name not in kept else own).clone()
         for name, own in client.items()
     }
 
 
+def _is_averaged(entry: Tensor) -> bool:
+    """Or is it a counter or flag?"""
+    return entry.is_floating_point() or entry.is_complex()
+
+
 def _kept(state: Mapping[str, Tensor], names: Iterable[str]) -> set[str]:
     """The entries of these modules or of these names."""
+    if isinstance(names, str):
+        raise TypeError(f"keep must hold names; got the text {names!r}: pass [{names!r}]")
     kept: set[str] = set()
     for name in names:
         entries = {entry for entry in state if entry == name or entry.startswith(f"{name}.")}
@@ -125,8 +142,13 @@ def _kept(state: Mapping[str, Tensor], names: Iterable[str]) -> set[str]:
     return kept
 
 
-def _check_alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor], number: int | None) -> None:
-    who = "the client" if number is None else f"client {number}"
+def _check_alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor], who: str) -> None:
+    """``other``, which is ``who``'s, must be a state dict like ``one``, which is one."""
+    if not isinstance(other, Mapping):
+        raise TypeError(f"{who} must be a state dict; got a {type(other).__name__}: pass model.state_dict()")
+    for name, entry in other.items():
+        if not isinstance(entry, Tensor):
+            raise TypeError(f"{name} of {who} must be a tensor; got a {type(entry).__name__}: leave it out")
     if one.keys() != other.keys():
         differing = ", ".join(sorted(one.keys() ^ other.keys()))
         raise ValueError(f"states must have the same entries; {who} differs in {differing}")
@@ -135,4 +157,9 @@ def _check_alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor], number:
             raise ValueError(
                 f"states must have the same shapes; {name} is {tuple(one[name].shape)}, and "
                 f"{tuple(other[name].shape)} for {who}"
+            )
+        if _is_averaged(one[name]) != _is_averaged(other[name]):
+            raise ValueError(
+                f"{name} is averaged in one state and counted in another; it is {one[name].dtype}, and "
+                f"{other[name].dtype} for {who}: convert one of them"
             )
