@@ -421,6 +421,14 @@ def test_an_activation_in_a_sequence_of_its_own_is_seen() -> None:
     assert isinstance(converted[1][0], nn.Identity)
 
 
+def test_an_activation_in_a_list_of_activations_is_seen() -> None:
+    model = Calls(lambda m, x: m.other(m.acts[0](m.bn(x))))
+    model.acts = nn.ModuleList([nn.SiLU()])
+    converted = convert(model, nn.BatchNorm2d, NormSilu)
+    assert (converted.bn.apply_act, converted.other.apply_act) == (True, False)
+    assert isinstance(converted.acts[0], nn.Identity)
+
+
 def test_refuses_an_activation_that_a_module_without_norms_uses_too() -> None:
     model = Net()
     model.head = Holder(model.act1)

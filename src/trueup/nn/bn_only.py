@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
-from trueup.nn.convert import refuse_wrapped
 from trueup.nn.parametrize_weights import own_class
 from trueup.nn.table import Table
+from trueup.nn.wrapped import refuse_wrapped
 
 __all__ = [
     "NormAffine",

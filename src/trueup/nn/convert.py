@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize
 from trueup.nn.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, Remainder
 from trueup.nn.layer_norm_cells import Cell
 from trueup.nn.table import Table
+from trueup.nn.wrapped import refuse_wrapped
 
 __all__ = ["Conversion", "convert", "convert_ghost_batchnorm"]
 
@@ -216,17 +217,6 @@ def _check_model(model: nn.Module, targets: Mapping[type[nn.Module], type[nn.Mod
             )
 
 
-def refuse_wrapped(model: nn.Module) -> None:
-    """Raise if the model is wrapped for distributed training."""
-    # By the name of the class: importing fully sharded data parallelism costs every user a second.
-    wrappers = {"DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel"}
-    if any(kind.__name__ in wrappers for module in model.modules() for kind in type(module).__mro__):
-        raise ValueError(
-            "the model is wrapped for distributed training, which would not know the parameters of new "
-            "modules: change the model first, and wrap the changed one"
-        )
-
-
 # ---- the counterpart of a module ----
 
 
@@ -404,7 +394,7 @@ class _Flow(fx.Tracer):
             module
             for module in model.modules()
             if module not in norms
-            and (type(module) is nn.Sequential or any(child in norms for child in module.modules()))
+            and (type(module) in _CONTAINERS or any(child in norms for child in module.modules()))
         }
 
     def call_module(
@@ -497,6 +487,9 @@ class _Flow(fx.Tracer):
         known = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn."))
         return isinstance(module, self.kinds) or known is nn.Module or known.__name__ in _ACTIVATIONS
 
+
+# What runs its children in order, or nothing at all.
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 # Torch's activations; as a function nn.LeakyReLU is leaky_relu.
 _ACTIVATIONS = set(nn.modules.activation.__all__) - {

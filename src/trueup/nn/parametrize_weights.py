@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from trueup.nn.convert import refuse_wrapped
+from trueup.nn.wrapped import refuse_wrapped
 
 __all__ = ["bake", "parametrize_weights"]
 
