@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
+from processes import in_processes
 from trueup.nn import adaptive_clip_grad_
 
 SHAPES = [(4, 3, 2, 2), (5, 6), (7,), (), (3, 1), (0, 4)]
@@ -87,6 +92,29 @@ def test_nan_is_not_hidden() -> None:
     adaptive_clip_grad_(p)
     assert p.grad[0, 0].isnan()
     torch.testing.assert_close(p.grad[1], want)
+
+
+def sharded(rank: int) -> None:
+    mesh = dist.init_device_mesh("cpu", (2,))
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)) * 10
+    models = []
+    for shard in (False, True):
+        torch.manual_seed(0)
+        # 5 rows on two processes; a layer norm's vectors are one unit each, in two pieces
+        model = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5))
+        if shard:
+            fully_shard(model, mesh=mesh)
+        (model(x) * x.sum(1, keepdim=True)).square().sum().backward()
+        adaptive_clip_grad_(model.parameters(), 0.05)
+        models.append(model)
+    for whole, parts in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(parts.grad.full_tensor(), whole.grad)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch is built without gloo")
+def test_units_in_two_processes_are_whole(tmp_path: Path) -> None:
+    in_processes(sharded, folder=tmp_path)
 
 
 def test_bad_input_is_refused_before_any_gradient_changes() -> None:

@@ -39,7 +39,8 @@ def adaptive_clip_grad_(
         eps: floor of the norm of the weights, > 0, so that weights of zero can move.
         grad_eps: floor of the norm of the gradient in the division, > 0.
 
-    Norms are taken in float32 or better. Nothing is read back from the device. A gradient with NaN stays so.
+    Norms are taken in float32 or better, of whole units where parameters are sharded (FSDP2). Nothing is read
+    back from the device. A gradient with NaN stays so.
 
     Raises:
         ValueError: a setting that is not positive.

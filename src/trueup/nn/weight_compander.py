@@ -122,7 +122,7 @@ class WeightCompander(nn.Module):
         b: > 0. The default makes the slope at zero 1.5.
         learnable: train a and b, one of each a layer, as raw parameters. Their gradients are sums over all
             weights: at the learning rate of the weights training diverges, so use
-            `weight_compander_param_groups`.
+            `weight_compander_param_groups`. Not for ``fully_shard``, which takes no scalar parameters.
         relative: a and b are in units of the standard deviation of ``weight`` as it is now (of a constant
             weight, such as a layer initialised to zero: of 1 / sqrt(fan-in)). Else they are absolute.
         fn: ``"arctan"``, ``"tanh"`` or ``"softsign"``.
