@@ -30,6 +30,7 @@ from trueup.nn.layer_norm_cells import (
     LayerNormRNNCell,
     Nonlinearity,
     State,
+    caller,
 )
 from trueup.nn.moments import widen
 
@@ -62,7 +63,9 @@ class Recurrent(nn.Module):
         if isinstance(dropout, bool) or not 0 <= dropout <= 1:
             raise ValueError(f"dropout must be a probability in [0, 1]; got {dropout!r}")
         if dropout and num_layers == 1:
-            warnings.warn("dropout acts between layers: with num_layers=1 it does nothing", stacklevel=3)
+            warnings.warn(
+                "dropout acts between layers: with num_layers=1 it does nothing", stacklevel=caller()
+            )
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
         self.bidirectional = bidirectional
