@@ -116,9 +116,23 @@ def test_gradient_can_be_differentiated_again(case: Case, training: bool) -> Non
     torch.testing.assert_close(once, again)
 
 
+def test_forward_mode_agrees_with_reverse_mode(case: Case, training: bool) -> None:
+    if case.approximate_backward and training:
+        pytest.skip(f"approximate by design: {case.approximate_backward}")
+    function, arguments = differentiable(case, training)
+    tangents = tuple(torch.randn_like(a) for a in arguments)
+    ys, along = torch.func.jvp(function, arguments, tangents)
+    directions = [torch.randn_like(y) for y in ys]
+    grads = torch.autograd.grad(function(*arguments), arguments, directions)
+    forward = sum((d * a).sum() for d, a in zip(directions, along, strict=True))
+    reverse = sum((g * t).sum() for g, t in zip(grads, tangents, strict=True))
+    torch.testing.assert_close(forward, reverse)
+
+
 def test_func_grad_is_autograd(case: Case, training: bool) -> None:
-    layer = case.build(training=training)
-    x = case.example()
+    # In float64, since the gradient of a sum of squares is hardly more than rounding behind a normalisation.
+    layer = case.build(torch.float64, training=training)
+    x = case.example(torch.float64)
     parameters, buffers = state_of(layer)
 
     def loss(parameters: State, buffers: State, x: Tensor) -> Tensor:
@@ -232,6 +246,24 @@ def test_bfloat16_is_close_to_float32(case: Case, training: bool, how: str) -> N
     for ours, reference in zip(got, want, strict=True):
         error = (ours.double() - reference.double()).norm()
         assert error <= 0.02 * reference.double().norm() + 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", [case for case in CASES if case.stateful], ids=str)
+def test_half_buffers_are_rounded_once(case: Case, dtype: torch.dtype) -> None:
+    """From values that dtype holds, they move as in float64, to the nearest value that it holds."""
+    exact = case.build(torch.float64)
+    with torch.no_grad():
+        for tensor in [*exact.parameters(), *exact.buffers()]:
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor) * 3).copy_(tensor.to(dtype))
+    layer = copy.deepcopy(exact).to(dtype)
+    x = (case.example() + 2).to(dtype)
+    layer(x)
+    exact(x.double())
+    for got, want in zip(layer.buffers(), exact.buffers(), strict=True):
+        # Half a unit in the last place, and what float32 leaves out.
+        assert ((got - want).abs() <= 0.501 * torch.finfo(dtype).eps * want.abs()).all()
 
 
 # ---- compilers ----

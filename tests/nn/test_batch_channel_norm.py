@@ -340,6 +340,9 @@ def share(rank: int, address: str, folder: str) -> None:
         found[estimate] = (
             y.detach(), part.grad, [p.grad for p in layer.parameters()], dict(layer.bn.named_buffers())
         )  # fmt: skip
+        before = {name: b.clone() for name, b in layer.bn.named_buffers()}
+        layer(part[:0]).sum().backward()
+        found[f"nothing, {estimate}"] = (before, dict(layer.bn.named_buffers()))
     found["second"] = "no error"
     y = joined(False, dist.group.WORLD)[0](part)
     try:
@@ -375,6 +378,8 @@ def test_two_processes_are_one_on_the_joined_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.cat(grads), x.grad, rtol=1e-9, atol=1e-11)
         total = [a + b for a, b in zip(*weights, strict=True)]
         torch.testing.assert_close(total, [p.grad for p in layer.parameters()], rtol=1e-9, atol=1e-11)
+        for before, after in (found[f"nothing, {estimate}"] for found in processes):
+            torch.testing.assert_close(after, before, rtol=0, atol=0)
         for own in buffers:
             torch.testing.assert_close(own, dict(layer.bn.named_buffers()), rtol=1e-9, atol=1e-11)
     assert all("no second derivative" in found["second"] for found in processes)

@@ -337,6 +337,12 @@ def train_apart(rank: int, folder: str, x: Tensor, direction: Tensor) -> None:
             y.backward(direction.split(cuts)[rank])
             grads = [p.grad for p in layer.parameters()]
             results[f"{cuts}{variant}"] = [y.detach(), part.grad, *grads, layer.running_var.clone()]
+    before = layer.running_var.clone()
+    nothing = x[:0].clone().requires_grad_()
+    layer.zero_grad()
+    layer(nothing).sum().backward()
+    assert torch.equal(layer.running_var, before)
+    assert not any(p.grad.any() for p in layer.parameters())
     if rank == 0:
         again = layer(part)
         with pytest.raises(RuntimeError, match="process_group has no second derivative"):
@@ -449,6 +455,7 @@ def test_empty_batches_are_legal_without_and_within_a_batch_dimension() -> None:
     [
         (lambda: EvoNorm2dB0(3, momentum=1.5), ValueError, r"momentum must be in \[0, 1\]; got 1.5"),
         (lambda: EvoNorm2dB0(3, momentum=math.nan), ValueError, "momentum must be"),
+        (lambda: EvoNorm2dB0(3, momentum=None), ValueError, "got None: EvoNorm counts no batches"),
         (lambda: EvoNorm2dB0(3, eps=0.0), ValueError, "eps must be positive.*got 0.0"),
         (lambda: EvoNorm2dS0(32, eps=-1e-5), ValueError, "eps must be positive"),
         (lambda: EvoNorm2dS0(32, eps=math.nan), ValueError, "eps must be positive"),

@@ -12,12 +12,9 @@ from torch import Tensor
 
 from trueup.nn.moments import (
     across_processes,
-    affine_planes,
     group_moments,
     pieces,
-    plane_sums,
     pool,
-    widen,
 )
 
 
@@ -100,50 +97,6 @@ def test_pooling_keeps_the_digits_and_can_be_differentiated() -> None:
     torch.testing.assert_close(var.double(), want, rtol=2e-4, atol=0)
     leaves = (torch.randn(3, 2).double().requires_grad_(), torch.rand(3, 2).double().requires_grad_())
     assert torch.autograd.gradcheck(lambda m, v: pool(m, v, 0), leaves)
-
-
-# ---- affine_planes ----
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_affine_planes(dtype: torch.dtype) -> None:
-    x = torch.randn(3, 4, 5).to(dtype)
-    center, scale, shift = torch.randn(3, 3, 4, dtype=widen(x).dtype)
-    y = affine_planes(x, center, scale, shift)
-    assert y.dtype == dtype
-    assert not y._is_view()
-    want = (x.double() - center.unsqueeze(2)) * scale.unsqueeze(2) + shift.unsqueeze(2)
-    torch.testing.assert_close(
-        y.double(), want.to(dtype).double(), rtol=1e-2 if dtype.itemsize == 2 else 1e-5, atol=1e-5
-    )
-
-
-# ---- plane_sums ----
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_plane_sums(dtype: torch.dtype) -> None:
-    grad, x = torch.randn(2, 3, 4, 5).to(dtype)
-    center = torch.randn(3, 4, dtype=widen(x).dtype)
-    along_x, along_one = plane_sums(grad, x, center)
-    want = (grad.double() * (x.double() - center.double().unsqueeze(2))).sum(2)
-    torch.testing.assert_close(along_x.double(), want, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(along_one.double(), grad.double().sum(2), rtol=1e-5, atol=1e-5)
-
-
-def test_plane_sums_of_deviations_from_a_large_mean() -> None:
-    grad, x = torch.randn(2, 2, 3, 1000)
-    x = 100 + 0.01 * x
-    center = x.mean(2)
-    want = (grad.double() * (x.double() - center.double().unsqueeze(2))).sum(2)
-    torch.testing.assert_close(plane_sums(grad, x, center)[0].double(), want, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0)])
-def test_nothing_sums_to_nothing(shape: tuple[int, ...]) -> None:
-    for sums in plane_sums(*torch.ones(2, *shape), torch.ones(shape[:2])):
-        assert torch.equal(sums, torch.zeros(shape[:2]))
-    assert group_moments(torch.ones(0, 4, 5), 2)[1].shape == (0, 2)
 
 
 # ---- across_processes ----

@@ -18,10 +18,7 @@ code leaves r at 0, where estimates never move; here it is 0.1.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -29,15 +26,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trueup.nn.moments import (
-    across_processes,
-    affine_planes,
-    group_moments,
-    pieces,
-    plane_sums,
-    pool,
-    widen,
+from trueup.nn.batch_channel_norm_kernels import Plan, batch_statistics, normalize
+from trueup.nn.channel_input import (
+    check_eps,
+    check_input,
+    check_momentum,
+    check_rank,
+    empty_result,
+    one_value,
 )
+from trueup.nn.moments import widen
+from trueup.nn.planes import as_planes, plane_moments, shaped_as
 from trueup.nn.recomputation import recomputing
 
 __all__ = [
@@ -106,13 +105,12 @@ def batch_channel_norm(
     tensor([[[-1.0000,  1.0000],
              [-1.0000,  1.0000]]])
     """
-    what = "batch_channel_norm"
     per_channel = {
         "running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias
     }  # fmt: skip
-    _check_input(what, input, per_channel)
+    check_input("batch_channel_norm", input, per_channel)
     channels = input.shape[1]
-    _check_groups(what, "input has", channels, num_groups)
+    _check_groups("batch_channel_norm", "input has", channels, num_groups)
     for name, value in (("channel_weight", channel_weight), ("channel_bias", channel_bias)):
         if value is not None and tuple(value.shape) not in ((num_groups,), (channels,)):
             raise ValueError(
@@ -127,8 +125,7 @@ def batch_channel_norm(
         )
     if num_batches_tracked is None and (warm_start or (momentum is None and running_mean is not None)):
         raise ValueError("warm_start and momentum=None count batches: pass num_batches_tracked")
-    area = math.prod(input.shape[2:])
-    if training and process_group is None and moving_speed is None and len(input) * area == 1:
+    if training and moving_speed is None and one_value(input, process_group):
         raise ValueError(
             "batch statistics need more than one value per channel; got input of shape "
             f"{tuple(input.shape)}: pass a larger batch, or estimate the statistics (moving_speed=0.1; "
@@ -136,7 +133,7 @@ def batch_channel_norm(
         )
     # A process without samples still has to take part in the sums of its group.
     if input.numel() == 0 and (process_group is None or not training):
-        return _empty(input, weight, bias, channel_weight, channel_bias)
+        return empty_result(input, weight, bias, channel_weight, channel_bias)
 
     first_pass = training and not recomputing()
     if not training:
@@ -148,16 +145,16 @@ def batch_channel_norm(
         speed = None
     fresh = _fresh(num_batches_tracked, channels) if warm_start and first_pass else None
 
-    x, along = _lay_out(input)
-    plan = _Plan(num_groups, eps, batch_eps, speed, along, process_group)
-    parameters = (weight, bias, channel_weight, channel_bias)
-    output, mean, var, count = _normalize(x, running_mean, running_var, fresh, *parameters, plan)
+    plan = Plan(num_groups, eps, batch_eps, speed, process_group)
+    estimates = running_mean, running_var, fresh
+    parameters = weight, bias, channel_weight, channel_bias
+    output, mean, var, count = normalize(as_planes(input), plan, *estimates, *parameters)
     if first_pass and running_mean is not None and running_var is not None:
         if speed is None:
             _update_running(running_mean, running_var, num_batches_tracked, mean, var, count, momentum)
         else:
-            _put(running_mean, running_var, num_batches_tracked, mean, var)
-    return _lay_back(output, input, along)
+            _put(running_mean, running_var, num_batches_tracked, mean, var, count)
+    return shaped_as(input, output)
 
 
 def estimated_batch_norm(
@@ -188,364 +185,24 @@ def estimated_batch_norm(
     per_channel = {
         "running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias
     }  # fmt: skip
-    _check_input("estimated_batch_norm", input, per_channel)
+    check_input("estimated_batch_norm", input, per_channel)
     _check_options(0.0, eps, eps, moving_speed)
     if warm_start and num_batches_tracked is None:
         raise ValueError("warm_start counts batches: pass num_batches_tracked")
     if input.numel() == 0 and (process_group is None or not training):
-        return _empty(input, weight, bias)
+        return empty_result(input, weight, bias)
 
     mean, var = running_mean, running_var
     if training and not recomputing():
         with torch.no_grad():
             fresh = _fresh(num_batches_tracked, input.shape[1]) if warm_start else None
-            x, along = _lay_out(input)
-            plan = _Plan(1, 0.0, eps, moving_speed, along, process_group)
-            mean, var, _ = _statistics(_plane_moments(x, along), x.shape[along], mean, var, fresh, plan)
-        _put(running_mean, running_var, num_batches_tracked, mean, var)
+            x, plan = as_planes(input), Plan(1, 0.0, eps, moving_speed, process_group)
+            mean, var, count = batch_statistics(plane_moments(x), x.shape[2], mean, var, fresh, plan)
+        _put(running_mean, running_var, num_batches_tracked, mean, var, count)
     # Copies, since backward needs them and the next batch moves the running ones.
     mean, var = widen(mean).clone(), widen(var).clone()
     weight, bias = (None if t is None else widen(t) for t in (weight, bias))
     return F.batch_norm(input, mean, var, weight, bias, False, 0.0, eps)
-
-
-# ---- the two parts in one pass ----
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is not a tensor.
-
-    ``speed`` is that of the running statistics towards the batch's before they are used: 0 takes them as they
-    are, None takes the batch's. ``along`` is the dimension that holds a plane's values.
-    """
-
-    groups: int
-    eps: float
-    batch_eps: float
-    speed: float | None
-    along: int
-    process_group: dist.ProcessGroup | None
-
-
-class _Normalize(torch.autograd.Function):
-    """Planes ``(N, C, L)`` or rows ``(N, L, C)`` -> y; the batch part's mean, variance ``(C,)`` and number of
-    values; the moments ``(N, C)`` of the planes, if these hold more than one value. Only y carries a
-    gradient. Saved for backward: x, and what is of the size of those moments.
-    """
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        fresh: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        channel_weight: Tensor | None,
-        channel_bias: Tensor | None,
-        plan: _Plan,
-    ) -> tuple[Tensor, ...]:
-        planes = _plane_moments(x, plan.along)
-        area = x.shape[plan.along]
-        mean, var, count = _statistics(planes, area, running_mean, running_var, fresh, plan)
-        gain, rstd, shift = _fold(planes, mean, var, weight, bias, plan)
-        scale = gain * rstd
-        if channel_weight is not None:
-            each = _per_channel(channel_weight, scale)
-            scale, shift = scale * each, shift * each
-        if channel_bias is not None:
-            shift = shift + _per_channel(channel_bias, scale)
-        output = _affine(x, planes[0], scale, shift, plan.along)
-        return output, mean, var, count, *(planes if area > 1 else ())
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, _, _, _, *parameters, ctx.plan = inputs
-        _, *moments = output
-        ctx.mark_non_differentiable(*moments)
-        ctx.save_for_backward(x, *parameters, *moments)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        x, weight, bias, channel_weight, channel_bias, mean, var, count, *saved = ctx.saved_tensors
-        plan: _Plan = ctx.plan
-        plain = torch.is_grad_enabled()
-        if plain or not saved:
-            saved = (_plain_moments if plain else _plane_moments)(x, plan.along)
-        planes = saved[0], saved[1]
-        if plain and plan.speed is None:
-            # To be differentiated again, so the moments are functions of x here.
-            if plan.process_group is not None:
-                raise RuntimeError(
-                    "batch-channel normalisation by batch statistics of several processes has no second "
-                    "derivative: take process_group=None or estimate=True"
-                )
-            mean, var = pool(*planes, 0)
-        grad_x, *found = _gradients(
-            grads[0], x, planes, mean, var, count, weight, bias, channel_weight, plan, plain
-        )
-        # The channel part's come one a channel: summed over the group where there is one parameter a group.
-        parameters = (weight, bias, channel_weight, channel_bias)
-        gradients = [
-            None if p is None else g.unflatten(0, (len(p), -1)).sum(1).to(p.dtype)
-            for g, p in zip(found, parameters, strict=True)
-        ]
-        return grad_x, None, None, None, *gradients, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        """Layers side by side are one, with as many times the channels and the groups."""
-        *tensors, plan = args
-        batch, channel = info.batch_size, 3 - plan.along
-        stacked: list[Any] = [
-            None if t is None else t.expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)
-            for t, dim in zip(tensors, in_dims[:-1], strict=True)
-        ]
-        x, *vectors = stacked
-        outputs = _Normalize.apply(  # type: ignore[no-untyped-call]
-            x.movedim(0, channel).flatten(channel, channel + 1),
-            *(None if t is None else t.flatten() for t in vectors),
-            replace(plan, groups=batch * plan.groups),
-        )
-        dims = (channel, 0, 0, None, 1, 1)[: len(outputs)]
-        split = (t if d is None else t.unflatten(d, (batch, -1)) for t, d in zip(outputs, dims, strict=True))
-        return tuple(split), dims
-
-
-def _normalize(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    fresh, plan = args[2], args[-1]
-    moves = plan.speed or fresh is not None
-    if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and moves):
-        # An exported graph holds plain operations, not this Function: they must carry the gradient. In a
-        # compiled one the Function's backward would see the estimates after they have moved.
-        return _normalize_plainly(x, *args)
-    return cast(tuple[Tensor, ...], _Normalize.apply(x, *args)[:4])  # type: ignore[no-untyped-call]
-
-
-def _normalize_plainly(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    fresh: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    channel_weight: Tensor | None,
-    channel_bias: Tensor | None,
-    plan: _Plan,
-) -> tuple[Tensor, ...]:
-    """The same in operations that autograd knows."""
-    along = plan.along
-    planes = _plain_moments(x, along)
-    seen = planes if plan.speed is None else (planes[0].detach(), planes[1].detach())
-    mean, var, count = _statistics(seen, x.shape[along], running_mean, running_var, fresh, plan)
-    gain, rstd, shift = _fold(planes, mean, var, weight, bias, plan)
-    y = (widen(x) - planes[0].unsqueeze(along)) * (gain * rstd).unsqueeze(along) + shift.unsqueeze(along)
-    if channel_weight is not None:
-        y = y * _per_channel(channel_weight, shift).unsqueeze(along - 1)
-    if channel_bias is not None:
-        y = y + _per_channel(channel_bias, shift).unsqueeze(along - 1)
-    return y.to(x.dtype), mean.detach(), var.detach(), count
-
-
-def _statistics(
-    planes: tuple[Tensor, Tensor],
-    area: int,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    fresh: Tensor | None,
-    plan: _Plan,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance for the batch part, and the number of values a channel in the batch."""
-    local = len(planes[0]) * area
-    if running_mean is not None and running_var is not None:
-        # Not the very buffers: they will move, and backward must not see that.
-        old_mean, old_var = (t.to(planes[0].dtype, copy=True) for t in (running_mean, running_var))
-        if plan.speed == 0 and fresh is None:
-            return old_mean, old_var, old_mean.new_full((), local)
-    mean, var, count = across_processes(*pool(*planes, 0), local, plan.process_group)
-    if plan.speed is not None:
-        if fresh is not None:
-            old_mean, old_var = torch.where(fresh, mean, old_mean), torch.where(fresh, var, old_var)
-        if plan.speed == 0:
-            return old_mean, old_var, mean.new_full((), local)
-        around_old = var + (mean - old_mean).square()
-        mean = (1 - plan.speed) * old_mean + plan.speed * mean
-        var = (1 - plan.speed) * old_var + plan.speed * around_old
-    return mean, var, count if isinstance(count, Tensor) else mean.new_full((), count)
-
-
-def _fold(
-    planes: tuple[Tensor, Tensor],
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    plan: _Plan,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Both parts, but for the channel part's affine, as one affine map of each plane:
-
-        z = gain_c * rstd_nc * (x - mean_nc(x)) + mean_nc(z)
-
-    Returns the gain ``(C,)`` and, ``(N, C)``, rstd and the planes' means of z.
-    """
-    gain = (var + plan.batch_eps).rsqrt()
-    if weight is not None:
-        gain = gain * weight
-    # The planes' moments after the batch part, from which follow those of the groups.
-    u_mean, u_var = gain * (planes[0] - mean), gain.square() * planes[1]
-    if bias is not None:
-        u_mean = u_mean + bias
-    u_mean, u_var = (t.unflatten(1, (plan.groups, -1)) for t in (u_mean, u_var))
-    group_mean, group_var = pool(u_mean, u_var, 2, keepdim=True)
-    rstd = (group_var + plan.eps).rsqrt()
-    return gain, rstd.expand_as(u_mean).flatten(1), ((u_mean - group_mean) * rstd).flatten(1)
-
-
-def _gradients(
-    grad: Tensor,
-    x: Tensor,
-    planes: tuple[Tensor, Tensor],
-    mean: Tensor,
-    var: Tensor,
-    count: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    channel_weight: Tensor | None,
-    plan: _Plan,
-    plain: bool,
-) -> tuple[Tensor, ...]:
-    """Gradients of x and of the four parameters, all of them one a channel.
-
-    Each part has the gradient of a normalisation: with t that of z, and h = (x - mean_c) * batch_rstd_c,
-
-        grad_u = rstd * (t - mean_ng(t) - z * mean_ng(t * z))
-        grad_x = gain * (grad_u - mean_c(grad_u) - h * mean_c(grad_u * h))        estimates: gain * grad_u
-
-    All that is needed of grad are sums over planes; then grad_x is scale * grad + slope * x + constant, each
-    ``(N, C)``. ``plain``: in operations that autograd knows.
-    """
-    along, area = plan.along, x.shape[plan.along]
-    plane_mean, plane_var = planes
-    gain, rstd, z_mean = _fold(planes, mean, var, weight, bias, plan)
-    scale = gain * rstd
-    sum_x, sum_one = (_plain_sums if plain else _plane_sums)(grad, x, plane_mean, along)
-    sum_z = scale * sum_x + z_mean * sum_one
-    grad_channel_weight, grad_channel_bias = sum_z.sum(0), sum_one.sum(0)
-    if channel_weight is not None:
-        each = _per_channel(channel_weight, scale)
-        sum_x, sum_z, sum_one = sum_x * each, sum_z * each, sum_one * each
-
-    # Through the channel part: grad_u = rstd * t + slope * (x - plane_mean) + constant, and its sums.
-    mean_z, mean_one = (_group_mean(t, plan.groups) / area for t in (sum_z, sum_one))
-    slope, constant = -rstd * scale * mean_z, -rstd * (mean_one + z_mean * mean_z)
-    sum_x = rstd * sum_x + slope * area * plane_var
-    sum_one = rstd * sum_one + constant * area
-
-    # Through the batch part.
-    batch_rstd = (var + plan.batch_eps).rsqrt()
-    h_mean = (plane_mean - mean) * batch_rstd
-    grad_weight = (batch_rstd * sum_x + h_mean * sum_one).sum(0)
-    grad_bias = sum_one.sum(0)
-    if plan.speed is None:
-        sums = torch.stack([grad_weight, grad_bias])
-        if plan.process_group is not None:
-            dist.all_reduce(sums, group=plan.process_group)
-        mean_h, mean_one = sums / count
-        slope = slope - batch_rstd * mean_h
-        constant = constant - h_mean * mean_h - mean_one
-    slope, constant = gain * slope, gain * constant
-    if channel_weight is not None:
-        scale = scale * each
-
-    if plain:
-        centered = widen(x) - plane_mean.unsqueeze(along)
-        grad_x = scale.unsqueeze(along) * grad + slope.unsqueeze(along) * centered + constant.unsqueeze(along)
-    else:
-        grad_x = _affine(widen(x), plane_mean, slope, constant, along)
-        grad_x.addcmul_(widen(grad), scale.unsqueeze(along))
-    return grad_x.to(x.dtype), grad_weight, grad_bias, grad_channel_weight, grad_channel_bias
-
-
-def _group_mean(t: Tensor, groups: int) -> Tensor:
-    """``(N, C)``: each channel gets the mean over its group's channels."""
-    t = t.unflatten(1, (groups, -1))
-    return t.mean(2, keepdim=True).expand_as(t).flatten(1)
-
-
-def _per_channel(parameter: Tensor, like: Tensor) -> Tensor:
-    """One value a group -> one a channel, for ``(N, C)``."""
-    return widen(parameter).repeat_interleave(like.shape[1] // len(parameter))
-
-
-# ---- two layouts: a plane of L values per sample and channel, or rows of C values (channels last) ----
-
-
-def _lay_out(input: Tensor) -> tuple[Tensor, int]:
-    """``(N, C, L)`` or ``(N, L, C)``, contiguous, without a copy if possible; and the dimension of L."""
-    samples, channels = input.shape[:2]
-    last = input.movedim(1, -1)
-    if input.dim() == 2 or (not input.is_contiguous() and last.is_contiguous()):
-        return last.reshape(samples, -1, channels), 1
-    return input.reshape(samples, channels, -1).contiguous(), 2
-
-
-def _lay_back(output: Tensor, input: Tensor, along: int) -> Tensor:
-    if along == 2:
-        return output.view(input.shape)
-    return output.view(input.movedim(1, -1).shape).movedim(-1, 1)
-
-
-def _strips(x: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """A few samples at a time, so that temporaries are small."""
-    most = pieces(x, x[0].numel(), len(x)) if len(x) else 1
-    return zip(*(t.split(most) for t in (x, *tensors)), strict=True)
-
-
-def _plain_moments(x: Tensor, along: int) -> tuple[Tensor, Tensor]:
-    x = widen(x)
-    mean = x.mean(along, keepdim=True)
-    return mean.squeeze(along), (x - mean).square().mean(along)
-
-
-def _plane_moments(x: Tensor, along: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance ``(N, C)`` of each plane."""
-    if along == 2 and len(x):
-        return group_moments(x, x.shape[1])
-    parts = [_plain_moments(part, along) for (part,) in _strips(x)]
-    mean, var = (torch.cat(values) for values in zip(*parts, strict=True))
-    return mean, var
-
-
-def _affine(x: Tensor, center: Tensor, scale: Tensor, shift: Tensor, along: int) -> Tensor:
-    """``(x - center) * scale + shift``, in x's dtype."""
-    if along == 2 and len(x):
-        return affine_planes(x, center, scale, shift)
-    output = torch.empty_like(x)
-    for part, out, *maps in _strips(x, output, center, scale, shift):
-        c, s, t = (value.unsqueeze(along) for value in maps)
-        torch.addcmul(t, widen(part) - c, s, out=out)
-    return output
-
-
-def _plain_sums(grad: Tensor, x: Tensor, center: Tensor, along: int) -> tuple[Tensor, Tensor]:
-    grad = widen(grad)
-    return (grad * (widen(x) - center.unsqueeze(along))).sum(along), grad.sum(along)
-
-
-def _plane_sums(grad: Tensor, x: Tensor, center: Tensor, along: int) -> tuple[Tensor, Tensor]:
-    """Sums ``(N, C)`` over each plane of ``grad * (x - center)`` and of ``grad``."""
-    if along == 2 and len(x):
-        return plane_sums(grad, x, center)
-    parts = [_plain_sums(g, part, c, along) for g, part, c in _strips(grad, x, center)]
-    along_x, along_one = (torch.cat(values) for values in zip(*parts, strict=True))
-    return along_x, along_one
-
-
-def _empty(input: Tensor, *parameters: Tensor | None) -> Tensor:
-    """An empty result that gives every parameter a gradient of zero rather than none."""
-    nothing = sum(p.sum() for p in parameters if p is not None)
-    return (input + 0 * nothing).to(input.dtype)
 
 
 # ---- running statistics ----
@@ -558,12 +215,17 @@ def _fresh(num_batches_tracked: Tensor | None, channels: int) -> Tensor:
 
 @torch.no_grad()
 def _put(
-    running_mean: Tensor, running_var: Tensor, num_batches_tracked: Tensor | None, mean: Tensor, var: Tensor
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    count: Tensor,
 ) -> None:
     running_mean.copy_(mean)
     running_var.copy_(var)
     if num_batches_tracked is not None:
-        num_batches_tracked.add_(1)
+        num_batches_tracked.add_(count > 0)
 
 
 @torch.no_grad()
@@ -583,30 +245,15 @@ def _update_running(
         share = 1 / (num_batches_tracked.to(mean.dtype) + 1)
     else:
         share = momentum
+    share = share * (count > 0).to(mean.dtype)  # 0 where no process has a sample
     unbiased = var * (count / (count - 1).clamp(min=1))
-    _put(
-        running_mean, running_var, num_batches_tracked,
-        (1 - share) * running_mean + share * mean, (1 - share) * running_var + share * unbiased,
-    )  # fmt: skip
+    # In float32 at least: half buffers round once.
+    old_mean, old_var = widen(running_mean), widen(running_var)
+    mean, var = (1 - share) * old_mean + share * mean, (1 - share) * old_var + share * unbiased
+    _put(running_mean, running_var, num_batches_tracked, mean, var, count)
 
 
 # ---- bad input ----
-
-
-def _check_input(what: str, input: Tensor, per_channel: dict[str, Tensor | None]) -> None:
-    if not input.is_floating_point():
-        raise TypeError(f"{what} needs a floating point input; got {input.dtype}: convert with .float()")
-    if input.dim() < 2:
-        raise ValueError(f"{what} needs input (N, C, ...); got shape {tuple(input.shape)}")
-    for name, value in per_channel.items():
-        if value is not None and tuple(value.shape) != (input.shape[1],):
-            raise ValueError(
-                f"input of shape {tuple(input.shape)} has {input.shape[1]} channels, but {name} has shape "
-                f"{tuple(value.shape)}: build the layer with num_features={input.shape[1]}, or move the "
-                "channels to dimension 1"
-            )
-    if (per_channel["running_mean"] is None) != (per_channel["running_var"] is None):
-        raise ValueError("running_mean and running_var go together; got only one of them")
 
 
 def _check_groups(what: str, has: str, channels: int, num_groups: int) -> None:
@@ -620,13 +267,11 @@ def _check_groups(what: str, has: str, channels: int, num_groups: int) -> None:
 
 
 def _check_options(momentum: float | None, eps: float, batch_eps: float, moving_speed: float | None) -> None:
-    if momentum is not None and not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must be in [0, 1], or None for the plain average; got {momentum}")
+    check_momentum(momentum)
     if moving_speed is not None and not 0 <= moving_speed <= 1:
         raise ValueError(f"moving_speed must be in [0, 1]; got {moving_speed}")
-    for name, value in (("eps", eps), ("batch_eps", batch_eps)):
-        if not value >= 0:
-            raise ValueError(f"{name} must not be negative; got {value}")
+    check_eps(eps)
+    check_eps(batch_eps, "batch_eps")
 
 
 # ---- layers ----
@@ -723,7 +368,7 @@ class _BatchChannelNorm(nn.Module):
         self, input: Float[Tensor, "batch channels *spatial"]
     ) -> Float[Tensor, "batch channels *spatial"]:
         """Normalise, and in training move the running statistics."""
-        _check_rank(self, input)
+        check_rank(self, input)
         bn = self.bn
         return batch_channel_norm(
             input,
@@ -859,7 +504,7 @@ class _EstimatedBatchNorm(_BatchPart):
         self, input: Float[Tensor, "batch channels *spatial"]
     ) -> Float[Tensor, "batch channels *spatial"]:
         """Normalise by the estimates, which a training batch moves first."""
-        _check_rank(self, input)
+        check_rank(self, input)
         assert self.running_mean is not None
         assert self.running_var is not None
         return estimated_batch_norm(
@@ -932,11 +577,3 @@ def _register_affine(
             size = (shape,) if isinstance(shape, int) else shape
             value = nn.Parameter(torch.full(size, start, device=device, dtype=dtype))
         layer.register_parameter(name, value)
-
-
-def _check_rank(layer: _BatchChannelNorm | _EstimatedBatchNorm, input: Tensor) -> None:
-    if input.dim() not in layer._ranks:
-        raise ValueError(
-            f"{type(layer).__name__} needs input {layer._shape}; got shape {tuple(input.shape)}: "
-            "use the layer for that number of dimensions"
-        )

@@ -17,8 +17,8 @@ is unbiased, as in `torch.nn.BatchNorm2d` and timm; the official TensorFlow code
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trueup.nn.moments import across_processes, group_moments, pieces, plane_sums, pool, widen
+from trueup.nn.channel_input import check_input, empty_result, one_value
+from trueup.nn.evonorm_kernels import BatchPlan, BatchVariant, SamplePlan, batch_norm, divide, sample_norm
+from trueup.nn.moments import widen
+from trueup.nn.planes import as_planes, shaped_as
 from trueup.nn.recomputation import recomputing
 
 __all__ = [
@@ -43,7 +46,6 @@ __all__ = [
     "evonorm_s",
 ]
 
-BatchVariant = Literal["B0", "B1", "B2"]
 SampleVariant = Literal["S0", "S1", "S2"]
 
 
@@ -93,149 +95,15 @@ def evonorm_s(
         raise ValueError(f"variant must be 'S0', 'S1' or 'S2'; got {variant!r}")
     _check_v(v, needed=variant == "S0" and activation is not None, by="S0 with an activation", got=variant)
     if input.numel() == 0:
-        return _empty(input, weight, bias, v)
+        return empty_result(input, weight, bias, v)
 
-    planes = input.flatten(2)
-    options = groups, eps, variant != "S2"
+    planes = as_planes(input)
+    plan = SamplePlan(groups, eps, centered=variant != "S2", activate=activation is not None)
     if activation is None or activation is F.silu:
-        output = _sample_norm(planes, weight, bias, v, *options, activation is not None)
+        output = sample_norm(planes, plan, weight, bias, v)
     else:
-        output = _divide_plainly(activation(input).reshape(planes.shape), planes, weight, bias, *options)
-    return output.reshape(input.shape)
-
-
-def _sample_norm(x: Tensor, *args: Any) -> Tensor:
-    if torch.compiler.is_exporting():
-        # An exported graph holds plain operations, not this Function: they must carry the gradient.
-        return _sample_plainly(x, *args)
-    return cast(Tensor, _SampleNorm.apply(x, *args)[0])  # type: ignore[no-untyped-call]
-
-
-class _SampleNorm(torch.autograd.Function):
-    """Planes ``(N, C, L)`` of any strides -> y, and the groups' mean and variance ``(N, groups)``.
-
-    ``activate`` multiplies x by ``sigmoid(v * x)``, v being 1 if None. The moments are for backward and carry
-    no gradient. Saved: x, and what is of the size of the moments or of the parameters.
-    """
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        v: Tensor | None,
-        groups: int,
-        eps: float,
-        centered: bool,
-        activate: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        output = torch.empty_like(x)
-        moments = []
-        for part, out in _strips(x, output):
-            part = widen(part).contiguous()
-            mean, var = group_moments(part, groups)
-            scale = _spread(_power(mean, var, centered).add(eps).rsqrt(), part) * _column(weight, part)
-            z = _gate(part, v).mul_(part) if activate else part
-            torch.add(z * scale, _column(bias, part), out=out)
-            moments.append((mean, var))
-        mean, var = (torch.cat(values) for values in zip(*moments, strict=True))
-        return output, mean, var
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, weight, bias, v, *ctx.options = inputs
-        _, mean, var = output
-        ctx.mark_non_differentiable(mean, var)
-        ctx.save_for_backward(x, weight, bias, v, mean, var)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        x, weight, bias, v, mean, var = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            found = _pull(_sample_plainly, grads[0], x, weight, bias, v, *ctx.options)
-        else:
-            found = _sample_gradients(grads[0], x, weight, bias, v, mean, var, *ctx.options)
-        return *found, None, None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        """Layers side by side are one, with as many times the channels and the groups."""
-        x, weight, bias, v, groups, *options = args
-        folded = _side_by_side(info.batch_size, (x, weight, bias, v), in_dims)
-        outputs = _SampleNorm.apply(*folded, info.batch_size * groups, *options)  # type: ignore[no-untyped-call]
-        return tuple(t.unflatten(1, (info.batch_size, -1)) for t in outputs), (1, 1, 1)
-
-
-def _sample_gradients(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    v: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    groups: int,
-    eps: float,
-    centered: bool,
-    activate: bool,
-) -> tuple[Tensor | None, ...]:
-    """With z = x sigmoid(v x), r the reciprocal root of a group of n values, and sums over the group,
-
-    grad_x = weight r grad dz/dx - sum(weight grad z) r^3 (x - mean) / n        (S2: x alone)
-    """
-    rstd = (_power(mean, var, centered) + eps).rsqrt()
-    n = x.shape[1] // groups * x.shape[2]
-    center = mean if centered else torch.zeros_like(mean)
-    grad_x = torch.empty_like(x)
-    sums = []
-    for g, part, out, r, m in _strips(grad, x, grad_x, rstd, center):
-        g, part = widen(g).contiguous(), widen(part).contiguous()
-        if activate:
-            gate = _gate(part, v)
-            bend = torch.ops.aten.sigmoid_backward(part, gate)  # x sigmoid'(v x)
-            grad_z, grad_gate = _dots(g, part * gate), _dots(g, part * bend)
-            direct = (bend if v is None else bend.mul_(_column(v, part))).add_(gate).mul_(g)
-        else:
-            grad_z = grad_gate = _dots(g, part)
-            direct = g
-        through_root = (grad_z[0] * weight).unflatten(1, (groups, -1)).sum(-1) * r.pow(3) / -n
-        direct = direct * (_spread(r, part) * _column(weight, part))
-        # The center is taken off first: through_root may be huge, and the mean large beside the deviations.
-        torch.add(direct, (part - _spread(m, part)).mul_(_spread(through_root, part)), out=out)
-        sums.append((*grad_z, grad_gate[0]))
-    along_z, along_one, along_gate = (torch.cat(values) for values in zip(*sums, strict=True))
-    r = rstd.repeat_interleave(x.shape[1] // groups, 1)
-    return (
-        grad_x,
-        (along_z * r).sum(0).to(weight.dtype),
-        along_one.sum(0).to(bias.dtype),
-        None if v is None else ((along_gate * r).sum(0) * weight).to(v.dtype),
-    )
-
-
-def _sample_plainly(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    v: Tensor | None,
-    groups: int,
-    eps: float,
-    centered: bool,
-    activate: bool,
-) -> Tensor:
-    """The same in operations that autograd knows."""
-    wide = widen(x)
-    z = wide * _gate(wide, v) if activate else wide
-    return _divide_plainly(z, x, weight, bias, groups, eps, centered)
-
-
-def _divide_plainly(
-    z: Tensor, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, centered: bool
-) -> Tensor:
-    values = widen(x).unflatten(1, (groups, -1)).flatten(2)
-    power = values.var(2, correction=0) if centered else values.square().mean(2)
-    y = widen(z) * _spread((power + eps).rsqrt(), x) * _column(weight, values) + _column(bias, values)
-    return y.to(x.dtype)
+        output = divide(planes, plan, lambda _: as_planes(activation(input)), weight, bias)
+    return shaped_as(input, output)
 
 
 # ---- B: the larger of a deviation over the batch and a term of the sample ----
@@ -296,270 +164,23 @@ def evonorm_b(
             )
         process_group = None
     if input.numel() == 0 and process_group is None:
-        return _empty(input, weight, bias, v)
-    count = input.numel() // input.shape[1]
-    if training and count == 1 and (process_group is None or dist.get_world_size(process_group) == 1):
+        return empty_result(input, weight, bias, v)
+    if training and one_value(input, process_group):
         raise ValueError(
             f"EvoNorm-{variant} needs more than one value per channel in training; got input of shape "
             f"{tuple(input.shape)}: pass a larger batch, or use an S variant, which needs no batch"
         )
 
-    planes = input.flatten(2)
     known = None if training else running_var
-    output, var, total = _batch_norm(planes, weight, bias, v, known, eps, variant, process_group)
+    plan = BatchPlan(eps, variant, process_group)
+    output, var, total = batch_norm(as_planes(input), plan, known, weight, bias, v)
     if training and running_var is not None and not recomputing():
         with torch.no_grad():
             unbiased = var * (total / (total - 1).clamp(min=1))
-            running_var.copy_((1 - momentum) * running_var + momentum * unbiased)
-    return output.reshape(input.shape)
-
-
-def _batch_norm(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    if torch.compiler.is_exporting():
-        output, *_, var, count = _batch_plainly(x, *args)
-    else:
-        output, *_, var, count = _BatchNorm.apply(x, *args)  # type: ignore[no-untyped-call]
-    return output, var, count
-
-
-class _BatchNorm(torch.autograd.Function):
-    """Planes ``(N, C, L)`` of any strides -> y; mean and variance of the planes, ``(N, C)``, and of the
-    channels, ``(C,)``; and the number of values behind the latter.
-
-    ``known`` is the channels' variance if it is given. Only y carries a gradient. Saved: x, and what is of
-    the size of the moments or of the parameters.
-    """
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        v: Tensor | None,
-        known: Tensor | None,
-        eps: float,
-        variant: BatchVariant,
-        group: dist.ProcessGroup | None,
-    ) -> tuple[Tensor, ...]:
-        moments = [group_moments(part.contiguous(), x.shape[1]) for (part,) in _strips(x)]
-        mean, var = (torch.cat(values) for values in zip(*moments, strict=True))
-        channels = _channels(mean, var, x.shape[2], known, group)
-        slope, offset = _line(mean, var, v, eps, variant)
-        left = (channels[1] + eps).sqrt()
-        output = torch.empty_like(x)
-        for part, out, a, b in _strips(x, output, slope, offset):
-            part = widen(part).contiguous()
-            larger = torch.maximum(_along(part, a, b), _column(left, part))
-            torch.add((part / larger).mul_(_column(weight, part)), _column(bias, part), out=out)
-        return output, mean, var, *channels
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, weight, bias, v, known, *ctx.options = inputs
-        # `known` is not kept: its copy among the outputs cannot be changed by a later training forward.
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.training = known is None
-        ctx.save_for_backward(x, weight, bias, v, *output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        x, weight, bias, v, *moments = ctx.saved_tensors
-        known = None if ctx.training else moments[3]
-        if torch.is_grad_enabled():
-            found = _pull(_batch_plainly, grads[0], x, weight, bias, v, known, *ctx.options)
-        else:
-            found = _batch_gradients(grads[0], x, weight, bias, v, known, moments, *ctx.options)
-        return *found, None, None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        """Layers side by side are one, with as many times the channels."""
-        *tensors, eps, variant, group = args
-        folded = _side_by_side(info.batch_size, tensors, in_dims)
-        *outputs, count = _BatchNorm.apply(*folded, eps, variant, group)  # type: ignore[no-untyped-call]
-        dims = [1, 1, 1, 0, 0]
-        unfolded = [t.unflatten(dim, (info.batch_size, -1)) for t, dim in zip(outputs, dims, strict=True)]
-        return (*unfolded, count), (*dims, None)
-
-
-def _channels(
-    mean: Tensor, var: Tensor, length: int, known: Tensor | None, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance and count of each channel over batch and processes; or the variance that is known."""
-    if known is not None:
-        whole = widen(known).clone()
-        return torch.zeros_like(whole), whole, whole.new_zeros(())
-    center, whole, count = across_processes(*pool(mean, var, 0), len(mean) * length, group)
-    return center, whole, center.new_full((), count) if isinstance(count, int) else count
-
-
-def _line(
-    mean: Tensor, var: Tensor, v: Tensor | None, eps: float, variant: BatchVariant
-) -> tuple[Tensor, Tensor]:
-    """Slope and offset ``(N, C)`` of the sample's term, which is a line in x."""
-    root = (_power(mean, var, centered=variant == "B0") + eps).sqrt()
-    if v is not None:
-        return v.to(root.dtype).expand_as(root), root
-    return (root if variant == "B1" else torch.full_like(root, -1.0)), root
-
-
-def _batch_gradients(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    v: Tensor | None,
-    known: Tensor | None,
-    moments: Sequence[Tensor],
-    eps: float,
-    variant: BatchVariant,
-    group: dist.ProcessGroup | None,
-) -> tuple[Tensor | None, ...]:
-    """With k = weight grad x / max(left, right)^2 and k' its part where right = slope x + offset is larger,
-    right gets -k', left gets k' - k, and
-
-    grad_x = weight grad / max(left, right) - slope k' + what flows through the roots.
-    """
-    mean, var, center, whole, count = moments
-    slope, root = _line(mean, var, v, eps, variant)
-    left = (whole + eps).sqrt()
-    grad_x = torch.empty_like(x, dtype=widen(x).dtype)
-    sums = []
-    for g, part, out, a, b in _strips(grad, x, grad_x, slope, root):
-        g, part = widen(g).contiguous(), widen(part).contiguous()
-        right = _along(part, a, b)
-        larger = torch.maximum(right, _column(left, part))
-        z = part / larger
-        grad_z = _dots(g, z)
-        direct = g / larger
-        k = z.mul_(direct)
-        total = k.sum(-1)
-        # 1 where right is larger, 1/2 on a tie, as `torch.maximum` has it.
-        k.mul_(right.sub_(_column(left, part)).sign_().add_(1).mul_(0.5))
-        sums.append((*grad_z, total, *_dots(k, part)))
-        torch.mul(direct.sub_(k * a.unsqueeze(-1)), _column(weight, part), out=out)
-    along_z, along_one, total, right_x, right_one = (torch.cat(values) for values in zip(*sums, strict=True))
-
-    grad_slope, grad_root, grad_left = -weight * right_x, -weight * right_one, -weight * (total - right_one)
-    if variant == "B1":
-        grad_root = grad_root + grad_slope  # the root is the slope too
-    # Through the roots, each a line in x - mean: deviations first, since slopes may be huge.
-    linear = grad_root / (root * x.shape[2])
-    constant = torch.zeros_like(mean) if variant == "B0" else linear * mean
-    if known is None:
-        through_left = grad_left.sum(0)
-        if group is not None:
-            dist.all_reduce(through_left, group=group)
-        through_left = through_left / (left * count)
-        linear, constant = linear + through_left, constant + through_left * (mean - center)
-    for part, out, m, a, b in _strips(x, grad_x, mean, linear, constant):
-        out.add_(_along(widen(part) - m.unsqueeze(-1), a, b))
-    return (
-        grad_x.to(x.dtype),
-        along_z.sum(0).to(weight.dtype),
-        along_one.sum(0).to(bias.dtype),
-        None if v is None else grad_slope.sum(0).to(v.dtype),
-    )
-
-
-def _batch_plainly(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    v: Tensor | None,
-    known: Tensor | None,
-    eps: float,
-    variant: BatchVariant,
-    group: dist.ProcessGroup | None,
-) -> tuple[Tensor, ...]:
-    """The same in operations that autograd knows."""
-    if group is not None:
-        raise RuntimeError(
-            "EvoNorm-B with a process_group has no second derivative, nor can it be exported: "
-            "set process_group=None for that"
-        )
-    wide = widen(x)
-    mean, var = wide.mean(2), wide.var(2, correction=0)
-    channels = _channels(mean, var, x.shape[2], known, None)
-    right = _along(wide, *_line(mean, var, v, eps, variant))
-    larger = torch.maximum(right, _column((channels[1] + eps).sqrt(), wide))
-    y = wide / larger * _column(weight, wide) + _column(bias, wide)
-    return y.to(x.dtype), mean, var, *channels
-
-
-# ---- what both are made of ----
-
-
-def _strips(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """A few samples of each tensor at a time, as many of x as stay in a CPU's cache."""
-    size = pieces(x, x.shape[1] * x.shape[2], max(len(x), 1))
-    return zip(*(t.split(size) for t in (x, *others)), strict=True)
-
-
-def _column(t: Tensor, x: Tensor) -> Tensor:
-    """``(C,)`` -> ``(C, 1)``, to stand beside planes."""
-    return t.to(x.dtype).unsqueeze(-1)
-
-
-def _spread(t: Tensor, x: Tensor) -> Tensor:
-    """``(N, groups)`` -> ``(N, C, 1)``: each channel gets its group's value."""
-    return t.repeat_interleave(x.shape[1] // t.shape[1], 1).unsqueeze(-1)
-
-
-def _power(mean: Tensor, var: Tensor, centered: bool) -> Tensor:
-    """The variance, or the mean square."""
-    return var if centered else var + mean.square()
-
-
-def _gate(x: Tensor, v: Tensor | None) -> Tensor:
-    return torch.sigmoid(x if v is None else x * _column(v, x))
-
-
-def _along(x: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
-    """A line in x for each plane."""
-    return x * slope.unsqueeze(-1) + offset.unsqueeze(-1)
-
-
-def _dots(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """``sum(a * b)`` and ``sum(a)`` of each plane."""
-    return plane_sums(a, b, a.new_zeros(a.shape[:2]))
-
-
-def _pull(
-    function: Callable[..., Any],
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    v: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor | None, ...]:
-    """Gradients that can be differentiated again: autograd's own, of the plain form."""
-
-    def plain(*tensors: Tensor) -> Tensor:
-        rest = (None, *options) if v is None else options
-        result = function(*tensors, *rest)
-        return result if isinstance(result, Tensor) else result[0]
-
-    present = (x, weight, bias) if v is None else (x, weight, bias, v)
-    pull = torch.func.vjp(plain, *present)[1]
-    found = pull(grad)
-    return (*found, None) if v is None else (*found,)
-
-
-def _side_by_side(
-    batch: int, tensors: Sequence[Tensor | None], in_dims: Sequence[int | None]
-) -> list[Tensor | None]:
-    """Under vmap: fold the mapped dimension into the channels of planes and of what is per channel."""
-    folded: list[Tensor | None] = []
-    for t, dim in zip(tensors, in_dims, strict=False):
-        if t is None:
-            folded.append(None)
-            continue
-        t = t.expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)
-        channels = 1 if t.dim() == 4 else 0
-        folded.append(t.movedim(0, channels).flatten(channels, channels + 1))
-    return folded
+            # Where no process has a sample nothing moves. In float32 at least: a half buffer rounds once.
+            share = momentum * (total > 0).to(total.dtype)
+            running_var.copy_((1 - share) * widen(running_var) + share * unbiased)
+    return shaped_as(input, output)
 
 
 def _affine(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -568,26 +189,13 @@ def _affine(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (widen(input) * weight.view(per_channel) + bias.view(per_channel)).to(input.dtype)
 
 
-def _empty(input: Tensor, weight: Tensor, bias: Tensor, v: Tensor | None) -> Tensor:
-    """Nothing, with a zero gradient for every parameter rather than none."""
-    return _affine(input, weight if v is None else weight * v, bias)
-
-
 def _check(input: Tensor, parameters: dict[str, Tensor | None], eps: float) -> None:
-    if not input.is_floating_point():
-        raise TypeError(f"EvoNorm needs a floating point input; got {input.dtype}: convert with .float()")
     if input.dim() not in (3, 4, 5):
         raise ValueError(
             f"EvoNorm needs input (N, C, H, W), or (N, C, L) or (N, C, D, H, W); got shape "
             f"{tuple(input.shape)}: unsqueeze a batch or a spatial dimension"
         )
-    for name, value in parameters.items():
-        if value is not None and tuple(value.shape) != (input.shape[1],):
-            raise ValueError(
-                f"input of shape {tuple(input.shape)} has {input.shape[1]} channels, but {name} has shape "
-                f"{tuple(value.shape)}: build the layer with num_features={input.shape[1]}, or move the "
-                "channels to dimension 1"
-            )
+    check_input("EvoNorm", input, parameters)
     _check_eps(eps)
 
 
@@ -596,7 +204,9 @@ def _check_eps(eps: float) -> None:
         raise ValueError(f"eps must be positive, it keeps constant inputs from dividing by 0; got {eps}")
 
 
-def _check_momentum(momentum: float) -> None:
+def _check_momentum(momentum: float | None) -> None:
+    if momentum is None:
+        raise ValueError("momentum must be in [0, 1]; got None: EvoNorm counts no batches for an average")
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum must be in [0, 1]; got {momentum}")
 

@@ -15,7 +15,7 @@ code, and unlike the printed algorithm, the variance is averaged rather than the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
@@ -24,7 +24,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trueup.nn.moments import affine_planes, group_moments, pieces, plane_sums, pool, widen
+from trueup.nn.channel_input import check_eps, check_input, check_momentum, check_rank, empty_result
+from trueup.nn.custom_function import needs_plain_operations, pull, side_by_side
+from trueup.nn.moments import pieces, pool, widen
+from trueup.nn.planes import affine_planes, as_planes, channels_last, plane_moments, plane_sums, shaped_as
 from trueup.nn.recomputation import recomputing
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d", "ghost_batch_norm"]
@@ -86,7 +89,11 @@ def ghost_batch_norm(
             [-1.0000, -1.0000],
             [ 1.0000,  1.0000]])
     """
-    _check(input, running_mean, running_var, weight, bias, momentum, eps, ghost_batch_size, remainder)
+    per_channel = {
+        "running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias
+    }  # fmt: skip
+    check_input("ghost batch norm", input, per_channel)
+    _check_options(momentum, eps, ghost_batch_size, remainder)
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError(
@@ -97,13 +104,10 @@ def ghost_batch_norm(
     if momentum is None and running_mean is not None and num_batches_tracked is None:
         raise ValueError("momentum=None averages over all ghost batches seen: pass num_batches_tracked")
     if input.numel() == 0:
-        # Differentiable, and a zero gradient for weight and bias rather than none.
-        shape = (1, -1, *[1] * (input.dim() - 2))
-        output = input if weight is None else input * weight.view(shape)
-        return (output if bias is None else output + bias.view(shape)).to(input.dtype)
+        return empty_result(input, weight, bias)
 
-    samples, features = input.shape[:2]
-    area = input.numel() // (samples * features)
+    planes = as_planes(input)
+    samples, _, area = planes.shape
     ghosts = _cut(samples, ghost_batch_size, remainder)
     if area == 1 and remainder != "drop_stats" and any(size == 1 for _, size in ghosts):
         raise ValueError(
@@ -112,22 +116,12 @@ def ghost_batch_norm(
             "pass a larger batch, a larger ghost_batch_size or another remainder"
         )
 
-    # Two layouts: rows of channels (one value a sample, or channels last), or a plane per sample and channel.
-    if area == 1 or (not input.is_contiguous() and input.movedim(1, -1).is_contiguous()):
-        last = input.movedim(1, -1)
-        blocks = tuple((count, size * area) for count, size in ghosts)
-        output, mean, var = _normalize(last.reshape(-1, features), weight, bias, eps, blocks)
-        output = output.view(last.shape).movedim(-1, 1)
-    else:
-        planes = input.reshape(samples, features, area).contiguous()
-        output, mean, var = _normalize(planes, weight, bias, eps, ghosts)
-        output = output.view(input.shape)
-
+    output, mean, var = _normalize(planes, eps, ghosts, weight, bias)
     if running_mean is not None and running_var is not None and not recomputing():
         if remainder == "drop_stats":
             ghosts = tuple((count, size) for count, size in ghosts if size >= ghost_batch_size)
         _update_running(running_mean, running_var, num_batches_tracked, mean, var, momentum, ghosts, area)
-    return output
+    return shaped_as(input, output)
 
 
 def _cut(samples: int, size: int, remainder: Remainder) -> _Blocks:
@@ -144,7 +138,7 @@ def _cut(samples: int, size: int, remainder: Remainder) -> _Blocks:
     return ((count - 1, size), (1, size + rest))
 
 
-def _split(t: Tensor, blocks: _Blocks) -> Iterator[Tensor]:
+def _split(t: Tensor, blocks: Iterable[tuple[int, int]]) -> Iterator[Tensor]:
     """Views ``(count, size, ...)`` of the rows of each block."""
     start = 0
     for count, size in blocks:
@@ -163,17 +157,8 @@ def _spread(t: Tensor, blocks: _Blocks) -> Tensor:
     return torch.cat([part.repeat_interleave(size, 0) for part, (_, size) in zip(parts, blocks, strict=True)])
 
 
-def _strips(x: Tensor, blocks: _Blocks) -> _Blocks:
-    """The same ghost batches in smaller blocks, so that a block's temporaries are small."""
-    strips = []
-    for count, size in blocks:
-        most = pieces(x, size * x.shape[1], count)
-        strips += [(min(most, count - done), size) for done in range(0, count, most)]
-    return tuple(strips)
-
-
 class _GhostNormalize(torch.autograd.Function):
-    """Rows ``(M, C)`` or planes ``(N, C, L)`` -> normalised, and mean and biased variance ``(ghosts, C)``.
+    """Planes ``(N, C, L)`` -> normalised, and mean and biased variance ``(ghosts, C)``.
 
     The moments are for the running statistics and carry no gradient. Saved for backward: x, and what is of
     the size of the moments.
@@ -181,96 +166,73 @@ class _GhostNormalize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, blocks: _Blocks
+        x: Tensor, eps: float, blocks: _Blocks, weight: Tensor | None, bias: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        route = _normalize_planes if x.dim() == 3 else _normalize_rows
-        return route(x, weight, bias, eps, blocks)
+        route = _normalize_rows if channels_last(x) else _normalize_planes
+        return route(x, eps, blocks, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, weight, bias, ctx.eps, ctx.blocks = inputs
+        x, ctx.eps, ctx.blocks, *parameters = inputs
         _, mean, var = output
         ctx.mark_non_differentiable(mean, var)
-        ctx.save_for_backward(x, weight, bias, mean, var)
+        ctx.save_for_backward(x, mean, var, *parameters)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        x, weight, bias, mean, var = ctx.saved_tensors
-        grad = grads[0]
+        x, mean, var, *parameters = ctx.saved_tensors
+        options = ctx.eps, ctx.blocks
         if torch.is_grad_enabled():
-            # To be differentiated again, so the gradient is written in operations that are.
-            grad_x, grad_weight, grad_bias = _differentiable_gradients(grad, x, weight, ctx.eps, ctx.blocks)
+            found = pull(lambda x, *p: _normalize_plainly(x, *options, *p)[0], grads[0], x, *parameters)
         else:
-            route = _plane_gradients if x.dim() == 3 else _row_gradients
-            grad_x, grad_weight, grad_bias = route(grad, x, weight, mean, var, ctx.eps, ctx.blocks)
-        return (
-            grad_x,
-            None if weight is None else grad_weight.to(weight.dtype),
-            None if bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-        )
+            route = _row_gradients if channels_last(x) else _plane_gradients
+            found = route(grads[0], x, *options, mean, var, *parameters)
+        grad_x, *of_parameters = found
+        return grad_x, None, None, *of_parameters
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        """Ghost batch norms side by side are one, with as many times the channels."""
-        x, weight, bias, eps, blocks = args
-        batch = info.batch_size
-
-        def fold(t: Tensor, dim: int | None, channels: int) -> Tensor:
-            t = t.expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)
-            return t.movedim(0, channels).flatten(channels, channels + 1)
-
-        outputs = _normalize(
-            fold(x, in_dims[0], 1),
-            None if weight is None else fold(weight, in_dims[1], 0),
-            None if bias is None else fold(bias, in_dims[2], 0),
-            eps,
-            blocks,
-        )
-        return tuple(t.unflatten(1, (batch, -1)) for t in outputs), (1, 1, 1)
+        x, eps, blocks, *parameters = args
+        x, *parameters = side_by_side(info.batch_size, (x, *parameters), (in_dims[0], *in_dims[3:]))
+        outputs = _GhostNormalize.apply(x, eps, blocks, *parameters)  # type: ignore[no-untyped-call]
+        return tuple(t.unflatten(1, (info.batch_size, -1)) for t in outputs), (1, 1, 1)
 
 
 def _normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, blocks: _Blocks
+    x: Tensor, eps: float, blocks: _Blocks, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if torch.compiler.is_exporting():
-        # An exported graph holds plain operations, not this Function: they must carry the gradient.
-        return _normalize_plainly(x, weight, bias, eps, blocks)
-    result = _GhostNormalize.apply(x, weight, bias, eps, blocks)  # type: ignore[no-untyped-call]
+    if needs_plain_operations():
+        return _normalize_plainly(x, eps, blocks, weight, bias)
+    result = _GhostNormalize.apply(x, eps, blocks, weight, bias)  # type: ignore[no-untyped-call]
     return cast(tuple[Tensor, Tensor, Tensor], result)
 
 
-def _normalize_rows(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, blocks: _Blocks
+def _normalize_plainly(
+    x: Tensor, eps: float, blocks: _Blocks, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    output = torch.empty_like(x)
-    means, variances = [], []
-    blocks = _strips(x, blocks)
-    for rows, normalized in zip(_split(x, blocks), _split(output, blocks), strict=True):
-        wide = widen(rows)
-        mean = wide.mean(1, keepdim=True)
-        centered = wide - mean
-        var = centered.square().mean(1, keepdim=True)
-        rstd = (var + eps).rsqrt()
-        scale = rstd if weight is None else rstd * weight
-        if bias is None:
-            torch.mul(centered, scale, out=normalized)
-        else:
-            torch.addcmul(widen(bias), centered, scale, out=normalized)
-        means.append(mean.squeeze(1))
-        variances.append(var.squeeze(1))
-    return output, torch.cat(means), torch.cat(variances)
+    """The equation as it is printed, in operations that autograd knows."""
+    outputs, means, variances = [], [], []
+    for v in _split(widen(x), blocks):
+        mean = v.mean((1, 3), keepdim=True)
+        var = (v - mean).square().mean((1, 3), keepdim=True)
+        y = (v - mean) * (var + eps).rsqrt()
+        y = y if weight is None else y * weight.unsqueeze(1)
+        y = y if bias is None else y + bias.unsqueeze(1)
+        outputs.append(y.flatten(0, 1))
+        means.append(mean.flatten(1))
+        variances.append(var.flatten(1))
+    return torch.cat(outputs).to(x.dtype), torch.cat(means), torch.cat(variances)
+
+
+# ---- two routes: planes of values one after the other; rows of channels, one a place ----
 
 
 def _normalize_planes(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, blocks: _Blocks
+    x: Tensor, eps: float, blocks: _Blocks, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    features = x.shape[1]
-    plane_mean, plane_var = group_moments(x, features)
     pooled = [
         pool(means, variances, 1)
-        for means, variances in zip(_split(plane_mean, blocks), _split(plane_var, blocks), strict=True)
+        for means, variances in zip(*(_split(t, blocks) for t in plane_moments(x)), strict=True)
     ]
     mean, var = (torch.cat(values) for values in zip(*pooled, strict=True))
 
@@ -282,22 +244,37 @@ def _normalize_planes(
     return affine_planes(x, center, scale, shift), mean, var
 
 
-def _normalize_plainly(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, blocks: _Blocks
+def _normalize_rows(
+    x: Tensor, eps: float, blocks: _Blocks, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for either layout, in operations that autograd knows."""
-    outputs, means, variances = [], [], []
-    for v in _split(widen(x), blocks):
-        dims, per_channel = [1, *range(3, v.dim())], (-1, *[1] * (v.dim() - 3))
-        mean = v.mean(dims, keepdim=True)
-        var = (v - mean).square().mean(dims, keepdim=True)
-        y = (v - mean) * (var + eps).rsqrt()
-        y = y if weight is None else y * weight.view(per_channel)
-        y = y if bias is None else y + bias.view(per_channel)
-        outputs.append(y.flatten(0, 1))
-        means.append(mean.flatten(1))
-        variances.append(var.flatten(1))
-    return torch.cat(outputs).to(x.dtype), torch.cat(means), torch.cat(variances)
+    output = torch.empty_like(x)
+    means, variances = [], []
+    for rows, normalized in _row_blocks(blocks, x, output):
+        wide = widen(rows)
+        mean = wide.mean(1, keepdim=True)
+        centered = wide - mean
+        var = centered.square().mean(1, keepdim=True)
+        rstd = (var + eps).rsqrt()
+        scale = rstd if weight is None else rstd * weight
+        if bias is None:
+            torch.mul(centered, scale, out=normalized)
+        else:
+            torch.addcmul(bias.to(wide.dtype), centered, scale, out=normalized)
+        means.append(mean.squeeze(1))
+        variances.append(var.squeeze(1))
+    return output, torch.cat(means), torch.cat(variances)
+
+
+def _row_blocks(blocks: _Blocks, *planes: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views ``(count, rows, C)`` of the same ghost batches of each, few at a time: temporaries are small."""
+    samples, features, area = planes[0].shape
+    strips = []
+    for count, size in blocks:
+        most = pieces(planes[0], size * area * features, count)
+        strips += [(min(most, count - done), size * area) for done in range(0, count, most)]
+    return zip(
+        *(_split(t.transpose(1, 2).reshape(samples * area, features), strips) for t in planes), strict=True
+    )
 
 
 # The gradients below are, with r = 1/sqrt(var_k + eps), z = (x - mean_k) r and means over ghost batch k,
@@ -305,24 +282,47 @@ def _normalize_plainly(
 #     grad_weight = sum(grad * z),  grad_bias = sum(grad)
 
 
+def _plane_gradients(
+    grad: Tensor,
+    x: Tensor,
+    eps: float,
+    blocks: _Blocks,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    area = x.shape[2]
+    center, rstd = _spread(mean, blocks), _spread((var + eps).rsqrt(), blocks)
+    scale = rstd if weight is None else rstd * weight
+    grad, wide = widen(grad), widen(x)
+    along_x, along_one = plane_sums(grad, wide, center)
+    along_z = along_x * rstd
+    mean_z = _spread(_mean(along_z, blocks), blocks) / area
+    mean_one = _spread(_mean(along_one, blocks), blocks) / area
+    grad_x = affine_planes(wide, center, -scale * rstd * mean_z, -scale * mean_one)
+    grad_x.addcmul_(grad, scale.unsqueeze(-1))
+    return grad_x.to(x.dtype), _of(weight, along_z), _of(bias, along_one)
+
+
 def _row_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float, blocks: _Blocks
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor,
+    x: Tensor,
+    eps: float,
+    blocks: _Blocks,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor | None, ...]:
     grad_x = torch.empty_like(x)
-    blocks = _strips(x, blocks)
-    counts = [count for count, _ in blocks]
     rstd = (var + eps).rsqrt()
     scale = rstd if weight is None else rstd * weight
     along_z, along_one = [], []
-    for g, rows, target, m, r, s in zip(
-        _split(grad, blocks),
-        _split(x, blocks),
-        _split(grad_x, blocks),
-        mean.unsqueeze(1).split(counts),
-        rstd.unsqueeze(1).split(counts),
-        scale.unsqueeze(1).split(counts),
-        strict=True,
-    ):
+    done = 0
+    for g, rows, target in _row_blocks(blocks, grad, x, grad_x):
+        ghosts = slice(done, done := done + rows.shape[0])
+        m, r, s = (t[ghosts].unsqueeze(1) for t in (mean, rstd, scale))
         g, centered, size = widen(g), widen(rows) - m, rows.shape[1]
         sum_z = (g * centered).sum(1, keepdim=True).mul_(r)
         sum_one = g.sum(1, keepdim=True)
@@ -330,42 +330,12 @@ def _row_gradients(
         torch.mul(centered, s, out=target)
         along_z.append(sum_z.squeeze(1))
         along_one.append(sum_one.squeeze(1))
-    return grad_x, torch.cat(along_z).sum(0), torch.cat(along_one).sum(0)
+    return grad_x, _of(weight, torch.cat(along_z)), _of(bias, torch.cat(along_one))
 
 
-def _plane_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float, blocks: _Blocks
-) -> tuple[Tensor, Tensor, Tensor]:
-    area = x.shape[2]
-    center, rstd = _spread(mean, blocks), _spread((var + eps).rsqrt(), blocks)
-    scale = rstd if weight is None else rstd * weight
-
-    g, v = widen(grad), widen(x)
-    along_x, along_one = plane_sums(g, v, center)
-    along_z = along_x * rstd
-    mean_z = _spread(_mean(along_z, blocks), blocks) / area
-    mean_one = _spread(_mean(along_one, blocks), blocks) / area
-    grad_x = affine_planes(v, center, -scale * rstd * mean_z, -scale * mean_one)
-    grad_x.addcmul_(g, scale.unsqueeze(-1))
-    return grad_x.to(x.dtype), along_z.sum(0), along_one.sum(0)
-
-
-def _differentiable_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor | None, eps: float, blocks: _Blocks
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for either layout, the moments being functions of x."""
-    grads, along_z, along_one = [], [], []
-    for g, v in zip(_split(widen(grad), blocks), _split(widen(x), blocks), strict=True):
-        dims = [1, *range(3, v.dim())]
-        centered = v - v.mean(dims, keepdim=True)
-        rstd = (centered.square().mean(dims, keepdim=True) + eps).rsqrt()
-        z = centered * rstd
-        scale = rstd if weight is None else rstd * weight.view(-1, *[1] * (v.dim() - 3))
-        part = scale * (g - g.mean(dims, keepdim=True) - z * (g * z).mean(dims, keepdim=True))
-        grads.append(part.flatten(0, 1))
-        along_z.append((g * z).sum([0, *dims]))
-        along_one.append(g.sum([0, *dims]))
-    return torch.cat(grads).to(x.dtype), torch.stack(along_z).sum(0), torch.stack(along_one).sum(0)
+def _of(parameter: Tensor | None, sums: Tensor) -> Tensor | None:
+    """The parameter's gradient, if it is there, from sums ``(*, C)``."""
+    return None if parameter is None else sums.sum(0).to(parameter.dtype)
 
 
 @torch.no_grad()
@@ -394,42 +364,11 @@ def _update_running(
     else:
         later = torch.arange(count - 1, -1, -1, device=mean.device, dtype=mean.dtype)
         keep, weights = (1 - momentum) ** count, momentum * (1 - momentum) ** later
-    # A product and a sum rather than a matmul, which autocast would round to half.
+    # A product and a sum rather than a matmul, which autocast would round to half; half buffers round once.
     for running, batch in ((running_mean, mean), (running_var, var)):
-        running.copy_(keep * running + (weights.unsqueeze(1) * batch).sum(0))
+        running.copy_(keep * widen(running) + (weights.unsqueeze(1) * batch).sum(0))
     if num_batches_tracked is not None:
         num_batches_tracked.add_(count)
-
-
-def _check(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    momentum: float | None,
-    eps: float,
-    ghost_batch_size: int,
-    remainder: Remainder,
-) -> None:
-    if not input.is_floating_point():
-        raise TypeError(
-            f"ghost batch norm needs a floating point input; got {input.dtype}: convert with .float()"
-        )
-    if input.dim() < 2:
-        raise ValueError(f"ghost batch norm needs input (N, C, ...); got shape {tuple(input.shape)}")
-    for name, value in (
-        ("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)
-    ):  # fmt: skip
-        if value is not None and tuple(value.shape) != (input.shape[1],):
-            raise ValueError(
-                f"input of shape {tuple(input.shape)} has {input.shape[1]} channels, but {name} has shape "
-                f"{tuple(value.shape)}: build the layer with num_features={input.shape[1]}, or move the "
-                "channels to dimension 1"
-            )
-    if (running_mean is None) != (running_var is None):
-        raise ValueError("running_mean and running_var go together; got only one of them")
-    _check_options(momentum, eps, ghost_batch_size, remainder)
 
 
 def _check_options(momentum: float | None, eps: float, ghost_batch_size: int, remainder: Remainder) -> None:
@@ -439,10 +378,8 @@ def _check_options(momentum: float | None, eps: float, ghost_batch_size: int, re
         raise ValueError(f"ghost_batch_size must be at least 1; got {ghost_batch_size}")
     if remainder not in get_args(Remainder):
         raise ValueError(f"remainder must be one of {get_args(Remainder)}; got {remainder!r}")
-    if momentum is not None and not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must be in [0, 1], or None for the plain average; got {momentum}")
-    if not eps >= 0:
-        raise ValueError(f"eps must not be negative; got {eps}")
+    check_momentum(momentum)
+    check_eps(eps)
 
 
 class _GhostBatchNorm(_BatchNorm):
@@ -521,11 +458,7 @@ class _GhostBatchNorm(_BatchNorm):
         )
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() not in self._ranks:
-            raise ValueError(
-                f"{type(self).__name__} needs input {self._shape}; got shape {tuple(input.shape)}: "
-                "use the layer for that number of dimensions"
-            )
+        check_rank(self, input)
 
     def extra_repr(self) -> str:
         inherited = super().extra_repr()  # type: ignore[no-untyped-call]

@@ -1,0 +1,69 @@
+"""What the layers of `(N, C, ...)` ask of an input and of their settings, and their answer to no input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
+
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["check_eps", "check_input", "check_momentum", "check_rank", "empty_result", "one_value"]
+
+
+class _OfRank(Protocol):
+    _ranks: ClassVar[tuple[int, ...]]
+    _shape: ClassVar[str]
+
+
+def check_input(what: str, input: Tensor, per_channel: Mapping[str, Tensor | None]) -> None:
+    """Floating point, with channels, and as many of them as each of the vectors has elements.
+
+    Raises:
+        TypeError, ValueError: which of these does not hold, in the words of the layer ``what``.
+    """
+    if not input.is_floating_point():
+        raise TypeError(f"{what} needs a floating point input; got {input.dtype}: convert with .float()")
+    if input.dim() < 2:
+        raise ValueError(f"{what} needs input (N, C, ...); got shape {tuple(input.shape)}")
+    for name, value in per_channel.items():
+        if value is not None and tuple(value.shape) != (input.shape[1],):
+            raise ValueError(
+                f"input of shape {tuple(input.shape)} has {input.shape[1]} channels, but {name} has shape "
+                f"{tuple(value.shape)}: build the layer with num_features={input.shape[1]}, or move the "
+                "channels to dimension 1"
+            )
+    running = [value is None for name, value in per_channel.items() if name.startswith("running_")]
+    if any(running) and not all(running):
+        raise ValueError("running_mean and running_var go together; got only one of them")
+
+
+def check_rank(layer: _OfRank, input: Tensor) -> None:
+    """As many dimensions as the layer is for."""
+    if input.dim() not in layer._ranks:
+        raise ValueError(
+            f"{type(layer).__name__} needs input {layer._shape}; got shape {tuple(input.shape)}: "
+            "use the layer for that number of dimensions"
+        )
+
+
+def check_momentum(momentum: float | None) -> None:
+    if momentum is not None and not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must be in [0, 1], or None for the plain average; got {momentum}")
+
+
+def check_eps(eps: float, name: str = "eps") -> None:
+    if not eps >= 0:
+        raise ValueError(f"{name} must not be negative; got {eps}")
+
+
+def one_value(input: Tensor, process_group: dist.ProcessGroup | None) -> bool:
+    """Is there a single value per channel, as far as this process knows?"""
+    alone = process_group is None or dist.get_world_size(process_group) == 1
+    return alone and input.numel() == input.shape[1]
+
+
+def empty_result(input: Tensor, *parameters: Tensor | None) -> Tensor:
+    """An empty result that gives every parameter a gradient of zero rather than none."""
+    nothing = sum(p.sum() for p in parameters if p is not None)
+    return (input + 0 * nothing).to(input.dtype)

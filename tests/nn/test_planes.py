@@ -1,0 +1,116 @@
+"""Planes: both memory layouts alike, left as they are, without a copy; digits kept where a mean is large."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from trueup.nn.moments import widen
+from trueup.nn.planes import affine_planes, as_planes, channels_last, plane_moments, plane_sums, shaped_as
+
+LAYOUTS = pytest.mark.parametrize("layout", ["contiguous", "channels last", "strided"])
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    if layout == "contiguous":
+        return x.contiguous()
+    if layout == "channels last":
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    return torch.stack([x, x + 1], dim=-1)[..., 0]
+
+
+# ---- shapes ----
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 2, 4, 5)])
+def test_planes_are_the_same_memory(shape: tuple[int, ...], layout: str) -> None:
+    x = laid_out(torch.randn(shape), layout)
+    planes = as_planes(x)
+    assert planes.shape == (2, 3, x[0, 0].numel())
+    assert planes.data_ptr() == x.data_ptr()
+    assert channels_last(planes) == (layout == "channels last" or len(shape) == 2)
+    back = shaped_as(x, planes.clone())
+    assert torch.equal(back, x)
+    assert back.stride() == x.stride()
+
+
+def test_to_autograd_a_shape_is_no_view() -> None:
+    planes = torch.randn(2, 3, 20, requires_grad=True).sin()
+    y = shaped_as(torch.empty(2, 3, 4, 5), planes)
+    assert not y._is_view()
+    assert y.data_ptr() == planes.data_ptr()
+    assert not affine_planes(torch.randn(2, 3, 4), *torch.randn(3, 2, 3))._is_view()
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4), (2, 3, 0), (2, 3, 4, 0)])
+def test_no_values_are_no_samples(shape: tuple[int, ...]) -> None:
+    planes = as_planes(torch.ones(shape))
+    assert planes.shape[:2] == (0, 3)
+    assert shaped_as(torch.ones(shape), planes).shape == shape
+    nothing = torch.ones(0, 3)
+    assert all(t.shape == (0, 3) for t in (*plane_moments(planes), *plane_sums(planes, planes, nothing)))
+    assert affine_planes(planes, nothing, nothing, nothing).shape == planes.shape
+
+
+# ---- plane_moments ----
+
+
+@LAYOUTS
+@DTYPES
+def test_plane_moments(dtype: torch.dtype, layout: str) -> None:
+    x = laid_out((100 + 0.1 * torch.randn(3, 4, 50)).to(dtype), layout)
+    mean, var = plane_moments(x)
+    assert mean.dtype == var.dtype == widen(x).dtype
+    torch.testing.assert_close(mean.double(), x.double().mean(2), rtol=1e-6, atol=0)
+    torch.testing.assert_close(var.double(), x.double().var(2, correction=0), rtol=1e-5, atol=0)
+
+
+# ---- affine_planes ----
+
+
+@LAYOUTS
+@DTYPES
+def test_affine_planes(dtype: torch.dtype, layout: str) -> None:
+    x = laid_out(torch.randn(3, 4, 5).to(dtype), layout)
+    center, scale, shift = torch.randn(3, 3, 4, dtype=widen(x).dtype)
+    y = affine_planes(x, center, scale, shift)
+    assert y.dtype == dtype
+    assert channels_last(y) == channels_last(x)
+    want = (x.double() - center.unsqueeze(2)) * scale.unsqueeze(2) + shift.unsqueeze(2)
+    torch.testing.assert_close(
+        y.double(), want.to(dtype).double(), rtol=1e-2 if dtype.itemsize == 2 else 1e-5, atol=1e-5
+    )
+
+
+# ---- plane_sums ----
+
+
+@LAYOUTS
+@DTYPES
+def test_plane_sums(dtype: torch.dtype, layout: str) -> None:
+    grad, x = torch.randn(2, 3, 4, 5).to(dtype)
+    grad, x = laid_out(grad, "contiguous"), laid_out(x, layout)
+    center = torch.randn(3, 4, dtype=widen(x).dtype)
+    for given in (center, None):
+        along_x, along_one = plane_sums(grad, x, given)
+        taken_off = 0 if given is None else center.double().unsqueeze(2)
+        want = (grad.double() * (x.double() - taken_off)).sum(2)
+        torch.testing.assert_close(along_x.double(), want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(along_one.double(), grad.double().sum(2), rtol=1e-5, atol=1e-5)
+
+
+@LAYOUTS
+def test_plane_sums_of_deviations_from_a_large_mean(layout: str) -> None:
+    grad, x = torch.randn(2, 2, 3, 1000)
+    x = laid_out(100 + 0.01 * x, layout)
+    center = x.mean(2)
+    want = (grad.double() * (x.double() - center.double().unsqueeze(2))).sum(2)
+    torch.testing.assert_close(plane_sums(grad, x, center)[0].double(), want, rtol=1e-4, atol=1e-6)
