@@ -86,3 +86,21 @@ def test_the_decoder_norms_after_the_sums():
     net.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     net(torch.randint(11, (3, 5)))
     torch.testing.assert_close(seen[0].square().mean(-1), torch.ones(3, 5), rtol=1e-3, atol=0)
+
+
+def test_the_decoder_may_norm_first():
+    nets = [
+        Decoder(11, width=8, depth=2, heads=2, block=5, norm=lambda _: nn.Identity(), norm_first=first)
+        for first in (True, False)
+    ]
+    nets[1].load_state_dict(nets[0].state_dict())
+    symbols = torch.randint(11, (3, 5))
+    torch.testing.assert_close(nets[0](symbols), nets[1](symbols))  # without norms there is no order
+
+    net = Decoder(11, width=8, depth=2, heads=2, block=5, norm_first=True)
+    x = torch.randn(3, 5, 8)
+    for layer in net.layers[:-1]:
+        want = x + layer.attention(nn.functional.layer_norm(x, (8,)))
+        want = want + layer.feed_forward(nn.functional.layer_norm(want, (8,)))
+        torch.testing.assert_close(layer(x), want)
+    torch.testing.assert_close(net.layers[-1](x), nn.functional.layer_norm(x, (8,)))

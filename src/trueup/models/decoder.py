@@ -1,8 +1,9 @@
-"""A small language model of characters: a transformer decoder with its norms after the residual sums."""
+"""A small language model of characters: a transformer decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -13,12 +14,14 @@ class Decoder(nn.Module):
     """Symbols ``(B, T)`` -> logits of the next symbol at each position ``(B, T, vocabulary)``.
 
     Each layer is ``x = norm(x + attention(x))``, causal, then ``x = norm(x + feed_forward(x))`` with ReLU and
-    four times the width: post-norm, as the first transformers. No dropout.
+    four times the width: post-norm, as the first transformers. With ``norm_first`` it is pre-norm:
+    ``x = x + attention(norm(x))`` and so on, and one more norm before the head. No dropout.
 
     Args:
         vocabulary: number of symbols.
         block: longest T.
         norm: ``norm(width)`` makes a layer that takes and returns ``(B, T, width)``.
+        norm_first: pre-norm instead of post-norm, as in `torch.nn.TransformerEncoderLayer`.
 
     >>> import torch
     >>> logits = Decoder(256, width=32, depth=2, heads=4, block=16)(torch.zeros(3, 16, dtype=torch.long))
@@ -35,11 +38,14 @@ class Decoder(nn.Module):
         heads: int,
         block: int,
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
+        norm_first: bool = False,
     ) -> None:
         super().__init__()
         self.symbols = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(block, width)
-        self.layers = nn.Sequential(*(_Layer(width, heads, norm) for _ in range(depth)))
+        self.layers = nn.Sequential(*(_Layer(width, heads, norm, norm_first) for _ in range(depth)))
+        if norm_first:
+            self.layers.append(norm(width))
         self.head = nn.Linear(width, vocabulary)
 
     def forward(self, symbols: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time vocabulary"]:
@@ -49,16 +55,23 @@ class Decoder(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, width: int, heads: int, norm: Callable[[int], nn.Module]) -> None:
+    def __init__(self, width: int, heads: int, norm: Callable[[int], nn.Module], norm_first: bool) -> None:
         super().__init__()
         self.heads = heads
+        self.norm_first = norm_first
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
         self.norms = nn.ModuleList([norm(width), norm(width)])
 
     def forward(self, x: Tensor) -> Tensor:
+        first, second = self.norms
+        if self.norm_first:
+            x = x + self.attention(first(x))
+            return cast(Tensor, x + self.feed_forward(second(x)))
+        x = first(x + self.attention(x))
+        return cast(Tensor, second(x + self.feed_forward(x)))
+
+    def attention(self, x: Tensor) -> Tensor:
         query, key, value = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = self.norms[0](x + self.out(attended.transpose(1, 2).flatten(2)))
-        normed: Tensor = self.norms[1](x + self.feed_forward(x))
-        return normed
+        return cast(Tensor, self.out(attended.transpose(1, 2).flatten(2)))

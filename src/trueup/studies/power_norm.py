@@ -16,7 +16,7 @@ from trueup import data
 from trueup.lab import Arm, Axis, Claim, Figure, Metric, Run, Study, custom, difference
 from trueup.models import Decoder
 from trueup.nn import PowerNorm1d
-from trueup.training import train
+from trueup.training import even_windows, next_symbol_loss, random_windows, split_text, train
 
 
 class TokenBatchNorm(nn.BatchNorm1d):
@@ -52,17 +52,9 @@ def norms(run: Run) -> dict[str, Callable[[int], nn.Module]]:
 
 def cell(run: Run) -> dict[str, Any]:
     """Train a language model of bytes on windows of one part of a text, judge it on another part."""
-    text = torch.tensor(data.load(run["data"]).X, dtype=torch.long)
-    # the seed draws which tenth is the test and which the validation; a trial sees nothing of the test
-    *others, validation, test = run.rng("split").permutation(10)
-    tenths = text.tensor_split(10)
-    fit = torch.cat([tenths[i] for i in sorted(others if run.tuning else (*others, validation))])
-    held_out = tenths[validation if run.tuning else test]
+    text = torch.tensor(data.load(run["data"]).X, dtype=torch.long, device=run.device)
+    fit, held_out = split_text(text, run.rng("split"), tuning=run.tuning)
     block, steps, warmup = run["block"], run["steps"], run["warmup"]
-
-    def windows(part: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = part[starts.unsqueeze(1) + torch.arange(block + 1)].to(run.device)
-        return chosen[:, :-1], chosen[:, 1:]
 
     torch.manual_seed(run.torch_seed("init"))
     shape = {name: run[name] for name in ("width", "depth", "heads", "block")}
@@ -71,21 +63,16 @@ def cell(run: Run) -> dict[str, Any]:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: min((t + 1) / warmup, 1 - 0.9 * t / steps)
     )
-    starts = torch.randint(len(fit) - block, (steps, run["windows"]), generator=run.generator("order"))
-    batches = (windows(fit, row) for row in starts)
-    list(train(model, batches, optimizer, loss=next_symbol, scheduler=schedule))
+    batches = random_windows(fit, block, run["windows"], steps, run.generator("order"))
+    list(train(model, batches, optimizer, loss=next_symbol_loss, scheduler=schedule))
 
-    judged = windows(held_out, torch.linspace(0, len(held_out) - block - 1, run["n_eval"]).long())
+    judged = even_windows(held_out, block, run["n_eval"])
     with torch.no_grad():
-        nll = next_symbol(model.eval()(judged[0]), judged[1])
+        nll = next_symbol_loss(model.eval()(judged[0]), judged[1])
         fluctuation = fluctuations(copy.deepcopy(model), [row[None] for row in judged[0]])
         model.train()  # each window by its own statistics, where the norm has any
-        own = [next_symbol(model(x[None]), y[None]) for x, y in zip(*judged, strict=True)]
+        own = [next_symbol_loss(model(x[None]), y[None]) for x, y in zip(*judged, strict=True)]
     return {"nll": nll, "nll_batch_statistics": torch.stack(own).mean(), **fluctuation}
-
-
-def next_symbol(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def fluctuations(model: nn.Module, batches: list[Tensor]) -> dict[str, float]:

@@ -1,5 +1,15 @@
 """The plain supervised procedure that studies share."""
 
-from trueup.training.supervised import evaluate, minibatches, train
+from trueup.training.supervised import evaluate, minibatches, train, warmup_cosine
+from trueup.training.text import even_windows, next_symbol_loss, random_windows, split_text
 
-__all__ = ["evaluate", "minibatches", "train"]
+__all__ = [
+    "evaluate",
+    "even_windows",
+    "minibatches",
+    "next_symbol_loss",
+    "random_windows",
+    "split_text",
+    "train",
+    "warmup_cosine",
+]

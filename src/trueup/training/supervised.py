@@ -6,6 +6,7 @@ reader's own loop would not have: it exists so that every arm of a study is trai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -45,6 +46,35 @@ def minibatches(
     for _ in range(epochs):
         order = torch.randperm(n, generator=generator)
         yield from order[: n - n % batch_size].split(batch_size)
+
+
+def warmup_cosine(
+    optimizer: torch.optim.Optimizer, steps: int, *, warmup: float = 0.1, last: float = 0.1
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Step sizes that rise linearly and then fall along half a cosine, as language models are trained with.
+
+    Args:
+        steps: updates in all.
+        warmup: share of them in which the step size rises.
+        last: share of the full step size that is left at the end.
+
+    >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    >>> schedule, rates = warmup_cosine(optimizer, 20), []
+    >>> for _ in range(20):
+    ...     rates.append(round(schedule.get_last_lr()[0], 2))
+    ...     optimizer.step()
+    ...     schedule.step()
+    >>> rates[:3], rates[-1]
+    ([0.5, 1.0, 1.0], 0.11)
+    """
+    rise = max(round(warmup * steps), 1)
+
+    def factor(t: int) -> float:
+        if t < rise:
+            return (t + 1) / rise
+        return last + (1 - last) * (1 + math.cos(math.pi * (t - rise) / max(steps - rise, 1))) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def train(
