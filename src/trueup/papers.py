@@ -674,6 +674,24 @@ CATALOGUE: tuple[Paper, ...] = (
         room="optim",
         fidelity="official",
         reference="the classes StableSPAM and SPAM (TianjinYellow/StableSPAM), step by step",
+        names=(
+            "trueup.optim.StableSPAM",
+            "trueup.optim.SPAM",
+            "trueup.optim.AdaClip",
+            "trueup.optim.AdaGN",
+            "trueup.optim.MomentumReset",
+            "trueup.quantization.quantize_linear_",
+            "trueup.quantization.dequantize_",
+            "trueup.quantization.FakeQuantLinear",
+            "trueup.quantization.fake_quantize_fp4",
+            "trueup.quantization.fake_quantize_int4",
+            "trueup.quantization.fake_quantize_int4_symmetric",
+        ),
+        usage=(
+            "trueup.quantization.quantize_linear_(model, 'fp4', group_size=4)  # if it is to be 4-bit\n"
+            "optimizer = trueup.optim.StableSPAM(model.parameters(), lr=1e-3)\n"
+            "loss(model(inputs), targets).backward(), optimizer.step()  # gradients need no clipping"
+        ),
     ),
     Paper(
         slug="reward-transform",
