@@ -98,7 +98,7 @@ def fluctuations(model: nn.Module, batches: list[Tensor]) -> dict[str, float]:
 DESK = {
     "data": "python-manual",
     **{"width": 48, "depth": 2, "heads": 4, "block": 64},
-    # One sequence a batch. A pilot with eight saw no gap between the norms, as the brief's trial had not.
+    # One sequence a batch. A pilot with eight saw no gap between the norms, as an early trial had not.
     "windows": 1,
     "steps": 1000,
     "warmup": 50,
@@ -136,7 +136,7 @@ study = Study(
             "There power norm is better than batch norm by far.",
             difference("pn", "bn", "nll"),
             min_effect=0.2,
-            why="the brief's trial saw 0.57 nats, the paper 0.04 and 0.08 a character on its large batches",
+            why="an early trial saw 0.57 nats, the paper 0.04 and 0.08 a character on its large batches",
             origin="brief",
             primary=True,
             requires=("batch-norm-fails",),

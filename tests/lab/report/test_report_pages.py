@@ -124,7 +124,7 @@ def test_a_study_of_ones_own_names_its_file_and_no_paper(tmp_path: Path) -> None
     text = page(tmp_path, "mine.html").text
     assert """trueup run '/data/o'"'"'neil/my study.py' --scale smoke""" in text
     assert "claimed by the paper" not in text
-    assert "from the brief" not in text
+    assert "our reading of the paper" not in text
     assert "post hoc" in text
     write_report(tmp_path, [made.study()], made.PAPERS, {})
     papers = page(tmp_path, "adamp.html").text
