@@ -152,6 +152,8 @@ COMMON_BAD = (
     ({"weight_decay": -0.1}, "weight_decay"),
 )
 BETAS_BAD = (
+    ({"betas": 0.9}, r"betas must be two numbers; got 0\.9"),
+    ({"betas": (0.9, 0.99, 0.999)}, "betas must be two numbers"),
     ({"betas": (1.0, 0.9)}, r"betas\[0\]"),
     ({"betas": (0.9, -0.1)}, r"betas\[1\]"),
     ({"betas": (0.9, 1.0)}, r"betas\[1\]"),
@@ -175,7 +177,7 @@ CASES = [
             "no momentum": {"lr": 1e-2, "betas": (0.0, 0.0)},
             "no projection": {"lr": 1e-2, "weight_decay": 0.1, "delta": 0.0},
         },
-        bad=(*PROJECTION_BAD, *BETAS_BAD),
+        bad=(*PROJECTION_BAD, *BETAS_BAD[2:]),
     ),
     Case(
         SGDP,
@@ -211,6 +213,9 @@ CASES = [
             *COMMON_BAD,
             *BETAS_BAD,
             ({"gammas": (0.7, 0.9)}, "three numbers"),
+            ({"gammas": 0.7}, "three numbers"),
+            ({"gammas": (0.7, torch.nan, 0.9)}, r"gammas\[1\]"),
+            ({"eps": math.nan}, "eps"),
             ({"gammas": (1.0, 0.9, 0.9)}, r"gammas\[0\]"),
             ({"gammas": (0.7, 0.9, -0.1)}, r"gammas\[2\]"),
             ({"reset_interval": -1}, "reset_interval"),

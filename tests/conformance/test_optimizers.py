@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import itertools
+import math
 import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -203,10 +204,16 @@ def test_blocked_route_allocates_no_more_than_blocks(
         assert 0 <= recorded.largest <= 4 * 256
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("case", "hyper"), VARIANTS)
 @pytest.mark.parametrize("foreach", ROUTES)
-def test_bfloat16_follows_the_reference(case: Case, hyper: dict[str, Any], foreach: bool) -> None:
-    params = start([(4, 4096), (4096,)], torch.bfloat16)
+def test_half_types_follow_the_reference(
+    case: Case, hyper: dict[str, Any], foreach: bool, dtype: torch.dtype
+) -> None:
+    wide = getattr(case.optimizer, "wide", False)
+    if dtype == torch.float16 and not wide:
+        pytest.skip("keeps moments in the parameter's dtype, as torch.optim: squares underflow in float16")
+    params = start([(4, 4096), (4096,)], dtype)
     route = {"foreach": foreach} if case.two_routes else {}
     optimizer = case.build(params, **hyper, **route)
     expected = [param.detach().double() for param in params]
@@ -219,17 +226,26 @@ def test_bfloat16_follows_the_reference(case: Case, hyper: dict[str, Any], forea
             for b, param, state in zip(before, params, states)
         ]
         optimizer.step()
+        eps = torch.finfo(dtype).eps
         for param, value, old in zip(params, expected, before):
-            # 8 bits: the weight rounds after decay and after the step, the update and its momentum as well
-            slack = 2**-7 * value.abs() + 2**-6 * (value - old).abs().max()
+            # The weight rounds after decay and after the step, the update and its momentum as well; with
+            # state in float32 there is but one rounding.
+            slack = eps * value.abs() + 2 * eps * (value - old).abs().max()
+            if wide:
+                slack = (
+                    0.5001 * eps * value.abs() + 1e-4 * (value - old).abs().max() + torch.finfo(dtype).tiny
+                )
             assert ((param.detach().double() - value).abs() <= slack).all()
-            assert all(s.dtype == torch.bfloat16 for n, s in shaped_state(optimizer, param))
+            state_dtype = torch.float32 if wide else dtype
+            assert all(s.dtype == state_dtype for n, s in shaped_state(optimizer, param))
+            assert all(s.dtype == torch.float32 for s in optimizer.state[param].values() if s.dim() == 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("case", "hyper"), VARIANTS)
-def test_resumes_exactly(case: Case, hyper: dict[str, Any]) -> None:
+def test_resumes_exactly(case: Case, hyper: dict[str, Any], dtype: torch.dtype) -> None:
     for route in routes(case):
-        straight, resumed = start(), start()
+        straight, resumed = start(dtype=dtype), start(dtype=dtype)
         train(case.build(straight, **hyper, **route), straight, range(STEPS))
         first = case.build(resumed, **hyper, **route)
         train(first, resumed, range(2))
@@ -393,10 +409,11 @@ def test_nan_reaches_the_weight(case: Case, hyper: dict[str, Any]) -> None:
         assert params[1].isfinite().all()
 
 
-SKIPPING = [p for p in FULLEST if p.values[0].skips_nonfinite]
+SKIPPING = [p for p in VARIANTS if p.values[0].skips_nonfinite]
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+# The last is finite, but not its square.
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e200])
 @pytest.mark.parametrize(("case", "hyper"), SKIPPING)
 def test_a_gradient_that_is_not_finite_never_was(case: Case, hyper: dict[str, Any], value: float) -> None:
     for route in routes(case):
@@ -411,6 +428,48 @@ def test_a_gradient_that_is_not_finite_never_was(case: Case, hyper: dict[str, An
             optimizer.step()
             other.step()
         close(struck, spared, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("case", "hyper"), VARIANTS)
+def test_zero_gradients_change_nothing_but_by_decay(case: Case, hyper: dict[str, Any]) -> None:
+    for route in routes(case):
+        params = start([(2, 3)])
+        optimizer = case.build(params, **{**hyper, "weight_decay": 0.0}, **route)
+        for _ in range(STEPS):
+            params[0].grad = torch.zeros_like(params[0])
+            optimizer.step()
+        close(params, start([(2, 3)]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("case", "hyper"), SKIPPING)
+def test_a_first_step_that_is_skipped_divides_nothing_by_zero(case: Case, hyper: dict[str, Any]) -> None:
+    for route in routes(case):
+        params = start([(2, 3)])
+        optimizer = case.build(params, **{**hyper, "eps": 0.0}, **route)
+        params[0].grad = torch.full_like(params[0], math.nan)
+        optimizer.step()
+        close(params, start([(2, 3)]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("case", "hyper"), FULLEST)
+def test_what_joins_and_leaves_in_the_middle(case: Case, hyper: dict[str, Any]) -> None:
+    for route in routes(case):
+        first, late, alone = start([(4, 6)]), start([(3, 5)]), start([(3, 5)])
+        optimizer = case.build(first, **hyper, **route)
+        train(optimizer, first, range(2))
+        optimizer.add_param_group({"params": late})
+        first[0].requires_grad_(False)
+        first[0].grad = None
+        frozen = first[0].detach().clone()
+        train(optimizer, late, range(2))
+        assert torch.equal(first[0], frozen)
+        train(case.build(alone, **hyper, **route), alone, range(2))
+        close(late, alone, rtol=0, atol=0)
+        first[0].requires_grad_(True)
+        train(optimizer, first, range(2, STEPS))
+        straight = start([(4, 6)])
+        train(case.build(straight, **hyper, **route), straight, range(STEPS))
+        close(first, straight, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from processes import in_processes
-from trueup.optim import SAM, AdamP
+from trueup.optim import SAM, SGDP, SPAM, AdamP, NormalizedGD, StableSPAM
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -86,7 +91,10 @@ def test_rho_zero_is_the_optimizer_itself() -> None:
     assert same(sharp, snapshot(plain))
 
 
-@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW, AdamP, torch.optim.RMSprop])
+BASES = [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop, AdamP, SGDP, StableSPAM, SPAM]
+
+
+@pytest.mark.parametrize("base", BASES)
 def test_closure_and_pieces_are_one_step(base: type[torch.optim.Optimizer]) -> None:
     by_closure, by_pieces = network(), network()
     one, two = SAM(base(by_closure.parameters(), lr=0.1)), SAM(base(by_pieces.parameters(), lr=0.1))
@@ -128,6 +136,22 @@ def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
         sam.step(closure)
     for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+
+
+def test_an_interrupt_while_perturbing_leaves_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(torch.float32)
+    sam = SAM(torch.optim.SGD(model.parameters(), 0.1), 5.0)
+    loss_of(model, *batch(dtype=torch.float32)).backward()
+    before = snapshot(model)
+
+    def half_way(params: list[Tensor], *args: Any, **kwargs: Any) -> None:
+        params[0].add_(1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "_foreach_add_", half_way)
+    with pytest.raises(KeyboardInterrupt), sam.perturbed():
+        pytest.fail("not reached")
+    assert same(model, before)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -192,16 +216,99 @@ def test_with_a_gradient_scaler() -> None:
         torch.testing.assert_close(p, q)
 
 
-def test_one_copy_of_the_parameters_is_kept_and_used_again() -> None:
-    model = network()
+@pytest.mark.parametrize("overflows", [1, 2])
+def test_a_gradient_scaler_skips_what_overflowed(overflows: int) -> None:
+    """In the second pass: no step at all. In the first: a plain step, without a perturbation."""
+    model = network(torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    sam, before = SAM(optimizer, 0.2), snapshot(model)
+    scaler.scale(loss_of(model, *batch(dtype=torch.float32))).backward()
+    if overflows == 1:
+        model[0].weight.grad[0, 0] = torch.inf
+    with sam.perturbed():
+        assert same(model, before) == (overflows == 1)
+        optimizer.zero_grad()
+        scaler.scale(loss_of(model, *batch(dtype=torch.float32))).backward()
+        if overflows == 2:
+            model[0].weight.grad[0, 0] = torch.inf
+    assert same(model, before)
+    scaler.step(optimizer)
+    scaler.update()
+    assert same(model, before) == (overflows == 2)
+    assert scaler.get_scale() == 2.0 ** (9 if overflows == 2 else 10)
+
+
+class Live(TorchDispatchMode):
+    """Most bytes that tensors made within held at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        flat = torch.utils._pytree.tree_leaves((args, kwargs))
+        known = {x.untyped_storage().data_ptr() for x in flat if isinstance(x, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for x in torch.utils._pytree.tree_leaves(out):
+            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in known:
+                size = x.untyped_storage().nbytes()
+                self.now += size
+                self.most = max(self.most, self.now)
+                weakref.finalize(x, self.free, size)
+        return out
+
+    def free(self, size: int) -> None:
+        self.now -= size
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_one_copy_of_the_parameters_is_made_once(adaptive: bool) -> None:
+    params = [nn.Parameter(torch.randn(64, 64)) for _ in range(10)]
+    for p in params:
+        p.grad = torch.randn(64, 64)
+    sam = SAM(torch.optim.SGD(params, 0.1), adaptive=adaptive)
+    whole, one = 10 * 4 * 64**2, 4 * 64**2
+    # besides the copy: nothing, or in the adaptive form what one tensor's product and square take
+    for held in (whole, 0):
+        with Live() as memory, sam.perturbed():
+            pass
+        assert held <= memory.most <= held + 2 * one * adaptive + 1000
+
+
+def test_parameters_that_change_their_dtype_come_back_bit_by_bit() -> None:
+    model = network(torch.float32)
     sam = SAM(torch.optim.SGD(model.parameters(), 0.1))
-    pointers = []
-    for _ in range(2):
-        loss_of(model, *batch()).backward()
-        with sam.perturbed():
-            pointers.append([copy.data_ptr() for copy in sam._copies.values()])
-    assert pointers[0] == pointers[1]
-    assert sum(copy.numel() for copy in sam._copies.values()) == sum(p.numel() for p in model.parameters())
+    loss_of(model, *batch(dtype=torch.float32)).backward()
+    with sam.perturbed():
+        pass
+    model.zero_grad()
+    for p in model.double().parameters():
+        p.data += 1e-12
+    before = snapshot(model)
+    loss_of(model, *batch()).backward()
+    with sam.perturbed():
+        assert not same(model, before)
+    assert same(model, before)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_carry_on(duplicate: Any) -> None:
+    model = network()
+    sam = SAM(torch.optim.SGD(model.parameters(), 0.1, 0.9), 0.3)
+    pair = model, sam
+    for number in range(3):
+        if number == 1:
+            pair = duplicate(pair)
+        for net, own in {id(m): (m, o) for m, o in ((model, sam), pair)}.values():
+            loss_of(net, *batch()).backward()
+            with own.perturbed():
+                own.optimizer.zero_grad()
+                loss_of(net, *batch()).backward()
+            own.optimizer.step()
+            own.optimizer.zero_grad()
+    assert pair[0] is not model
+    assert same(pair[0], snapshot(model))
 
 
 def test_parameters_without_a_gradient_stay() -> None:
@@ -224,6 +331,28 @@ def test_no_value_is_read_from_an_accelerator(adaptive: bool) -> None:
         with sam.perturbed():
             assert p.device.type == "cuda"
         sam.optimizer.step()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_half_types_are_perturbed_as_float32_is(adaptive: bool, scale: float) -> None:
+    """Weights times scaled gradients, and one over their norm, are beyond the range of float16."""
+    generator = torch.Generator().manual_seed(0)
+    w, g = torch.randn(2, 1000, generator=generator).half().float()
+    moves = []
+    for dtype in (torch.float32, torch.float16):
+        p = nn.Parameter(8 * w.to(dtype))
+        p.grad = (g * scale).to(torch.float16).to(dtype)
+        with SAM(torch.optim.SGD([p], 0.1), 5.0, adaptive=adaptive).perturbed():
+            moves.append(p.detach().float() - 8 * w)
+    torch.testing.assert_close(moves[1], moves[0], rtol=0.01, atol=0.01)
+
+
+def test_the_norm_of_a_large_model_has_the_digits_of_float32() -> None:
+    p = nn.Parameter(torch.zeros(2048, 1024))
+    p.grad = torch.randn(2048, 1024, generator=torch.Generator().manual_seed(0))
+    with SAM(torch.optim.SGD([p], 0.1), 100.0).perturbed():
+        assert p.detach().double().norm().item() == pytest.approx(100.0, rel=5e-6)
 
 
 def test_half_precision_norms_are_taken_in_float32() -> None:
@@ -281,13 +410,55 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path: Path, kind: str
             torch.testing.assert_close(p, want.detach(), rtol=1e-6, atol=1e-9)
 
 
+def locally(rank: int) -> tuple[list[Tensor], list[Tensor]]:
+    """How the weights were perturbed by this process's own gradient, and what they are after the step."""
+    model, (x, y) = network(), batch(8)
+    half = slice(4 * rank, 4 * rank + 4)
+    wrapped = DistributedDataParallel(model)
+    sam = SAM(torch.optim.SGD(model.parameters(), 0.2), 0.3)
+    before = snapshot(model)
+    with wrapped.no_sync():
+        loss_of(wrapped, x[half], y[half]).backward()
+    with sam.perturbed():
+        moved = [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
+        sam.optimizer.zero_grad()
+        loss_of(wrapped, x[half], y[half]).backward()
+    sam.optimizer.step()
+    return moved, snapshot(model)
+
+
+@pytest.mark.slow
+def test_a_local_perturbation_is_each_processs_own(tmp_path: Path) -> None:
+    found = in_processes(locally, folder=tmp_path)
+    x, y = batch(8)
+    grads = []
+    for rank, (moved, _) in enumerate(found):
+        model = network()
+        sam = SAM(torch.optim.SGD(model.parameters(), 0.2), 0.3)
+        half = slice(4 * rank, 4 * rank + 4)
+        before = snapshot(model)
+        loss_of(model, x[half], y[half]).backward()
+        with sam.perturbed():
+            for p, b, m in zip(model.parameters(), before, moved, strict=True):
+                torch.testing.assert_close(p.detach() - b, m, rtol=1e-9, atol=1e-12)
+            model.zero_grad()
+            loss_of(model, x[half], y[half]).backward()
+        grads.append([p.grad for p in model.parameters()])
+    for _, weights in found:
+        for p, b, one, two in zip(weights, before, *grads, strict=True):
+            torch.testing.assert_close(p, b - 0.2 * (one + two) / 2, rtol=1e-9, atol=1e-12)
+
+
 # ---- bad input ----
 
 
 @pytest.mark.bad_input
 def test_what_is_no_optimizer() -> None:
-    with pytest.raises(TypeError, match="SAM wraps an optimizer"):
+    with pytest.raises(TypeError, match="SAM works with an optimizer"):
         SAM(network().parameters())
+    for optimizer in (torch.optim.LBFGS(network().parameters()), NormalizedGD(network().parameters(), 1.0)):
+        with pytest.raises(TypeError, match="computes its own within"):
+            SAM(optimizer)
 
 
 @pytest.mark.bad_input
@@ -314,10 +485,18 @@ def test_steps_out_of_order() -> None:
 
 
 @pytest.mark.bad_input
+def test_complex_gradients() -> None:
+    p = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match="dense real gradients"):
+        SAM(torch.optim.SGD([p], 0.1)).perturb()
+
+
+@pytest.mark.bad_input
 def test_sparse_gradients() -> None:
     table = nn.Embedding(5, 2, sparse=True)
     table(torch.tensor([1])).sum().backward()
     before = table.weight.detach().clone()
-    with pytest.raises(RuntimeError, match="dense gradients"):
+    with pytest.raises(RuntimeError, match="dense real gradients"):
         SAM(torch.optim.SGD(table.parameters(), 0.1)).perturb()
     assert torch.equal(table.weight, before)

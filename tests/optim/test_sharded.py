@@ -1,48 +1,124 @@
-"""Sharded parameters: the angle that decides, and the part removed, are those of the whole tensor."""
+"""Distributed training equals one process: dots, norms and maxima are of the whole tensor, sharded or not."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from processes import in_processes
-from trueup.optim import SGDP, SPAM, AdamP, StableSPAM
+from trueup.optim import SAM, SGDP, SPAM, AdaClip, AdaGN, AdamP, MomentumReset, StableSPAM
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch is built without gloo"),
+]
 
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    # before LayerNorm a weight is scale-invariant as a whole, so the first one is projected in the layer view
-    return nn.Sequential(nn.Linear(6, 5, bias=False), nn.LayerNorm(5), nn.Linear(5, 3)).double()
+    # Before LayerNorm a weight is scale-invariant as a whole: the first one is projected in the layer view.
+    # Of the last weight and bias, one row, the second process holds nothing.
+    return nn.Sequential(nn.Linear(6, 5, bias=False), nn.LayerNorm(5), nn.Linear(5, 1)).double()
+
+
+def transformed(params: Any) -> Optimizer:
+    optimizer = torch.optim.AdamW(params, 1e-2, weight_decay=0.1)
+    AdaClip(optimizer, 0.3)
+    AdaGN(optimizer, (0.5, 0.6))
+    MomentumReset(optimizer, 4)
+    return optimizer
+
+
+STABLE = {"lr": 1e-2, "weight_decay": 0.1, "gammas": (0.5, 0.6, 0.3), "reset_interval": 4}
+OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+    "AdamP": lambda params: AdamP(params, 1e-2, weight_decay=0.1),
+    "SGDP": lambda params: SGDP(params, 1e-2, momentum=0.9, weight_decay=0.1),
+    "StableSPAM": lambda params: StableSPAM(params, **STABLE, total_steps=8, amsgrad=True),
+    "StableSPAM, official": lambda params: StableSPAM(params, **STABLE, reset_mode="official"),
+    "SPAM": lambda params: SPAM(params, 1e-2, spike_threshold=2.0, grad_accu_steps=1, reset_interval=4),
+    "transforms": transformed,
+}
+
+
+def train(model: nn.Module, optimizer: Optimizer, rows: slice, sharp: bool, steps: int = 10) -> None:
+    inputs = torch.randn(8, 6, generator=torch.Generator().manual_seed(1)).double()[rows]
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(inputs).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        if sharp:
+            SAM(optimizer, 0.1).step(closure)
+        else:
+            closure()
+            optimizer.step()
+
+
+def whole(model: nn.Module) -> list[Tensor]:
+    return [p.full_tensor() if isinstance(p, DTensor) else p.detach() for p in model.parameters()]
 
 
 def compare(rank: int) -> None:
-    mesh = init_device_mesh("cpu", (2,))
-    inputs = torch.randn(8, 6, generator=torch.Generator().manual_seed(1)).double()
-    for build, hyper in (
-        (AdamP, {"lr": 1e-2, "weight_decay": 0.1}),
-        (SGDP, {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.1}),
-        (StableSPAM, {"lr": 1e-2, "weight_decay": 0.1, "gammas": (0.5, 0.6, 0.3), "reset_interval": 4}),
-        (SPAM, {"lr": 1e-2, "spike_threshold": 2.0, "grad_accu_steps": 1, "reset_interval": 4}),
-    ):
-        whole, sharded = network(), network()
-        fully_shard(sharded, mesh=mesh)
-        for model in (whole, sharded):
-            optimizer = build(model.parameters(), **hyper)
-            for _ in range(10):
-                optimizer.zero_grad()
-                model(inputs).square().sum().backward()
-                optimizer.step()
-        for mine, reference in zip(sharded.parameters(), whole.parameters()):
-            torch.testing.assert_close(mine.full_tensor(), reference, rtol=1e-10, atol=1e-12)
+    half = slice(4 * rank, 4 * rank + 4)
+    for name, build in OPTIMIZERS.items():
+        for sharp in (False, True):
+            alone, replicated, sharded = network(), network(), network()
+            train(alone, build(alone.parameters()), slice(None), sharp)
+            train(DistributedDataParallel(replicated), build(replicated.parameters()), half, sharp)
+            fully_shard(sharded, mesh=init_device_mesh("cpu", (2,)))
+            # in the middle the training is saved, and goes on from its state dict
+            first = build(sharded.parameters())
+            train(sharded, first, half, sharp, steps=7)
+            second = build(sharded.parameters())
+            second.load_state_dict(first.state_dict())
+            if name != "transforms":
+                train(sharded, second, half, sharp, steps=3)
+            else:
+                train(sharded, first, half, sharp, steps=3)
+            for model in (replicated, sharded):
+                torch.testing.assert_close(
+                    whole(model), whole(alone), rtol=1e-9, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}"
+                )
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch is built without gloo")
-def test_fsdp2_equals_one_process(tmp_path: Path) -> None:
+def test_ddp_and_fsdp2_equal_one_process(tmp_path: Path) -> None:
     in_processes(compare, folder=tmp_path)
+
+
+def spoil(rank: int) -> None:
+    """A shard with a number that is not finite makes every process skip the tensor."""
+    for value in (math.nan, math.inf):
+        for spoiled in (0, 1):
+            for build in (StableSPAM, SPAM):
+                model = network()
+                fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+                optimizer = build(model.parameters())
+                before = [p.clone() for p in whole(model)]
+                model(torch.ones(2, 6).double()).sum().backward()
+                weight = model[0].weight
+                if rank == spoiled:
+                    weight.grad.to_local()[0, 0] = value
+                optimizer.step()
+                after = whole(model)
+                assert torch.equal(after[0], before[0])
+                assert not torch.equal(after[3], before[3])
+                assert optimizer.state[weight]["step"] == 0
+
+
+def test_a_spoiled_shard_is_seen_by_all(tmp_path: Path) -> None:
+    in_processes(spoil, folder=tmp_path)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
+import pickle
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from trueup.optim import SPAM, AdaClip, AdaGN, MomentumReset, StableSPAM
-from trueup.optim.gradient_transforms import GradientTransform, correction
+from conformance.optimizers import stable_spam
+from trueup.optim import SGDP, SPAM, AdaClip, AdaGN, AdamP, MomentumReset, NormalizedGD, StableSPAM
+from trueup.optim.gradient_transforms import GradientTransform, correction, norm_of
 
 
 def gradients(steps: int, shape: tuple[int, ...] = (4, 3), spike: float = 1.0) -> Tensor:
@@ -98,15 +102,77 @@ def test_official_resets_all_but_switch_clipping_off() -> None:
     assert steps["paper"] < 0.7 * steps["official"]
 
 
-def test_averages_stay_in_float32_for_bfloat16_weights() -> None:
-    p = weight(torch.bfloat16)
-    optimizer = StableSPAM([p], 1e-3)
-    run(optimizer, p, gradients(3))
-    own = optimizer.state[p]
-    assert {name: own[name].dtype for name in StableSPAM.scalars} == dict.fromkeys(
-        StableSPAM.scalars, torch.float32
-    )
-    assert own["exp_avg"].dtype == torch.bfloat16
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
+def test_half_types_train_as_float32_does(scale: float, foreach: bool) -> None:
+    """float16 can hold neither the squares of scaled gradients nor the factors that scale them."""
+    for dtype in (torch.float16, torch.bfloat16):
+        exact, half = (nn.Parameter(torch.zeros(64, 64, dtype=d)) for d in (torch.float32, dtype))
+        grads = (gradients(8, (64, 64)) * scale).to(dtype).float()
+        paths = [run(StableSPAM([p], 1e-2, foreach=foreach), p, grads).float() for p in (exact, half)]
+        torch.testing.assert_close(paths[1], paths[0], rtol=0.05, atol=1e-3)
+
+
+# ---- in float32 ----
+
+
+def test_norms_of_large_tensors_keep_the_digits_of_float32() -> None:
+    """What torch's own norm does not on a CPU, and why two float32 implementations may disagree."""
+    g = torch.randn(2048, 1024, generator=torch.Generator().manual_seed(0))
+    exact = float(g.double().norm())
+    assert float(norm_of(g)) == pytest.approx(exact, rel=5e-6)
+    for layout in (g.t(), g.view(32, 64, 32, 32).to(memory_format=torch.channels_last), g[:, :1000]):
+        assert float(norm_of(layout)) == pytest.approx(float(layout.double().norm()), rel=5e-6)
+    for foreach in (False, True):
+        p = nn.Parameter(torch.zeros_like(g))
+        p.grad = g
+        optimizer = StableSPAM([p], foreach=foreach)
+        optimizer.step()
+        assert float(optimizer.state[p]["grad_norm"]) == pytest.approx(0.3 * exact, rel=5e-6)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_implementations_part_where_an_entry_is_at_the_limit(foreach: bool) -> None:
+    """AdaClip jumps there, from the limit L to L^2 / largest; beside it nothing depends on rounding."""
+    moved = {}
+    for nudge in (-1e-6, 1e-6):
+        p = nn.Parameter(torch.zeros(5000))
+        optimizer = StableSPAM([p], 1e-3, gammas=(0.7, 0.9, 0.5), foreach=foreach)
+        # the second limit is (0.25 x 1 + 0.5 x 4) / 0.75
+        for largest, entry in ((1.0, 0.3), (4.0, 3.0 * (1 + nudge))):
+            g = torch.linspace(-0.5, 0.5, 5000)
+            g[0], g[1] = largest, entry
+            p.grad = g
+            optimizer.step()
+        moved[nudge] = p.detach()
+    apart = (moved[1e-6] - moved[-1e-6]).abs()
+    assert apart[1] > 1.5e-5
+    assert apart[2:].max() < 3e-6  # by the norm, which that entry enters
+    assert apart[2:].median() < 2e-7
+
+
+@pytest.mark.slow
+def test_a_transformers_embedding_follows_float64() -> None:
+    """12.6 million entries, with a spike: in float64 all agree to rounding, in float32 to 1e-5 of a step."""
+    hyper = {"lr": 1e-3, "reset_interval": 2}
+    params = {
+        (dtype, foreach): nn.Parameter(torch.zeros(16384, 768, dtype=dtype))
+        for dtype in (torch.float32, torch.float64)
+        for foreach in (False, True)
+    }
+    optimizers = {key: StableSPAM([p], **hyper, foreach=key[1]) for key, p in params.items()}
+    full = optimizers[torch.float64, True].defaults
+    expected, state = torch.zeros(16384, 768, dtype=torch.float64), {}
+    for t in range(2):
+        g = torch.randn(16384, 768, generator=torch.Generator().manual_seed(t))
+        g[0, :5] *= 100 if t == 1 else 1
+        expected = stable_spam(expected, g.double(), state, **full)
+        for (dtype, foreach), p in params.items():
+            p.grad = g.to(dtype)
+            optimizers[dtype, foreach].step()
+            p.grad = None
+            bound = 1e-8 if dtype == torch.float32 else 1e-15
+            assert (p.detach() - expected).abs().max() < bound
 
 
 def test_schedule_reaches_its_end_and_stays() -> None:
@@ -191,10 +257,181 @@ def test_momentum_of_any_optimizer_is_reset() -> None:
     torch.testing.assert_close(moves, torch.tensor([1.9, 1.0], dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    ("build", "hyper"),
+    [
+        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+        (torch.optim.Adam, {}),
+        (torch.optim.AdamW, {"fused": True}),
+        (torch.optim.NAdam, {}),
+        (torch.optim.RAdam, {}),
+        (torch.optim.Adamax, {}),
+        (torch.optim.Adagrad, {}),
+        (torch.optim.Adadelta, {}),
+        (torch.optim.RMSprop, {"momentum": 0.9, "centered": True}),
+        (torch.optim.Adafactor, {}),
+        (AdamP, {}),
+        (SGDP, {"lr": 0.1, "momentum": 0.9}),
+    ],
+)
+def test_after_a_reset_an_optimizer_is_as_new(build, hyper) -> None:
+    grads = gradients(12)
+    p = weight()
+    optimizer = build([p], **hyper)
+    MomentumReset(optimizer, 6)
+    run(optimizer, p, grads[:5])
+    fresh = nn.Parameter(p.detach().clone())
+    want = run(build([fresh], **hyper), fresh, grads[5:9])
+    torch.testing.assert_close(run(optimizer, p, grads[5:9]), want, rtol=1e-12, atol=1e-14)
+
+
+def test_a_reset_leaves_step_sizes_and_maxima() -> None:
+    p, q = weight(), weight()
+    rprop, amsgrad = torch.optim.Rprop([p]), torch.optim.Adam([q], amsgrad=True)
+    for optimizer, param in ((rprop, p), (amsgrad, q)):
+        run(optimizer, param, gradients(4))
+    kept = rprop.state[p]["step_size"].clone(), amsgrad.state[q]["max_exp_avg_sq"].clone()
+    for optimizer, param in ((rprop, p), (amsgrad, q)):
+        MomentumReset(optimizer, 1)
+        param.grad = torch.zeros_like(param)
+        optimizer.step()
+    assert torch.equal(rprop.state[p]["step_size"], kept[0])
+    assert torch.equal(amsgrad.state[q]["max_exp_avg_sq"], kept[1])
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize("build", TRANSFORMS)
+def test_gradients_made_in_a_closure_are_transformed(build, by_name: bool) -> None:
+    before, within = weight(), weight()
+    calls = []
+    for p in (before, within):
+        optimizer = torch.optim.Adam([p], 1e-2)
+        for transform in (build, AdaGN):
+            transform(optimizer)
+
+        def closure(p: nn.Parameter = p, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            loss = (p**2).sum() * (1 + len(calls) % 3)
+            loss.backward()
+            calls.append(loss)
+            return loss
+
+        calls.clear()
+        for _ in range(6):
+            if p is before:
+                closure()
+                assert optimizer.step() is None
+            else:
+                loss = optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+                assert loss is calls[-1]
+        assert len(calls) == 6
+    assert torch.equal(within, before)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize("build", TRANSFORMS)
+def test_copies_of_a_transform_go_on_with_copies_of_its_optimizer(build, duplicate) -> None:
+    grads = gradients(9, spike=50.0)
+    p, plain = weight(), weight()
+    optimizer = torch.optim.Adam([p], 1e-2)
+    transform = build(optimizer)
+    run(optimizer, p, grads[:5])
+    twin, other = duplicate((optimizer, transform))
+    (q,) = twin.param_groups[0]["params"]
+    assert other.optimizer is twin
+    assert torch.equal(run(twin, q, grads[5:]), run(optimizer, p, grads[5:]))
+    transform.remove()
+    freed, _ = duplicate((optimizer, transform))
+    (q,) = freed.param_groups[0]["params"]
+    plain.data.copy_(p.data)
+    alone = torch.optim.Adam([plain], 1e-2)
+    alone.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert torch.equal(run(freed, q, grads), run(alone, plain, grads))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_transforms_of_half_types_are_those_of_float32(dtype: torch.dtype, scale: float) -> None:
+    for build in TRANSFORMS[:2]:
+        grads = []
+        for d in (torch.float32, dtype):
+            p = nn.Parameter(torch.zeros(64, 64, dtype=d))
+            optimizer = torch.optim.SGD([p], 0.0)
+            build(optimizer)
+            for t in range(3):
+                g = torch.randn(64, 64, generator=torch.Generator().manual_seed(t)) * scale
+                p.grad = g.to(dtype).to(d)
+                optimizer.step()
+            grads.append(p.grad.float())
+        torch.testing.assert_close(grads[1], grads[0], rtol=1e-2, atol=1e-7)
+
+
+@pytest.mark.parametrize("build", TRANSFORMS)
+def test_transforms_read_no_value_from_an_accelerator(build) -> None:
+    with FakeTensorMode():  # reading a value of a fake tensor raises
+        p = nn.Parameter(torch.empty(5, 4, device="cuda"))
+        optimizer = torch.optim.Adam([p], foreach=True, capturable=True)
+        transform = build(optimizer)
+        for _ in range(2):
+            p.grad = torch.empty(5, 4, device="cuda")
+            optimizer.step()
+        assert all(number.device.type == "cuda" for number in transform.state[p].values())
+
+
+def test_tensors_of_any_size_are_transformed() -> None:
+    params = [nn.Parameter(torch.ones(shape)) for shape in ((0,), (0, 3), (), (1,), (3, 0))]
+    optimizer = torch.optim.Adam(params, 0.1)
+    for build in TRANSFORMS:
+        build(optimizer)
+    for _ in range(5):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert [p.detach().numel() for p in params] == [0, 0, 1, 1, 0]
+    assert params[2] == params[3] < 1
+
+
+def test_gradients_that_a_kernel_will_unscale_are_refused() -> None:
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.AdamW([p], 0.1, fused=True)
+    AdaGN(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.zeros(()))
+    p.grad = torch.tensor([3.0, 4.0, 0.0]) * 8
+    with pytest.raises(RuntimeError, match=r"call scaler\.unscale_"):
+        scaler.step(optimizer)
+    del optimizer.grad_scale, optimizer.found_inf  # which the scaler's step left there
+    scaler.update()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    torch.testing.assert_close(p.grad.norm(), torch.tensor(1.0))
+
+
+@pytest.mark.bad_input
+def test_the_official_classes_state_cannot_go_on() -> None:
+    """It keeps counters and decays outside its state dict."""
+    p = weight()
+    state = {0: {"step": 3, "exp_avg": torch.zeros(4, 3), "exp_avg_sq": torch.zeros(4, 3), "m_max_t": 1.0}}
+    group = {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 0,
+        "amsgrad": False,
+        "params": [0],
+    }
+    for optimizer in (StableSPAM([p]), SPAM([p])):
+        with pytest.raises(ValueError, match=r"load_state_dict needs a state dict of .* lack"):
+            optimizer.load_state_dict({"state": state, "param_groups": [group]})
+
+
 @pytest.mark.bad_input
 def test_transforms_of_what_they_cannot_treat() -> None:
+    for build in (lambda p: torch.optim.LBFGS(p), lambda p: NormalizedGD(p, 1.0)):
+        with pytest.raises(TypeError, match="computes its own within"):
+            AdaGN(build([weight()]))
     optimizer = torch.optim.SGD([weight()], 0.1)
-    with pytest.raises(TypeError, match="attaches itself to an optimizer"):
+    with pytest.raises(TypeError, match="AdaClip works with an optimizer"):
         AdaClip([weight()])
     with pytest.raises(ValueError, match="gamma must be"):
         AdaClip(optimizer, 1.0)

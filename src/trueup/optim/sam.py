@@ -25,6 +25,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer
 
+from trueup.optim.gradient_transforms import check_optimizer, norm_of
+from trueup.optim.radial import accumulation_dtype
+
 
 class SAM:
     """Sharpness-aware steps with any optimizer.
@@ -63,7 +66,7 @@ class SAM:
     Memory: one copy of the parameters, made at the first step and kept.
 
     Raises:
-        TypeError: ``optimizer`` is not an optimizer.
+        TypeError: ``optimizer`` is not an optimizer, or one that computes gradients within its step.
         ValueError: ``rho`` is negative or not finite.
 
     Source: Foret et al. 2021, equation 2 and algorithm 1.
@@ -82,11 +85,7 @@ class SAM:
     """
 
     def __init__(self, optimizer: Optimizer, rho: float = 0.05, *, adaptive: bool = False) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(
-                "SAM wraps an optimizer, such as torch.optim.SGD(model.parameters(), lr=0.1); got "
-                f"{optimizer!r}"
-            )
+        check_optimizer("SAM", optimizer)
         if not 0 <= rho < math.inf:
             raise ValueError(f"rho must be finite and at least 0; got {rho}")
         self.optimizer = optimizer
@@ -133,7 +132,7 @@ class SAM:
         """Move the weights to about the highest loss nearby, by the gradients that they hold.
 
         Raises:
-            RuntimeError: no parameter has a gradient; a gradient is sparse; or a perturbation is in force.
+            RuntimeError: there is no gradient; one is sparse or complex; or a perturbation is in force.
         """
         if self._perturbed:
             raise RuntimeError("the weights are perturbed already: call restore() before perturb()")
@@ -144,13 +143,20 @@ class SAM:
             )
         grads = [_dense(p.grad) for p in params]
         norm = self._norm(params, grads)
-        scale = self.rho / (norm + 1e-12)
-
         for p in params:
-            if p not in self._copies or self._copies[p].shape != p.shape:
+            copy = self._copies.get(p)
+            if copy is None or (copy.shape, copy.dtype, copy.device) != (p.shape, p.dtype, p.device):
                 self._copies[p] = torch.empty_like(p)
         _copy([self._copies[p] for p in params], params)
         self._perturbed = params
+        try:
+            self._climb(params, grads, norm)
+        except BaseException:
+            self.restore()
+            raise
+
+    def _climb(self, params: list[Tensor], grads: list[Tensor], norm: Tensor) -> None:
+        scale = self.rho / (norm + 1e-12)
         if norm.is_cpu:
             if norm.isfinite():
                 factor = scale.item()
@@ -158,13 +164,13 @@ class SAM:
                     torch._foreach_add_(params, grads, alpha=factor)
                 else:
                     for p, g in zip(params, grads, strict=True):
-                        p.addcmul_(p.square(), g, value=factor)
+                        p.addcmul_(_wide(p).square(), _wide(g), value=factor)
             return
         # Elsewhere no value is read, so that nothing waits for the device.
         finite = norm.isfinite()
         for p, g in zip(params, grads, strict=True):
-            direction = p.square().mul_(g) if self.adaptive else g
-            step = direction * scale.to(p.device, p.dtype)
+            direction = _wide(p).square().mul_(g) if self.adaptive else _wide(g)
+            step = direction * scale.to(p.device)
             p.add_(torch.where(finite.to(p.device), step, 0.0))
 
     @torch.no_grad()
@@ -182,20 +188,17 @@ class SAM:
     def _norm(self, params: list[Tensor], grads: list[Tensor]) -> Tensor:
         """Of all gradients as one vector (times the weights if adaptive), 0-d, in float32 or better."""
         device = params[0].device
-        if self.adaptive:
-            norms = [_norm(p * g) for p, g in zip(params, grads, strict=True)]
-        else:
-            norms = [_norm(g) for g in grads]
-        # A shard's norm is made that of the whole tensor.
-        norms = [n.full_tensor() if isinstance(n, DTensor) else n for n in norms]
-        norm: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
+        norms = [
+            norm_of(_wide(p) * g if self.adaptive else g).to(device)
+            for p, g in zip(params, grads, strict=True)
+        ]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return norm
 
 
-def _norm(t: Tensor) -> Tensor:
-    dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
-    norm: Tensor = torch.linalg.vector_norm(t, dtype=dtype)
-    return norm
+def _wide(t: Tensor) -> Tensor:
+    # A half type has not the range for products, nor for gradients times a factor for unscaled ones.
+    return t.to(accumulation_dtype(t.dtype))
 
 
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
@@ -207,8 +210,9 @@ def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
 
 
 def _dense(grad: Tensor) -> Tensor:
-    if grad.layout != torch.strided:
+    if grad.layout != torch.strided or grad.is_complex():
         raise RuntimeError(
-            f"SAM needs dense gradients; got layout {grad.layout}: build the embedding with sparse=False"
+            f"SAM needs dense real gradients; got layout {grad.layout}, dtype {grad.dtype}: build the "
+            "embedding with sparse=False, or store real and imaginary parts (torch.view_as_real)"
         )
     return grad

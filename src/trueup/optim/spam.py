@@ -10,7 +10,8 @@ moments every T steps, and warm the step size up again after each reset, by s:
 
 Huang et al.: SPAM, 2025, arXiv 2501.06842, a baseline of StableSPAM's. Nothing is clipped in the first steps
 of training and after a reset, when v says nothing yet. As in the official code the bias correction is not
-restarted and the decay comes last; unlike there, a gradient that is not finite skips its tensor.
+restarted and the decay comes last; unlike there, a gradient that is not finite skips its tensor, and moments
+are kept in float32 or better.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from trueup.optim.blocks import Scratch, split
-from trueup.optim.gradient_transforms import correction, largest_entry
-from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_range
+from trueup.optim.gradient_transforms import correction, norm_of
+from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_decays, check_range
 
 
 class SPAM(TwoRouteOptimizer):
@@ -59,6 +60,7 @@ class SPAM(TwoRouteOptimizer):
     """
 
     state_names = ("step", "exp_avg", "exp_avg_sq")
+    wide = True
 
     def __init__(
         self,
@@ -91,8 +93,7 @@ class SPAM(TwoRouteOptimizer):
 
     def _check(self, group: Group) -> None:
         check_range("lr", group["lr"], 0)
-        check_range("betas[0]", group["betas"][0], 0, 1, open_end=True)
-        check_range("betas[1]", group["betas"][1], 0, 1, open_end=True)
+        check_decays("betas", group["betas"], 2)
         for name in (
             "eps",
             "weight_decay",
@@ -120,8 +121,7 @@ class SPAM(TwoRouteOptimizer):
     def _step_blocks(self, group: Group, scratch: Scratch, flats: list[Flat]) -> None:
         lr, decay, (beta1, beta2) = float(group["lr"]), group["weight_decay"], group["betas"]
         for _, param, grad, (step, exp_avg, exp_avg_sq) in flats:
-            # A sum is finite only if all its terms are: one fast pass. If it overflowed, look closer.
-            if param.numel() == 0 or not (grad.sum().isfinite() or grad.isfinite().all()):
+            if param.numel() == 0 or not norm_of(grad).square().isfinite():
                 continue
             step += 1
             t = step.item()
@@ -130,13 +130,16 @@ class SPAM(TwoRouteOptimizer):
             size = lr * warm * (1 - lr * decay)
             eps = group["eps"] / math.sqrt(correction(beta2, t))
             for p, g, m, v in split(param, grad, exp_avg, exp_avg_sq):
+                g = g.to(m.dtype)
                 if clips:
                     g = _clip(g, v, group["spike_threshold"])
                 if reset:
                     m.zero_()
                     v.zero_()
+                # The kernel takes tensors of one dtype: half types are stepped in a wider copy.
+                weight = p if p.dtype == m.dtype else scratch.like(m, "weight").copy_(p)
                 torch._fused_adamw_(
-                    [p],
+                    [weight],
                     [g],
                     [m],
                     [v],
@@ -150,6 +153,8 @@ class SPAM(TwoRouteOptimizer):
                     amsgrad=False,
                     maximize=group["maximize"],
                 )
+                if weight is not p:
+                    p.copy_(weight)
 
     def _step_foreach(
         self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
@@ -158,22 +163,26 @@ class SPAM(TwoRouteOptimizer):
             if param.numel() == 0:
                 continue
             lr, (beta1, beta2) = group["lr"], group["betas"]
-            finite = largest_entry(grad).isfinite()
+            finite = norm_of(grad).square().isfinite()
             acts = finite.to(step.dtype)
-            grad = torch.where(finite, grad, 0.0)
+            grad = torch.where(finite, grad, 0.0).to(exp_avg.dtype)
             step += acts
             clips, reset, warm = self._now(group, step)
             grad = torch.where(clips, _clip(grad, exp_avg_sq, group["spike_threshold"]), grad)
-            keep = (1 - (reset & finite).to(step.dtype)).to(param.dtype)
+            keep = 1 - (reset & finite).to(step.dtype)
             if group["maximize"]:
                 grad = -grad
-            exp_avg.mul_(keep).lerp_(grad, (acts * (1 - beta1)).to(param.dtype))
-            exp_avg_sq.mul_(keep).lerp_(grad.square(), (acts * (1 - beta2)).to(param.dtype))
+            exp_avg.mul_(keep).lerp_(grad, acts * (1 - beta1))
+            exp_avg_sq.mul_(keep).lerp_(grad.square(), acts * (1 - beta2))
             # Before its first finite gradient a tensor has taken no step, whose corrections would be 0.
             t = step.clamp(min=1)
             size = acts * warm * lr * correction(beta2, t).sqrt() / correction(beta1, t)
-            param.sub_(exp_avg / exp_avg_sq.sqrt().add_(group["eps"]) * size.to(param.dtype))
-            param.mul_(1 - (acts * lr * group["weight_decay"]).to(param.dtype))
+            # 1 is added where nothing acts: eps may be 0, and 0 / 0 times 0 is NaN.
+            root = exp_avg_sq.sqrt().add_(group["eps"] + (1 - acts))
+            weight = param.to(exp_avg.dtype)
+            weight.sub_(exp_avg / root * size).mul_(1 - acts * lr * group["weight_decay"])
+            if param.dtype != exp_avg.dtype:
+                param.copy_(weight)
 
 
 def _clip(grad: Tensor, exp_avg_sq: Tensor, threshold: float) -> Tensor:

@@ -43,12 +43,14 @@ class TwoRouteOptimizer(Optimizer):
     """Base of optimizers that step each parameter on its own.
 
     A subclass names its state in `state_names`: what is in `scalars` is a 0-d number, everything else has the
-    parameter's shape and dtype. It names its constructor arguments that older state dicts may lack in
+    parameter's shape. Numbers are kept in float32 or better, the rest in the parameter's dtype or, if `wide`,
+    in float32 or better too. A subclass names its constructor arguments that older state dicts may lack in
     `optional`, and implements `_check`, `_step_blocks` and `_step_foreach`.
     """
 
     state_names: ClassVar[tuple[str, ...]]
     scalars: ClassVar[frozenset[str]] = frozenset({"step"})
+    wide: ClassVar[bool] = False
     optional: ClassVar[Group] = {"foreach": None, "maximize": False}
 
     def __init__(self, params: ParamsT, defaults: Group) -> None:
@@ -57,6 +59,10 @@ class TwoRouteOptimizer(Optimizer):
     def _names(self, group: Group) -> tuple[str, ...]:
         """The state that a group's hyperparameters call for."""
         return self.state_names
+
+    def _dtype(self, name: str, param: Tensor) -> torch.dtype:
+        """The dtype of a parameter's state of that name."""
+        return accumulation_dtype(param.dtype) if self.wide or name in self.scalars else param.dtype
 
     @abstractmethod
     def _check(self, group: Group) -> None:
@@ -159,10 +165,11 @@ class TwoRouteOptimizer(Optimizer):
             own = self.state[param]
             for name in self._names(group):
                 if name not in own:
+                    dtype = self._dtype(name, param)
                     own[name] = (
-                        torch.zeros((), dtype=accumulation_dtype(param.dtype), device=param.device)
+                        torch.zeros((), dtype=dtype, device=param.device)
                         if name in self.scalars
-                        else torch.zeros_like(param, memory_format=torch.preserve_format)
+                        else torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
                     )
             params.append(param)
             grads.append(param.grad)
@@ -201,6 +208,12 @@ class TwoRouteOptimizer(Optimizer):
                         f"got {tuple(own[key].shape)}: pass the saved run's parameters, in their order"
                     )
         super().load_state_dict(state_dict)
+        # torch rounds what it loads to the parameter's dtype, all but what is called step: undo that.
+        for index, param in zip(saved, params):
+            for name, value in (state_dict["state"].get(index) or {}).items():
+                dtype = self._dtype(name, param)
+                if isinstance(value, Tensor) and name in self.state[param] and dtype != param.dtype:
+                    self.state[param][name] = value.to(param.device, dtype)
 
     def __setstate__(self, state: StateDict) -> None:
         super().__setstate__(state)
@@ -231,3 +244,11 @@ def check_range(
     if not (low <= value < high if open_end else low <= value <= high):  # type: ignore[operator]
         interval = f"[{low:g}, {high:g}{')' if open_end else ']'}" if high < math.inf else f"at least {low:g}"
         raise ValueError(f"{name} must be {'in ' if high < math.inf else ''}{interval}; got {value}")
+
+
+def check_decays(name: str, values: object, count: int) -> None:
+    """Raise ValueError unless `values` are that many numbers in [0, 1)."""
+    if not isinstance(values, tuple | list) or len(values) != count:
+        raise ValueError(f"{name} must be {('two', 'three')[count - 2]} numbers; got {values!r}")
+    for index, value in enumerate(values):
+        check_range(f"{name}[{index}]", value, 0, 1, open_end=True)
