@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trueup.optim import StableSPAM
 from trueup.quantization import (
     FakeQuantLinear,
     dequantize_,
@@ -98,6 +101,40 @@ def test_the_gradient_passes_straight_through(quantize) -> None:
     direction = values(3, 8) + 1
     quantize(x, group_size=8).backward(direction)
     assert torch.equal(x.grad, direction)
+
+
+@pytest.mark.parametrize("quantize", ALL)
+def test_forward_mode_and_second_derivatives_pass_straight_through(quantize) -> None:
+    x = values(8)
+    direction = values(8) + 1
+    of = lambda t: quantize(t, group_size=8)  # noqa: E731
+    value, tangent = torch.func.jvp(of, (x,), (direction,))
+    assert torch.equal(value, of(x))
+    assert torch.equal(tangent, direction)
+    torch.testing.assert_close(torch.func.jacfwd(of)(x), torch.eye(8).double())
+    hessian = torch.func.hessian(lambda t: (of(t) ** 3).sum())(x)
+    torch.testing.assert_close(hessian, torch.diag(6 * of(x)))
+
+
+@pytest.mark.parametrize("quantize", ALL)
+@pytest.mark.parametrize("shape", [(0,), (0, 8), (8,), (2, 3, 8)])
+def test_any_number_of_groups_and_any_layout(quantize, shape: tuple[int, ...]) -> None:
+    x = values(*shape)
+    y = quantize(x, group_size=8)
+    assert y.shape == x.shape
+    transposed = x.movedim(-1, 0).contiguous().movedim(0, -1)
+    assert torch.equal(quantize(transposed, group_size=8), y)
+    assert torch.equal(quantize(x[None].expand(2, *shape), group_size=8), y[None].expand(2, *shape))
+
+
+@pytest.mark.parametrize("quantize", KEEPING)
+def test_infinities_that_are_kept_leave_the_others_alone(quantize) -> None:
+    x = values(1, 16)
+    x[0, 5] = torch.inf
+    y = quantize(x, group_size=16, keep_top=1)
+    want = quantize(x.masked_fill(x.isinf(), 0.0), group_size=16, keep_top=0)
+    assert y[0, 5] == torch.inf
+    torch.testing.assert_close(y.masked_fill(y.isinf(), 0.0), want)
 
 
 @pytest.mark.parametrize("quantize", ALL)
@@ -218,8 +255,164 @@ def test_copies_of_a_quantised_model_compute_the_same() -> None:
     assert "scheme='fp4'" in repr(net[0])
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_encoder_layers_do_not_go_past_the_quantised_ones_in_eval_mode(padded: bool) -> None:
+    """torch computes `nn.TransformerEncoderLayer` from its weights there, and packs what is padded."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
+    net = nn.TransformerEncoder(layer, 2).eval()
+    x = values(2, 5, 16, dtype=torch.float32)
+    mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2]) if padded else None
+    slow = net(x, src_key_padding_mask=mask).detach()
+    with torch.no_grad():
+        plain = net(x, src_key_padding_mask=mask)
+    quantize_linear_(net, group_size=8, skip="*.self_attn")
+    trained = net(x, src_key_padding_mask=mask).detach()
+    with torch.no_grad():
+        evaluated = net(x, src_key_padding_mask=mask)
+    torch.testing.assert_close(evaluated, trained)
+    assert (evaluated - slow).abs().max() > 0.01
+    dequantize_(net)
+    with torch.no_grad():
+        assert torch.equal(net(x, src_key_padding_mask=mask), plain)
+
+
+def test_layers_under_autocast_and_in_graphs() -> None:
+    layer = FakeQuantLinear(16, 4, group_size=8)
+    x = values(3, 16, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = layer(x)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), layer(x), rtol=0.05, atol=0.05)
+    low.sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+    exported = torch.export.export(layer, (x,)).module()
+    assert torch.equal(exported(x), layer(x))
+    grads = [torch.autograd.grad(m(x).sum(), m.weight)[0] for m in (exported, layer)]
+    assert torch.equal(*grads)
+    assert grads[0].any()
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
+    assert layer(values(0, 16, dtype=torch.float32)).shape == (0, 4)
+    assert layer(x[0]).shape == (4,)
+
+
+def test_a_second_call_quantises_the_rest() -> None:
+    shared = nn.Linear(8, 8)
+    net = nn.Sequential(shared, nn.Linear(8, 8), shared)
+    quantize_linear_(
+        net, "fp4", group_size=8, skip=["2"]
+    )  # either of its names leaves the shared layer alone
+    assert [type(layer) is FakeQuantLinear for layer in net] == [False, True, False]
+    quantize_linear_(net, "int4", group_size=4)
+    assert [layer.scheme for layer in net] == ["int4", "fp4", "int4"]
+    with pytest.raises(ValueError, match="not skipped or quantised"):
+        quantize_linear_(net, group_size=8)
+
+
+# ---- Hugging Face ----
+
+
+def llama(**config: Any) -> Any:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=40,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            bos_token_id=0,
+            eos_token_id=1,
+            **config,
+        )
+    )
+
+
+@pytest.mark.parametrize("scheme", ["fp4", "int4"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_hugging_face_model_trains_in_four_bits(scheme: str, tied: bool, tmp_path: Path) -> None:
+    net = llama(tie_word_embeddings=tied)
+    names = list(net.state_dict())
+    quantize_linear_(net, scheme, group_size=32, skip=["lm_head"])
+    kinds = {name.rpartition(".")[2] for name, m in net.named_modules() if isinstance(m, FakeQuantLinear)}
+    assert kinds == {f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert type(net.lm_head) is nn.Linear
+
+    optimizer = StableSPAM(net.parameters(), 1e-2, reset_interval=5)
+    ids = torch.randint(40, (4, 16), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for _ in range(12):
+        losses.append(net(ids, labels=ids).loss)
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 1
+    assert (net.lm_head.weight is net.model.embed_tokens.weight) == tied
+
+    # what is saved is an ordinary model, which quantises to the same
+    assert list(net.state_dict()) == names
+    net.save_pretrained(tmp_path)
+    again = type(net).from_pretrained(tmp_path).eval()
+    quantised = net.eval()(ids).logits
+    full = dequantize_(net)(ids).logits
+    assert torch.equal(again(ids).logits, full)
+    assert not torch.equal(quantised, full)
+    assert torch.equal(
+        quantize_linear_(again, scheme, group_size=32, skip=["lm_head"])(ids).logits, quantised
+    )
+    assert again.generate(ids[:1, :4], max_new_tokens=3, do_sample=False).shape == (1, 7)
+
+
+def test_patterns_leave_layers_alone() -> None:
+    net = quantize_linear_(llama(), group_size=32, skip=["lm_head", "*.o_proj", "model.layers.1.mlp"])
+    left = [name for name, m in net.named_modules() if type(m) is nn.Linear]
+    assert left == [
+        "model.layers.0.self_attn.o_proj",
+        "model.layers.1.self_attn.o_proj",
+        *(f"model.layers.1.mlp.{part}_proj" for part in ("gate", "up", "down")),
+        "lm_head",
+    ]
+
+
+@pytest.mark.bad_input
+def test_gpt2s_transposed_layers_are_named_and_not_passed_over() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=40, n_embd=32, n_layer=1, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=1
+    )
+    net = transformers.GPT2LMHeadModel(config)
+    with pytest.raises(
+        ValueError, match=r"'transformer\.h\.0\.attn\.c_attn' is a Conv1D, .*no plain nn\.Linear"
+    ):
+        quantize_linear_(net, group_size=32)
+    assert not any(isinstance(m, FakeQuantLinear) for m in net.modules())
+    quantize_linear_(net, group_size=32, skip=["*.attn", "*.mlp"])
+    assert isinstance(net.lm_head, FakeQuantLinear)
+    assert net.lm_head.weight is net.transformer.wte.weight
+
+
+@pytest.mark.bad_input
+def test_layers_that_are_no_plain_linear_ones_are_not_passed_over() -> None:
+    class Own(nn.Linear):
+        pass
+
+    for odd in (Own(8, 8), nn.MultiheadAttention(8, 2), nn.LazyLinear(8)):
+        net = nn.ModuleList([nn.Linear(8, 8), odd])
+        with pytest.raises(ValueError, match=rf"layer '1' is a {type(odd).__name__}"):
+            quantize_linear_(net, group_size=8)
+        assert type(net[0]) is nn.Linear
+        quantize_linear_(net, group_size=8, skip="1")
+        assert type(net[0]) is FakeQuantLinear
+
+
 @pytest.mark.bad_input
 def test_what_does_not_fit() -> None:
+    with pytest.raises(TypeError, match="tensor of floating point values; got list"):
+        fake_quantize_fp4([1.0, 2.0], group_size=2)
     with pytest.raises(ValueError, match="divides the number of elements; got 10 elements"):
         fake_quantize_fp4(torch.zeros(2, 5), group_size=4)
     with pytest.raises(ValueError, match="keep_top from 0 to group_size - 1"):
@@ -247,3 +440,7 @@ def test_a_model_that_cannot_be_quantised_is_left_alone() -> None:
     nn.utils.parametrizations.weight_norm(net[0])
     with pytest.raises(ValueError, match="parametrised"):
         quantize_linear_(net, group_size=2, keep_top=1)
+    layer = FakeQuantLinear(8, 8, group_size=8)
+    nn.utils.parametrizations.weight_norm(layer)
+    with pytest.raises(ValueError, match="parametrised"):
+        dequantize_(layer)

@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trueup.nn.custom_function import needs_plain_operations
+
 __all__ = ["fake_quantize_fp4", "fake_quantize_int4", "fake_quantize_int4_symmetric", "int4_codes"]
 
 # Elements that are worked on at a time on a CPU, so that temporaries stay small and in cache.
@@ -158,6 +160,9 @@ def _blocks(groups: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def _straight_through(x: Tensor, quantize: Callable[[Tensor], Tensor], group_size: int) -> Tensor:
+    if needs_plain_operations():
+        quantised = quantize(_wide(x.detach().reshape(-1, group_size))).to(x.dtype).view(x.shape)
+        return quantised + (x - x.detach())
     return cast(Tensor, _StraightThrough.apply(x, quantize, group_size))  # type: ignore[no-untyped-call]
 
 
@@ -165,9 +170,10 @@ def _wide(t: Tensor) -> Tensor:
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
-def _check(name: str, input: Tensor, group_size: int, keep_top: int) -> None:
-    if not input.is_floating_point():
-        raise TypeError(f"{name} needs floating point values; got {input.dtype}")
+def _check(name: str, input: object, group_size: int, keep_top: int) -> None:
+    if not isinstance(input, Tensor) or not input.is_floating_point():
+        got = input.dtype if isinstance(input, Tensor) else type(input).__name__
+        raise TypeError(f"{name} needs a tensor of floating point values; got {got}")
     if group_size < 1 or input.numel() % group_size:
         raise ValueError(
             f"{name} needs a group_size that divides the number of elements; got {input.numel()} elements of "

@@ -8,7 +8,8 @@ the output layer are left alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from typing import Literal, TypeVar, get_args
 
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from trueup.quantization.fake_quantization import (
 )
 
 __all__ = ["FakeQuantLinear", "dequantize_", "quantize_linear_"]
+
+_CONV1D = "transformers.pytorch_utils.Conv1D"  # by its name: transformers may be missing
+_KEPT = "_fast_path_of_full_precision"
 
 Scheme = Literal["fp4", "int4"]
 Model = TypeVar("Model", bound=nn.Module)
@@ -90,47 +94,59 @@ def quantize_linear_(
     *,
     group_size: int = 256,
     keep_top: int = 2,
-    skip: Iterable[str] = (),
+    skip: str | Iterable[str] = (),
 ) -> Model:
     """Turn every `nn.Linear` inside a model into a `FakeQuantLinear` with the very same parameters, in place.
 
-    An optimizer that holds the parameters goes on with them; hooks stay.
+    An optimizer that holds the parameters goes on with them; hooks, ties (an output layer that shares the
+    embedding's weight) and the state dict stay. Layers quantised before are left as they are.
+
+    Nothing is left in full precision that you have not named: a layer that multiplies by a matrix, but not as
+    `nn.Linear` does, raises. That is a subclass, an `nn.MultiheadAttention`, and the ``Conv1D`` of Hugging
+    Face's GPT-2, whose weight is transposed: put an `nn.Linear` in its place, or skip it.
 
     Args:
         model: any module, a Hugging Face one for example.
         scheme, group_size, keep_top: see `FakeQuantLinear`.
-        skip: names of modules to leave alone with all inside them; pass the output layer's (``"lm_head"``),
-            as the authors do.
+        skip: names of modules to leave alone with all inside them, or shell patterns (``"*.o_proj"``); pass
+            the output layer's (``"lm_head"``), as the authors do.
 
     Returns:
         The model itself.
 
     Raises:
         ValueError: no linear layer, a name that the model does not have, a layer whose ``in_features`` the
-            group size does not divide, or one that is parametrised; the model is then unchanged.
+            group size does not divide, one that is parametrised or no plain `nn.Linear`; the model is then
+            unchanged.
 
     >>> model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
     >>> _ = quantize_linear_(model, "int4", group_size=8, skip=["2"])
     >>> [type(layer).__name__ for layer in model]
     ['FakeQuantLinear', 'ReLU', 'Linear']
     """
-    known = dict(model.named_modules())
-    skip = list(skip)
-    if unknown := [name for name in skip if name not in known]:
-        raise ValueError(f"skip names {unknown}, which the model does not have")
-    left = {module for name in skip for module in known[name].modules()}
+    known = dict(model.named_modules(remove_duplicate=False))  # a shared layer has several names
+    left: set[nn.Module] = set()
+    for pattern in [skip] if isinstance(skip, str) else skip:
+        named = [module for name, module in known.items() if fnmatchcase(name, pattern)]
+        if not named:
+            raise ValueError(f"skip names {pattern!r}, which the model does not have")
+        left.update(inside for module in named for inside in module.modules())
     layers = {
         name: module
         for name, module in known.items()
-        if isinstance(module, nn.Linear)
-        and (type(module) is nn.Linear or parametrize.is_parametrized(module))
-        and module not in left
+        if module not in left and _multiplies(module) and not isinstance(module, FakeQuantLinear)
     }
     if not layers:
-        raise ValueError("nothing to quantise: the model has no nn.Linear outside of skip")
+        raise ValueError("nothing to quantise: the model has no nn.Linear that is not skipped or quantised")
     for name, layer in layers.items():
         if parametrize.is_parametrized(layer):
             raise ValueError(f"layer {name!r} is parametrised: take the parametrisation out, or skip it")
+        if type(layer) is not nn.Linear:
+            raise ValueError(
+                f"layer {name!r} is a {type(layer).__name__}, which is no plain nn.Linear: put one with its "
+                "weights in its place, or leave it in full precision by skip, where a pattern names all of "
+                "its kind"
+            )
         try:
             _check(layer.in_features, scheme, group_size, keep_top)
         except ValueError as error:
@@ -139,6 +155,10 @@ def quantize_linear_(
         # The same object with another forward: whoever holds the layer, its parameters or hooks, keeps them.
         layer.__class__ = FakeQuantLinear
         vars(layer).update(scheme=scheme, group_size=group_size, keep_top=keep_top)
+    for module, switch, off in _fast_paths(model):
+        if any(isinstance(inside, FakeQuantLinear) for inside in module.modules()):
+            vars(module).setdefault(_KEPT, getattr(module, switch))
+            setattr(module, switch, off)
     return model
 
 
@@ -149,20 +169,41 @@ def dequantize_(model: Model) -> Model:
         The model itself.
 
     Raises:
-        ValueError: the model has no `FakeQuantLinear`.
+        ValueError: the model has no `FakeQuantLinear`, or one that is parametrised.
 
     >>> model = quantize_linear_(nn.Sequential(nn.Linear(8, 8)), group_size=8)
     >>> type(dequantize_(model)[0]).__name__
     'Linear'
     """
-    layers = [module for module in model.modules() if type(module) is FakeQuantLinear]
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, FakeQuantLinear)}
     if not layers:
         raise ValueError("nothing to dequantise: the model has no FakeQuantLinear")
-    for layer in layers:
+    for name, layer in layers.items():
+        if parametrize.is_parametrized(layer):
+            raise ValueError(f"layer {name!r} is parametrised: take the parametrisation out first")
+    for layer in layers.values():
         layer.__class__ = nn.Linear  # type: ignore[assignment]
-        for name in ("scheme", "group_size", "keep_top"):
-            delattr(layer, name)
+        for setting in ("scheme", "group_size", "keep_top"):
+            delattr(layer, setting)
+    for module, switch, _ in _fast_paths(model):
+        if _KEPT in vars(module):
+            setattr(module, switch, vars(module).pop(_KEPT))
     return model
+
+
+def _fast_paths(model: nn.Module) -> Iterator[tuple[nn.Module, str, object]]:
+    """What in eval mode computes layers from their weights, past their forward; its switch, and off."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            yield module, "activation_relu_or_gelu", 0
+        elif isinstance(module, nn.TransformerEncoder):
+            yield module, "use_nested_tensor", False
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether a module multiplies its input by a matrix of its own."""
+    ancestors = {f"{ancestor.__module__}.{ancestor.__qualname__}" for ancestor in type(module).__mro__}
+    return isinstance(module, nn.Linear | nn.MultiheadAttention) or _CONV1D in ancestors
 
 
 def _check(in_features: int, scheme: str, group_size: int, keep_top: int) -> None:
