@@ -217,6 +217,12 @@ CASES = [
         approximate_backward=ESTIMATES,
     ),
     Case(
+        partial(BatchChannelNorm1d, 4, num_groups=2, estimate=True, moving_speed=0.0, warm_start=True),
+        (3, 4, 2),
+        stateful=RUNNING,
+        approximate_backward=ESTIMATES,
+    ),
+    Case(
         partial(BatchChannelNorm2d, 4, 1e-3, 0.1, False, False, num_groups=2, channel_affine=None),
         (3, 4, 2, 2),
     ),

@@ -368,7 +368,7 @@ class _BatchChannelNorm(nn.Module):
         self, input: Float[Tensor, "batch channels *spatial"]
     ) -> Float[Tensor, "batch channels *spatial"]:
         """Normalise, and in training move the running statistics."""
-        check_rank(self, input)
+        check_rank(type(self).__name__, input, self._ranks, self._shape)
         bn = self.bn
         return batch_channel_norm(
             input,
@@ -504,7 +504,7 @@ class _EstimatedBatchNorm(_BatchPart):
         self, input: Float[Tensor, "batch channels *spatial"]
     ) -> Float[Tensor, "batch channels *spatial"]:
         """Normalise by the estimates, which a training batch moves first."""
-        check_rank(self, input)
+        check_rank(type(self).__name__, input, self._ranks, self._shape)
         assert self.running_mean is not None
         assert self.running_var is not None
         return estimated_batch_norm(

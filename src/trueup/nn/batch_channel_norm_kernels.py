@@ -98,8 +98,8 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        x, mean, var, count, *rest = ctx.saved_tensors
-        parameters, planes = rest[:4], rest[4:]
+        saved = ctx.saved_tensors  # once: checkpointing lets no tensor be asked for twice
+        (x, mean, var, count), parameters, planes = saved[:4], saved[4:8], saved[8:]
         if torch.is_grad_enabled():
             grad_x, *found = _differentiable_gradients(grads[0], x, ctx.plan, mean, var, *parameters)
         else:

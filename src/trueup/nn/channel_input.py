@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
 
 import torch.distributed as dist
 from torch import Tensor
 
 __all__ = ["check_eps", "check_input", "check_momentum", "check_rank", "empty_result", "one_value"]
-
-
-class _OfRank(Protocol):
-    _ranks: ClassVar[tuple[int, ...]]
-    _shape: ClassVar[str]
 
 
 def check_input(what: str, input: Tensor, per_channel: Mapping[str, Tensor | None]) -> None:
@@ -38,11 +32,11 @@ def check_input(what: str, input: Tensor, per_channel: Mapping[str, Tensor | Non
         raise ValueError("running_mean and running_var go together; got only one of them")
 
 
-def check_rank(layer: _OfRank, input: Tensor) -> None:
-    """As many dimensions as the layer is for."""
-    if input.dim() not in layer._ranks:
+def check_rank(what: str, input: Tensor, ranks: tuple[int, ...], shape: str) -> None:
+    """As many dimensions as the layer ``what`` is for."""
+    if input.dim() not in ranks:
         raise ValueError(
-            f"{type(layer).__name__} needs input {layer._shape}; got shape {tuple(input.shape)}: "
+            f"{what} needs input {shape}; got shape {tuple(input.shape)}: "
             "use the layer for that number of dimensions"
         )
 

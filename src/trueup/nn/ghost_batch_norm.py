@@ -458,7 +458,7 @@ class _GhostBatchNorm(_BatchNorm):
         )
 
     def _check_input_dim(self, input: Tensor) -> None:
-        check_rank(self, input)
+        check_rank(type(self).__name__, input, self._ranks, self._shape)
 
     def extra_repr(self) -> str:
         inherited = super().extra_repr()  # type: ignore[no-untyped-call]
