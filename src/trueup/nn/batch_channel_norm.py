@@ -32,6 +32,7 @@ from trueup.nn.channel_input import (
     check_input,
     check_momentum,
     check_rank,
+    computed_in,
     empty_result,
     one_value,
 )
@@ -147,7 +148,7 @@ def batch_channel_norm(
 
     plan = Plan(num_groups, eps, batch_eps, speed, process_group)
     estimates = running_mean, running_var, fresh
-    parameters = weight, bias, channel_weight, channel_bias
+    parameters = computed_in(input, weight, bias, channel_weight, channel_bias)
     output, mean, var, count = normalize(as_planes(input), plan, *estimates, *parameters)
     if first_pass and running_mean is not None and running_var is not None:
         if speed is None:
@@ -200,8 +201,7 @@ def estimated_batch_norm(
             mean, var, count = batch_statistics(plane_moments(x), x.shape[2], mean, var, fresh, plan)
         _put(running_mean, running_var, num_batches_tracked, mean, var, count)
     # Copies, since backward needs them and the next batch moves the running ones.
-    mean, var = widen(mean).clone(), widen(var).clone()
-    weight, bias = (None if t is None else widen(t) for t in (weight, bias))
+    mean, var, weight, bias = computed_in(input, mean.clone(), var.clone(), weight, bias)
     return F.batch_norm(input, mean, var, weight, bias, False, 0.0, eps)
 
 

@@ -270,7 +270,7 @@ def _gradients(
     # Sums are one a channel: added up over the group where there is one parameter a group.
     parameters = weight, bias, channel_weight, channel_bias
     return grad_x.to(x.dtype), *(
-        None if p is None else sums.unflatten(0, (len(p), -1)).sum(1).to(p.dtype)
+        None if p is None else sums.unflatten(0, (len(p), -1)).sum(1)
         for p, sums in zip(parameters, (*of_batch_part, *of_channel_part), strict=True)
     )
 
@@ -297,4 +297,4 @@ def _group_mean(t: Tensor, groups: int) -> Tensor:
 
 def _per_channel(parameter: Tensor, like: Tensor) -> Tensor:
     """One value a group -> one a channel, for ``(N, C)``."""
-    return widen(parameter).repeat_interleave(like.shape[1] // len(parameter))
+    return parameter.repeat_interleave(like.shape[1] // len(parameter))

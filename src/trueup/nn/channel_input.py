@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["check_eps", "check_input", "check_momentum", "check_rank", "empty_result", "one_value"]
+__all__ = [
+    "check_eps",
+    "check_input",
+    "check_momentum",
+    "check_rank",
+    "computed_in",
+    "empty_result",
+    "one_value",
+]
 
 
 def check_input(what: str, input: Tensor, per_channel: Mapping[str, Tensor | None]) -> None:
@@ -55,6 +65,12 @@ def one_value(input: Tensor, process_group: dist.ProcessGroup | None) -> bool:
     """Is there a single value per channel, as far as this process knows?"""
     alone = process_group is None or dist.get_world_size(process_group) == 1
     return alone and input.numel() == input.shape[1]
+
+
+def computed_in(input: Tensor, *parameters: Tensor | None) -> list[Any]:
+    """Parameters and statistics in the dtype in which the input is worked on: its own, at least float32."""
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    return [None if p is None else p.to(dtype) for p in parameters]
 
 
 def empty_result(input: Tensor, *parameters: Tensor | None) -> Tensor:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trueup.nn.channel_input import check_input, empty_result, one_value
+from trueup.nn.channel_input import check_input, computed_in, empty_result, one_value
 from trueup.nn.evonorm_kernels import BatchPlan, BatchVariant, SamplePlan, batch_norm, divide, sample_norm
 from trueup.nn.moments import widen
 from trueup.nn.planes import as_planes, shaped_as
@@ -100,9 +100,10 @@ def evonorm_s(
     planes = as_planes(input)
     plan = SamplePlan(groups, eps, centered=variant != "S2", activate=activation is not None)
     if activation is None or activation is F.silu:
-        output = sample_norm(planes, plan, weight, bias, v)
+        output = sample_norm(planes, plan, *computed_in(input, weight, bias, v))
     else:
-        output = divide(planes, plan, lambda _: as_planes(activation(input)), weight, bias)
+        affine = computed_in(input, weight, bias)
+        output = divide(planes, plan, lambda _: as_planes(activation(input)), *affine)
     return shaped_as(input, output)
 
 
@@ -171,9 +172,9 @@ def evonorm_b(
             f"{tuple(input.shape)}: pass a larger batch, or use an S variant, which needs no batch"
         )
 
-    known = None if training else running_var
     plan = BatchPlan(eps, variant, process_group)
-    output, var, total = batch_norm(as_planes(input), plan, known, weight, bias, v)
+    tensors = computed_in(input, None if training else running_var, weight, bias, v)
+    output, var, total = batch_norm(as_planes(input), plan, *tensors)
     if training and running_var is not None and not recomputing():
         with torch.no_grad():
             unbiased = var * (total / (total - 1).clamp(min=1))

@@ -61,9 +61,9 @@ class _SampleNorm(torch.autograd.Function):
         for part, out in strips(x, output):
             part = widen(part).contiguous()
             mean, var = group_moments(part, plan.groups)
-            scale = _spread((_power(mean, var, plan) + plan.eps).rsqrt(), part) * _column(weight, part)
+            scale = _spread((_power(mean, var, plan) + plan.eps).rsqrt(), part) * _column(weight)
             z = _gate(part, v).mul_(part) if plan.activate else part
-            torch.add(z * scale, _column(bias, part), out=out)
+            torch.add(z * scale, _column(bias), out=out)
             moments.append((mean, var))
         mean, var = (torch.cat(values) for values in zip(*moments, strict=True))
         return output, mean, var
@@ -120,12 +120,12 @@ def _sample_gradients(
             gate = _gate(part, v)
             bend = torch.ops.aten.sigmoid_backward(part, gate)  # x sigmoid'(v x)
             grad_z, grad_gate = plane_sums(g, part * gate), plane_sums(g, part * bend)
-            direct = (bend if v is None else bend.mul_(_column(v, part))).add_(gate).mul_(g)
+            direct = (bend if v is None else bend.mul_(_column(v))).add_(gate).mul_(g)
         else:
             grad_z = grad_gate = plane_sums(g, part)
             direct = g
         through_root = (grad_z[0] * weight).unflatten(1, (plan.groups, -1)).sum(-1) * r.pow(3) / -n
-        direct = direct * (_spread(r, part) * _column(weight, part))
+        direct = direct * (_spread(r, part) * _column(weight))
         # The center is taken off first: through_root may be huge, and the mean large beside the deviations.
         torch.add(direct, (part - _spread(m, part)).mul_(_spread(through_root, part)), out=out)
         sums.append((*grad_z, grad_gate[0]))
@@ -133,9 +133,9 @@ def _sample_gradients(
     r = rstd.repeat_interleave(x.shape[1] // plan.groups, 1)
     return (
         grad_x,
-        (along_z * r).sum(0).to(weight.dtype),
-        along_one.sum(0).to(bias.dtype),
-        None if v is None else ((along_gate * r).sum(0) * weight).to(v.dtype),
+        (along_z * r).sum(0),
+        along_one.sum(0),
+        None if v is None else (along_gate * r).sum(0) * weight,
     )
 
 
@@ -156,7 +156,7 @@ def divide(
     values = wide.unflatten(1, (plan.groups, -1)).flatten(2)
     power = values.var(2, correction=0) if plan.centered else values.square().mean(2)
     z = activation(wide) * _spread((power + plan.eps).rsqrt(), x)
-    return (z * _column(weight, wide) + _column(bias, wide)).to(x.dtype)
+    return (z * _column(weight) + _column(bias)).to(x.dtype)
 
 
 # ---- B: the larger of a deviation over the batch and a term of the sample ----
@@ -201,8 +201,8 @@ class _BatchNorm(torch.autograd.Function):
         output = torch.empty_like(x)
         for part, out, a, b in strips(x, output, slope, offset):
             part = widen(part).contiguous()
-            larger = torch.maximum(_along(part, a, b), _column(left, part))
-            torch.add((part / larger).mul_(_column(weight, part)), _column(bias, part), out=out)
+            larger = torch.maximum(_along(part, a, b), _column(left))
+            torch.add((part / larger).mul_(_column(weight)), _column(bias), out=out)
         return output, mean, var, *channels
 
     @staticmethod
@@ -240,7 +240,7 @@ def _channels(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, variance and count of each channel over batch and processes; or the variance that is known."""
     if known is not None:
-        whole = widen(known).clone()
+        whole = known.clone()
         return torch.zeros_like(whole), whole, whole.new_zeros(())
     count = mean.shape[0] * length
     center, whole, total = across_processes(*pool(mean, var, 0), count, plan.process_group)
@@ -251,7 +251,7 @@ def _line(mean: Tensor, var: Tensor, v: Tensor | None, plan: BatchPlan) -> tuple
     """Slope and offset ``(N, C)`` of the sample's term, which is a line in x."""
     root = ((var if plan.variant == "B0" else var + mean.square()) + plan.eps).sqrt()
     if v is not None:
-        return v.to(root.dtype).expand_as(root), root
+        return v.expand_as(root), root
     return (root if plan.variant == "B1" else torch.full_like(root, -1.0)), root
 
 
@@ -278,16 +278,16 @@ def _batch_gradients(
     for g, part, out, a, b in strips(grad, x, grad_x, slope, root):
         g, part = widen(g).contiguous(), widen(part).contiguous()
         right = _along(part, a, b)
-        larger = torch.maximum(right, _column(left, part))
+        larger = torch.maximum(right, _column(left))
         z = part / larger
         grad_z = plane_sums(g, z)
         direct = g / larger
         k = z.mul_(direct)
         total = k.sum(-1)
         # 1 where right is larger, 1/2 on a tie, as `torch.maximum` has it.
-        k.mul_(right.sub_(_column(left, part)).sign_().add_(1).mul_(0.5))
+        k.mul_(right.sub_(_column(left)).sign_().add_(1).mul_(0.5))
         sums.append((*grad_z, total, *plane_sums(k, part)))
-        torch.mul(direct.sub_(k * a.unsqueeze(-1)), _column(weight, part), out=out)
+        torch.mul(direct.sub_(k * a.unsqueeze(-1)), _column(weight), out=out)
     along_z, along_one, total, right_x, right_one = (torch.cat(values) for values in zip(*sums, strict=True))
 
     grad_slope, grad_root, grad_left = -weight * right_x, -weight * right_one, -weight * (total - right_one)
@@ -306,9 +306,9 @@ def _batch_gradients(
         out.add_(_along(widen(part) - m.unsqueeze(-1), a, b))
     return (
         grad_x.to(x.dtype),
-        along_z.sum(0).to(weight.dtype),
-        along_one.sum(0).to(bias.dtype),
-        None if v is None else grad_slope.sum(0).to(v.dtype),
+        along_z.sum(0),
+        along_one.sum(0),
+        None if v is None else grad_slope.sum(0),
     )
 
 
@@ -325,17 +325,17 @@ def _batch_plainly(
     mean, var = wide.mean(2), wide.var(2, correction=0)
     channels = _channels(mean, var, x.shape[2], known, plan)
     right = _along(wide, *_line(mean, var, v, plan))
-    larger = torch.maximum(right, _column((channels[1] + plan.eps).sqrt(), wide))
-    y = wide / larger * _column(weight, wide) + _column(bias, wide)
+    larger = torch.maximum(right, _column((channels[1] + plan.eps).sqrt()))
+    y = wide / larger * _column(weight) + _column(bias)
     return y.to(x.dtype), mean, var, *channels
 
 
 # ---- what both are made of ----
 
 
-def _column(t: Tensor, x: Tensor) -> Tensor:
+def _column(t: Tensor) -> Tensor:
     """``(C,)`` -> ``(C, 1)``, to stand beside planes."""
-    return t.to(x.dtype).unsqueeze(-1)
+    return t.unsqueeze(-1)
 
 
 def _spread(t: Tensor, x: Tensor) -> Tensor:
@@ -349,7 +349,7 @@ def _power(mean: Tensor, var: Tensor, plan: SamplePlan) -> Tensor:
 
 
 def _gate(x: Tensor, v: Tensor | None) -> Tensor:
-    return torch.sigmoid(x if v is None else x * _column(v, x))
+    return torch.sigmoid(x if v is None else x * _column(v))
 
 
 def _along(x: Tensor, slope: Tensor, offset: Tensor) -> Tensor:

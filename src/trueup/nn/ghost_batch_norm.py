@@ -24,7 +24,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trueup.nn.channel_input import check_eps, check_input, check_momentum, check_rank, empty_result
+from trueup.nn.channel_input import (
+    check_eps,
+    check_input,
+    check_momentum,
+    check_rank,
+    computed_in,
+    empty_result,
+)
 from trueup.nn.custom_function import needs_plain_operations, pull, side_by_side
 from trueup.nn.moments import pieces, pool, widen
 from trueup.nn.planes import affine_planes, as_planes, channels_last, plane_moments, plane_sums, shaped_as
@@ -100,7 +107,8 @@ def ghost_batch_norm(
                 "ghost_batch_norm with training=False normalises by running_mean and running_var; got None: "
                 "pass both, or training=True to normalise by ghost batches"
             )
-        return F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
+        mean, var, weight, bias = computed_in(input, running_mean, running_var, weight, bias)
+        return F.batch_norm(input, mean, var, weight, bias, False, 0.0, eps)
     if momentum is None and running_mean is not None and num_batches_tracked is None:
         raise ValueError("momentum=None averages over all ghost batches seen: pass num_batches_tracked")
     if input.numel() == 0:
@@ -116,7 +124,7 @@ def ghost_batch_norm(
             "pass a larger batch, a larger ghost_batch_size or another remainder"
         )
 
-    output, mean, var = _normalize(planes, eps, ghosts, weight, bias)
+    output, mean, var = _normalize(planes, eps, ghosts, *computed_in(input, weight, bias))
     if running_mean is not None and running_var is not None and not recomputing():
         if remainder == "drop_stats":
             ghosts = tuple((count, size) for count, size in ghosts if size >= ghost_batch_size)
@@ -240,7 +248,7 @@ def _normalize_planes(
     scale = _spread((var + eps).rsqrt(), blocks)
     if weight is not None:
         scale = scale * weight
-    shift = torch.zeros_like(scale) if bias is None else bias.to(scale.dtype).expand_as(scale)
+    shift = torch.zeros_like(scale) if bias is None else bias.expand_as(scale)
     return affine_planes(x, center, scale, shift), mean, var
 
 
@@ -259,7 +267,7 @@ def _normalize_rows(
         if bias is None:
             torch.mul(centered, scale, out=normalized)
         else:
-            torch.addcmul(bias.to(wide.dtype), centered, scale, out=normalized)
+            torch.addcmul(bias, centered, scale, out=normalized)
         means.append(mean.squeeze(1))
         variances.append(var.squeeze(1))
     return output, torch.cat(means), torch.cat(variances)
@@ -335,7 +343,7 @@ def _row_gradients(
 
 def _of(parameter: Tensor | None, sums: Tensor) -> Tensor | None:
     """The parameter's gradient, if it is there, from sums ``(*, C)``."""
-    return None if parameter is None else sums.sum(0).to(parameter.dtype)
+    return None if parameter is None else sums.sum(0)
 
 
 @torch.no_grad()
