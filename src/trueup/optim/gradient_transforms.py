@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from trueup.optim.blocks import in_memory_order, split, takes_blocks
+from trueup.optim.blocks import BLOCK, in_memory_order, split, takes_blocks
 from trueup.optim.normalized_gd import NormalizedGD
 from trueup.optim.radial import accumulation_dtype
 from trueup.optim.two_route import check_decays, check_range
@@ -84,14 +84,15 @@ def largest_entry(grad: Tensor) -> Tensor:
 def norm_of(grad: Tensor) -> Tensor:
     """||g|| of the whole tensor, sharded or not, 0-d, summed in float32 or better."""
     dtype = accumulation_dtype(grad.dtype)
-    if not takes_blocks(grad, None) or torch.compiler.is_compiling():
-        norm = torch.linalg.vector_norm(grad, dtype=dtype)
-        # One operation more for a shard: what follows mixes it with plain scalars.
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-    # On a CPU torch sums float32 squares in a few long chains: a norm of 12.6 million is 5e-4 too small.
-    (flat,) = in_memory_order(grad) or [grad.reshape(-1)]
-    squares = [torch.dot(block, block) for block in (part.to(dtype) for (part,) in split(flat))]
-    return torch.stack(squares).sum(dtype=torch.float64).sqrt().to(dtype)
+    if grad.numel() > BLOCK and takes_blocks(grad, None) and not torch.compiler.is_compiling():
+        # On a CPU torch sums float32 squares in a few long chains: a norm of 12.6 million is 5e-4 too small.
+        (flat,) = in_memory_order(grad) or [grad.reshape(-1)]
+        parts = [torch.linalg.vector_norm(block, dtype=dtype) for (block,) in split(flat)]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(parts))
+        return norm
+    norm = torch.linalg.vector_norm(grad, dtype=dtype)
+    # One operation more for a shard: what follows mixes it with plain scalars.
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def check_optimizer(name: str, optimizer: object) -> None:

@@ -121,7 +121,8 @@ class SPAM(TwoRouteOptimizer):
     def _step_blocks(self, group: Group, scratch: Scratch, flats: list[Flat]) -> None:
         lr, decay, (beta1, beta2) = float(group["lr"]), group["weight_decay"], group["betas"]
         for _, param, grad, (step, exp_avg, exp_avg_sq) in flats:
-            if param.numel() == 0 or not norm_of(grad).square().isfinite():
+            # False for NaN as well.
+            if param.numel() == 0 or not norm_of(grad).item() ** 2 <= torch.finfo(step.dtype).max:
                 continue
             step += 1
             t = step.item()
