@@ -182,3 +182,38 @@ def test_bad_data():
         model.fit(X, X[:, 0])
     with pytest.raises(NotFittedError):
         model.predict(X)
+
+
+def test_what_is_beyond_float64_raises():
+    X, y = clouds()
+    for lr, scale in ((1.7e308, 10.0), (100.0, 1e308)):
+        with pytest.raises(ValueError, match=r"beyond float64 after 1 steps of lr=.*scale the features"):
+            LargeStepLogisticRegression(lr=lr).fit(np.clip(X, -1, 1) * scale, y)
+
+
+def test_weights_whose_sum_is_beyond_float64():
+    X, y = clouds(shift=0.9, seed=3)
+    huge = LargeStepLogisticRegression(max_iter=8, lr=2.0)
+    plain = clone(huge)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        huge.fit(X, y, sample_weight=np.full(len(X), 1e308))
+        plain.fit(X, y)
+    assert huge.n_iter_ == 8
+    np.testing.assert_allclose(huge.coef_, plain.coef_)
+
+
+def test_constant_columns_and_no_information():
+    X, y = clouds()
+    assert LargeStepLogisticRegression().fit(np.column_stack([X, np.full(len(X), 7.0)]), y).separated_
+    with pytest.warns(ConvergenceWarning):
+        model = LargeStepLogisticRegression(max_iter=5).fit(np.ones_like(X), y)
+    assert not model.separated_
+    assert np.isfinite(model.coef_).all()
+
+
+def test_warm_start_with_other_features():
+    X, y = clouds()
+    model = LargeStepLogisticRegression(warm_start=True).fit(X, y)
+    with pytest.raises(ValueError, match="goes on from 2 coefficients, but X has 4 features"):
+        model.fit(np.column_stack([X, X]), y)

@@ -138,6 +138,16 @@ def test_goes_on_after_separation_without_nan(mode: Mode, dtype: torch.dtype) ->
     assert all(i.theta.isfinite().all() for i in iterates)
 
 
+@pytest.mark.parametrize("scale", [1e-250, 1e-20, 1e160])
+def test_a_unit_gradient_is_one_at_any_scale(scale: float) -> None:
+    plain, scaled = (
+        next(islice(large_step_descent(Z, 2.0, "unit_gradient"), 1, None)).theta
+        for Z in (separable(), separable() * scale)
+    )
+    torch.testing.assert_close(scaled, plain)
+    assert plain.norm().item() == pytest.approx(2.0)
+
+
 def with_margin(seed: int) -> tuple[Tensor, Tensor]:
     """Data with a margin of 0.5, and a direction that has it."""
     Z = separable(seed=seed)

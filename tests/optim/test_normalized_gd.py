@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -250,6 +251,16 @@ def test_layout_does_not_matter() -> None:
     for model in (plain, other):
         descend(NormalizedGD(model.parameters(), 0.3), model, 3)
     same(plain, other, rtol=1e-12, atol=1e-14)
+
+
+def test_no_value_is_read() -> None:
+    """So that nothing waits for an accelerator."""
+    with FakeTensorMode():  # reading a value of a fake tensor raises
+        model = nn.Linear(4, 1)
+        X, y = torch.empty(9, 4), torch.empty(9)
+        for lr in (1.0, torch.ones(())):
+            loss = NormalizedGD(model.parameters(), lr).step(lambda: y * model(X).squeeze(1))
+            assert loss.shape == ()
 
 
 # --- several processes ---

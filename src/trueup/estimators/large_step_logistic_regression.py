@@ -64,7 +64,8 @@ class LargeStepLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         feature_names_in_: names of features, if the input had names.
 
     Raises (``fit``): ValueError for a parameter out of range, labels that are not of two classes, NaN or
-    infinity in X, negative weights. It warns with ConvergenceWarning when ``max_iter`` steps do not separate.
+    infinity in X or, of huge features and steps, in the scores, and negative weights. It warns with
+    ConvergenceWarning when ``max_iter`` steps do not separate.
 
     Source: section 8 and table 1 of the paper.
 
@@ -135,16 +136,28 @@ class LargeStepLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
 
     def _descend(self, Z: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Set what the descent tells of itself; return the iterate to keep."""
+        weight = weight / weight.max()  # their sum might overflow
         weight = weight / weight.sum()
         start = None
         if self.warm_start and hasattr(self, "coef_"):
-            before = np.concatenate([self.coef_[0], self.intercept_])[: Z.shape[1]]
-            start = torch.from_numpy(before)
+            before = np.concatenate([self.coef_[0], self.intercept_])
+            features = Z.shape[1] - bool(self.fit_intercept)
+            if len(before) != features + 1:
+                raise ValueError(
+                    f"warm_start goes on from {len(before) - 1} coefficients, but X has {features} features: "
+                    "fit a new estimator, or set warm_start=False"
+                )
+            start = torch.from_numpy(before[: Z.shape[1]])
         self.loss_curve_: list[float] = []
         self.error_curve_: list[float] = []
         best, fewest = Z.new_zeros(Z.shape[1]), math.inf
         descent = large_step_descent(Z, self.lr, self.mode, weight=weight, start=start)
         for step, (theta, margins) in enumerate(descent):
+            if not (theta.isfinite().all() and margins.isfinite().all()):
+                raise ValueError(
+                    f"scores are beyond float64 after {step} steps of lr={self.lr:g}: scale the features, or "
+                    "lower lr"
+                )
             errors = float(weight @ (margins <= 0).to(weight.dtype))
             if step > 0:
                 self.error_curve_.append(errors)

@@ -69,7 +69,7 @@ def large_step_descent(
         TypeError: Z is no floating-point tensor.
         ValueError: Z is no table with a row or more, lr not above 0, an unknown mode, or another shape.
 
-    Source: algorithms 1 to 4 of the brief: LR+GD, Normalized LR+GD and the two batch perceptrons.
+    Source: the algorithms of the paper: LR+GD, Normalized LR+GD and the two batch perceptrons.
 
     >>> X, y = worst_case_problem(1000)
     >>> for steps, (theta, margins) in enumerate(large_step_descent(y[:, None] * X, lr=100.0)):
@@ -102,7 +102,10 @@ def _descend(Z: Tensor, lr: float, mode: Mode, weight: Tensor, theta: Tensor) ->
         yield Iterate(theta, margins)
         direction = Z.T @ step_coefficients(margins, mode, weight)
         if mode == "unit_gradient":
-            direction = F.normalize(direction, dim=0)
+            # Scaled first: its square may be beyond the range of numbers, on either side.
+            direction = F.normalize(
+                direction / direction.abs().max().clamp(min=torch.finfo(Z.dtype).tiny), dim=0
+            )
         theta = theta + lr * direction
 
 
