@@ -23,7 +23,8 @@ def trajectory(case: Any) -> Mapping[str, object]:
         for now, then in pairwise(iterates):
             theta = now.theta.clone().requires_grad_()
             NormalizedGD([theta], gamma).step(lambda theta=theta: Z @ theta)
-            torch.testing.assert_close(theta.detach(), then.theta, rtol=1e-10, atol=1e-10)
+            # what cancels in a large step leaves the rounding of that step
+            torch.testing.assert_close(theta.detach(), then.theta, rtol=1e-10, atol=1e-10 * max(1.0, gamma))
     return {
         "out.theta": torch.stack([theta for theta, _ in iterates[1:]]),
         "out.loss": torch.stack([F.softplus(-margins).mean() for _, margins in iterates[1:]]),

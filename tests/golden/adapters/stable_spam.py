@@ -11,6 +11,7 @@ from trueup.optim.spam import _clip
 from trueup.quantization import (
     FakeQuantLinear,
     fake_quantize_fp4,
+    fake_quantize_int4,
     fake_quantize_int4_symmetric,
     int4_codes,
 )
@@ -95,8 +96,8 @@ def spam(case: Case) -> dict[str, object]:
         for i, p in enumerate(params):
             p.grad = torch.tensor(case.inputs[f"grads{i}"][t]).to(dtype)
             clips = optimizer._now(optimizer.param_groups[0], t + 1)[0]
-            own = optimizer.state[p]
-            clipped = _clip(p.grad, own["exp_avg_sq"], hyper["threshold"]) if clips and own else p.grad
+            second = optimizer.state[p].get("exp_avg_sq", torch.zeros_like(p))
+            clipped = _clip(p.grad, second, hyper["threshold"]) if clips else p.grad
             rows.setdefault(f"out.clipped_grads{i}", []).append(clipped.double())
         optimizer.step()
         for i, p in enumerate(params):
@@ -112,11 +113,8 @@ def fake_quant_fp4(case: Case) -> dict[str, object]:
     assert [case.hyper[name] for name in "emb"] == [1, 2, 1]
     options = {"group_size": case.hyper["group_size"], "keep_top": case.hyper["topk"]}
     x, w = (torch.tensor(case.inputs[name], requires_grad=True) for name in "xw")
-    return {
-        **quantized_product(case, x, w, "fp4"),
-        "out.xq": fake_quantize_fp4(x, **options),
-        "out.wq": fake_quantize_fp4(w, **options),
-    }
+    xq, wq = fake_quantize_fp4(x, **options), fake_quantize_fp4(w, **options)
+    return {**quantized_product(case, x, w, xq, wq, "fp4"), "out.xq": xq, "out.wq": wq}
 
 
 def fake_quant_int4(case: Case) -> dict[str, object]:
@@ -124,24 +122,32 @@ def fake_quant_int4(case: Case) -> dict[str, object]:
     group_size = case.hyper["group_size"]
     x, w = (torch.tensor(case.inputs[name], requires_grad=True) for name in "xw")
     codes, scale, zero = int4_codes(w, group_size=group_size)
+    xq = fake_quantize_int4_symmetric(x, group_size=group_size, keep_top=case.hyper["topk"])
     return {
-        **quantized_product(case, x, w, "int4"),
-        "out.x_dq": fake_quantize_int4_symmetric(x, group_size=group_size, keep_top=case.hyper["topk"]),
+        **quantized_product(case, x, w, xq, fake_quantize_int4(w, group_size=group_size), "int4"),
+        "out.x_dq": xq,
         "out.w_int": codes,
         "out.w_scale": scale,
         "out.w_zero": zero,
     }
 
 
-def quantized_product(case: Case, x: Tensor, w: Tensor, scheme: str) -> dict[str, object]:
-    hyper = case.hyper
+def quantized_product(
+    case: Case, x: Tensor, w: Tensor, xq: Tensor, wq: Tensor, scheme: str
+) -> dict[str, object]:
+    """The layer's; or, where groups would span two rows, which it refuses, that of the quantised factors."""
+    hyper, grad_out = case.hyper, torch.tensor(case.inputs["grad_out"])
+    if w.shape[1] % hyper["group_size"]:
+        y = xq @ wq.T
+        gx, gw = torch.autograd.grad(y, (x, w), grad_out, retain_graph=True)
+        return {"out.y": y, "grad.x": gx, "grad.w": gw}
     layer = FakeQuantLinear(
         w.shape[1], w.shape[0], False, scheme=scheme, group_size=hyper["group_size"], keep_top=hyper["topk"]
     )
     layer.weight.data = w.detach().clone()
     y = layer(x)
-    y.backward(torch.tensor(case.inputs["grad_out"]))
-    return {"out.y": y, "grad.x": x.grad, "grad.w": layer.weight.grad}
+    gx, gw = torch.autograd.grad(y, (x, layer.weight), grad_out)
+    return {"out.y": y, "grad.x": gx, "grad.w": gw}
 
 
 KINDS = {
