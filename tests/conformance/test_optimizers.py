@@ -187,14 +187,15 @@ class Allocations(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("case", "hyper"), VARIANTS)
 def test_blocked_route_allocates_no_more_than_blocks(
-    case: Case, hyper: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    case: Case, hyper: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not case.two_routes:
         return
     shrink_blocks(monkeypatch, 256)
-    params = start([(64, 64), (4, 1024), (4096,), (256, 16)], torch.float32)
+    params = start([(64, 64), (4, 1024), (4096,), (256, 16)], dtype)
     optimizer = case.build(params, **hyper)
     train(optimizer, params, range(1))  # state is allocated here, and only here
     for step in range(1, STEPS):
