@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import trueup.optim
 from conformance.optimizers import CASES, STEPPED_BY_CLOSURE, Case
 from trueup.optim import blocks
+from trueup.optim.radial import accumulation_dtype
 
 SHAPES = [(4, 6), (3, 2, 3, 3), (5,), (1, 8), (6, 1), (), (0, 3), (3, 0)]
 STEPS = 4
@@ -211,7 +212,7 @@ def test_blocked_route_allocates_no_more_than_blocks(
 def test_half_types_follow_the_reference(
     case: Case, hyper: dict[str, Any], foreach: bool, dtype: torch.dtype
 ) -> None:
-    wide = getattr(case.optimizer, "wide", False)
+    wide = case.optimizer.wide
     if dtype == torch.float16 and not wide:
         pytest.skip("keeps moments in the parameter's dtype, as torch.optim: squares underflow in float16")
     params = start([(4, 4096), (4096,)], dtype)
@@ -257,6 +258,29 @@ def test_resumes_exactly(case: Case, hyper: dict[str, Any], dtype: torch.dtype) 
         second.load_state_dict(torch.load(file, weights_only=True))
         train(second, resumed, range(2, STEPS))
         close(resumed, straight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("case", "hyper"), FULLEST)
+def test_state_goes_on_with_parameters_of_another_dtype(
+    case: Case, hyper: dict[str, Any], dtype: torch.dtype
+) -> None:
+    for route in routes(case):
+        saved = start(dtype=torch.float32)
+        first = case.build(saved, **hyper, **route)
+        train(first, saved, range(2))
+        params = [nn.Parameter(param.detach().to(dtype)) for param in saved]
+        second = case.build(params, **hyper, **route)
+        second.load_state_dict(first.state_dict())
+        for old, param in zip(saved, params):
+            for name, value in second.state[param].items():
+                kept = name in case.optimizer.scalars or case.optimizer.wide
+                assert value.dtype == (accumulation_dtype(dtype) if kept else dtype)
+                assert torch.equal(value, first.state[old][name].to(value.dtype))
+        train(second, params, range(2, STEPS))
+        train(first, saved, range(2, STEPS))
+        for old, param in zip(saved, params):
+            torch.testing.assert_close(param.float(), old, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

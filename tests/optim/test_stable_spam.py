@@ -443,6 +443,9 @@ def test_transforms_of_what_they_cannot_treat() -> None:
         MomentumReset(optimizer, 0)
     with pytest.raises(ValueError, match="load_state_dict needs step, max"):
         AdaClip(optimizer).load_state_dict(AdaGN(optimizer).state_dict() | {0: {"step": torch.zeros(())}})
+    for other in (torch.optim.Adam([weight()]).state_dict(), AdaGN(optimizer).state_dict() | {7: {}}):
+        with pytest.raises(ValueError, match="load_state_dict needs step, norm, norm_sq for each of 1"):
+            AdaGN(optimizer).load_state_dict(other)
     table = nn.Embedding(4, 2, sparse=True)
     sparse = torch.optim.SGD(table.parameters(), 0.1)
     AdaClip(sparse)

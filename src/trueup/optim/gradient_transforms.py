@@ -207,10 +207,10 @@ class GradientTransform:
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         loaded = {}
         for i, own in state_dict.items():
-            if set(own) != set(self.state_names) or not 0 <= i < len(params):
+            if i not in range(len(params)) or set(own) != set(self.state_names):
                 raise ValueError(
                     f"{type(self).__name__}.load_state_dict needs {', '.join(self.state_names)} for each of "
-                    f"{len(params)} parameters; got {', '.join(own)} for number {i}"
+                    f"{len(params)} parameters, by its number; got {', '.join(map(str, own))} for {i!r}"
                 )
             loaded[params[i]] = {
                 name: value.detach().clone().to(params[i].device) for name, value in own.items()
