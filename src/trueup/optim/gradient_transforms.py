@@ -27,7 +27,7 @@ from torch.utils.hooks import RemovableHandle
 from trueup.optim.blocks import BLOCK, in_memory_order, split, takes_blocks
 from trueup.optim.normalized_gd import NormalizedGD
 from trueup.optim.radial import accumulation_dtype
-from trueup.optim.two_route import check_decays, check_range
+from trueup.optim.two_route import check_count, check_decays, check_range
 
 Scalar = TypeVar("Scalar", float, Tensor)
 
@@ -337,7 +337,7 @@ class MomentumReset(GradientTransform):
     """
 
     def __init__(self, optimizer: Optimizer, interval: int) -> None:
-        check_range("interval", interval, 1)
+        check_count("interval", interval, 1)
         super().__init__(optimizer)
         self.interval = interval
 

@@ -25,7 +25,7 @@ from torch.optim.optimizer import ParamsT
 
 from trueup.optim.blocks import Scratch, split
 from trueup.optim.gradient_transforms import correction, norm_of
-from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_decays, check_range
+from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_count, check_decays, check_range
 
 
 class SPAM(TwoRouteOptimizer):
@@ -94,15 +94,10 @@ class SPAM(TwoRouteOptimizer):
     def _check(self, group: Group) -> None:
         check_range("lr", group["lr"], 0)
         check_decays("betas", group["betas"], 2)
-        for name in (
-            "eps",
-            "weight_decay",
-            "spike_threshold",
-            "warmup_steps",
-            "reset_interval",
-            "grad_accu_steps",
-        ):
+        for name in ("eps", "weight_decay", "spike_threshold"):
             check_range(name, group[name], 0)
+        for name in ("warmup_steps", "reset_interval", "grad_accu_steps"):
+            check_count(name, group[name], 0)
 
     def _now(self, group: Group, t: Any) -> tuple[Any, Any, Any]:
         """Whether step t clips and resets, and the warm-up's factor; numbers or tensors."""

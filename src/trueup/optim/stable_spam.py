@@ -32,7 +32,7 @@ from trueup.optim.gradient_transforms import (
     norm_factor,
     norm_of,
 )
-from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_decays, check_range
+from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_count, check_decays, check_range
 
 
 class StableSPAM(TwoRouteOptimizer):
@@ -128,9 +128,9 @@ class StableSPAM(TwoRouteOptimizer):
         check_range("eps", group["eps"], 0)
         check_range("weight_decay", group["weight_decay"], 0)
         check_decays("gammas", group["gammas"], 3)
-        check_range("reset_interval", group["reset_interval"], 0)
+        check_count("reset_interval", group["reset_interval"], 0)
         if group["total_steps"] is not None:
-            check_range("total_steps", group["total_steps"], 1)
+            check_count("total_steps", group["total_steps"], 1)
         check_range("eta_min", group["eta_min"], 0, 1)
         if group["reset_mode"] not in ("paper", "official"):
             raise ValueError(f"reset_mode must be 'paper' or 'official'; got {group['reset_mode']!r}")

@@ -10,11 +10,12 @@ choosing the route, checking input, and loading state.
 from __future__ import annotations
 
 import math
+import operator
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import compress
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
@@ -244,6 +245,12 @@ def check_range(
     if not (low <= value < high if open_end else low <= value <= high):  # type: ignore[operator]
         interval = f"[{low:g}, {high:g}{')' if open_end else ']'}" if high < math.inf else f"at least {low:g}"
         raise ValueError(f"{name} must be {'in ' if high < math.inf else ''}{interval}; got {value}")
+
+
+def check_count(name: str, value: object, low: int) -> None:
+    """Raise ValueError unless the value is an integer, `low` or more."""
+    if not isinstance(value, SupportsIndex) or operator.index(value) < low:
+        raise ValueError(f"{name} must be an integer, at least {low}; got {value!r}")
 
 
 def check_decays(name: str, values: object, count: int) -> None:

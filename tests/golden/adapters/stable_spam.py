@@ -29,8 +29,8 @@ def stable_spam(case: Case) -> dict[str, object]:
         hyper["eps"],
         hyper["weight_decay"],
         (hyper["gamma1"], hyper["gamma2"], hyper["gamma3"]),
-        hyper["update_proj_gap"],
-        None if hyper["total_T"] == -1 else hyper["total_T"],
+        int(hyper["update_proj_gap"]),
+        None if hyper["total_T"] == -1 else int(hyper["total_T"]),
         hyper["eta_min"],
         bool(hyper["amsgrad"]),
         hyper["reset_mode"],
@@ -87,9 +87,9 @@ def spam(case: Case) -> dict[str, object]:
         hyper["eps"],
         hyper["weight_decay"],
         hyper["threshold"],
-        hyper["warmup_epoch"],
-        hyper["update_proj_gap"],
-        hyper["grad_accu_steps"],
+        int(hyper["warmup_epoch"]),
+        int(hyper["update_proj_gap"]),
+        int(hyper["grad_accu_steps"]),
     )
     rows: dict[str, list[Tensor]] = {}
     for t in range(hyper["steps"]):
