@@ -192,6 +192,38 @@ def test_exploring_uses_development_seeds_and_is_never_published(tmp_path, store
     assert "never published" in outcome["seeds_note"]
 
 
+def test_arms_tuned_at_one_value_of_a_condition_keep_the_winner_at_the_others(tmp_path, store):
+    effects = {"best": '(0.1 if run["size"] == 1 else 1.0)'}
+    anew = runner.run(toy(tmp_path, **effects), store, InlineEngine())
+    winners = {(t["arm"], t["condition"]["size"]): t for t in anew["tuning"]}
+    assert {c["hyper"]["lr"] for c in anew["cells"] if c["condition"]["size"] == 2} == {1.0}
+    assert len(winners) == 6
+
+    path = Path(write_toy(tmp_path, name="tuned_at.py", **effects))
+    path.write_text(path.read_text().replace('"size", (1, 2)', '"size", (1, 2), tuned_at=1'))
+    engine = InlineEngine()
+    with Store(tmp_path / "tuned_at.sqlite") as fresh:
+        plan = runner.plan(StudyRef("file", str(path)), fresh)
+        outcome = runner.run(StudyRef("file", str(path)), fresh, engine)
+    assert plan.cells["tuning"] == 3 * 3 * 3
+    tried = [cell for cell in engine.done if cell.kind == "tune"]
+    assert len(tried) == len(set(tried)) == 27
+    assert {dict(cell.condition)["size"] for cell in tried} == {1}
+    assert {c["hyper"]["lr"] for c in outcome["cells"]} == {0.1}
+    assert {c["condition"]["size"] for c in outcome["cells"]} == {1, 2}
+    assert [(t["arm"], t["condition"]) for t in outcome["tuning"]] == [
+        (arm, {"size": 1}) for arm in ("control", "ours", "plain")
+    ]
+
+
+def test_an_edge_where_arms_are_tuned_counts_at_every_value(tmp_path, store):
+    path = Path(write_toy(tmp_path, best="1000.0 if run.arm == 'plain' else 0.1"))
+    path.write_text(path.read_text().replace('"size", (1, 2)', '"size", (1, 2), tuned_at=2'))
+    outcome = runner.run(StudyRef("file", str(path)), store, InlineEngine())
+    assert claim(outcome, "better")["outcome"] == "inconclusive"
+    assert "edge" in claim(outcome, "better")["note"]
+
+
 def test_a_replication_draws_other_seeds_and_keeps_the_tuning(tmp_path, store):
     ref = toy(tmp_path)
     first = runner.run(ref, store, InlineEngine())

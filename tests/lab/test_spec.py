@@ -98,6 +98,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: Axis("lr", (0.3, 0.1)), "axis 'lr': list the numbers in increasing order"),
     (lambda: Condition("noise", ()), "condition 'noise' needs values, each once"),
     (lambda: Condition("noise", (1, 1)), "condition 'noise' needs values, each once"),
+    (lambda: Condition("noise", (1, 2), tuned_at=3), "is tuned at one of its values (1, 2); got 3"),
     # arms
     (lambda: Arm("a", "rival"), "arm 'a': role must be baseline, method, ablation or control; got 'rival'"),  # type: ignore[arg-type]
     (lambda: Arm("a<b", "method"), "arm name 'a<b': use letters"),

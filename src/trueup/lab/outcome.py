@@ -291,7 +291,11 @@ def document(
         ],
         "cells": [_cell_document(key, result, evidence) for key, result in sorted(evidence.report.items())],
         "series": _series(study, evidence),
-        "tuning": [_tuning_document(key, tuned) for key, tuned in sorted(evidence.tuned.items())],
+        "tuning": [
+            _tuning_document((arm, condition), tuned)
+            for (arm, condition), tuned in sorted(evidence.tuned.items())
+            if dict(condition) == study.tuning_condition(dict(condition))
+        ],
         "failures": [{"name": name, "error": error} for name, error in sorted(evidence.failures.items())],
         "figures": [_figure_document(f) for f in study.figures],
         "looks": [

@@ -351,18 +351,23 @@ class _Session:
                 for condition in self.conditions:
                     self.evidence.tuned[arm.name, condition] = Tuned((), first)
             return
-        axes = {(arm.name, c): self.study.axes(arm) for arm in self.study.arms for c in self.conditions}
+        tuned_at = {c: items(self.study.tuning_condition(dict(c))) for c in self.conditions}
+        axes = {(arm.name, c): self.study.axes(arm) for arm in self.study.arms for c in tuned_at.values()}
         first_round = self._trials("tuning", axes)
         widened = self._widened(axes, first_round)
         second_round = self._trials("tuning, wider grid", widened) if widened != axes else first_round
+        found: dict[tuple[str, Items], Tuned | None] = {}
         for key, trials in second_round.items():
             if trials is None or not trials:
-                self.evidence.tuned[key] = None
+                found[key] = None
                 continue
             winner = choose(trials, self.study.metrics[0])
             edge = tuple(edges(widened[key], winner.hyper))
             grew = widened[key] != axes[key]
-            self.evidence.tuned[key] = Tuned(tuple(trials), winner.hyper, edge, grew)
+            found[key] = Tuned(tuple(trials), winner.hyper, edge, grew)
+        for arm in self.study.arms:
+            for condition, where in tuned_at.items():
+                self.evidence.tuned[arm.name, condition] = found[arm.name, where]
 
     def _trials(
         self, phase: str, axes: Mapping[tuple[str, Items], Sequence[Axis]]
@@ -430,7 +435,8 @@ class _Session:
         self.tune()
         if study.tune and self.options.scale != "smoke":
             trials = len(study.grid(study.arms[0])) * study.tuning_seeds
-            self._plan_phase(plan, "tuning", trials * len(study.arms) * len(self.conditions), tuned_before)
+            places = len({items(study.tuning_condition(dict(c))) for c in self.conditions})
+            self._plan_phase(plan, "tuning", trials * len(study.arms) * places, tuned_before)
         for number, (alpha, seeds) in enumerate(self._planned_looks(), start=1):
             before = self.reused
             self._look(number, alpha, seeds)

@@ -103,15 +103,27 @@ class Axis:
 
 @dataclass(frozen=True)
 class Condition:
-    """A declared factor crossed with every arm: batch size, corruption, a learning-rate sweep."""
+    """A declared factor crossed with every arm: batch size, corruption, a learning-rate sweep.
+
+    Args:
+        name: key under which the cell function finds the value, ``run["batch_size"]``.
+        values: each is run by every arm.
+        tuned_at: arms are tuned at this value alone, and keep what was best there at all others; tuned anew
+            at each value if left out. For sensitivity: what do three times the best rate do?
+    """
 
     name: str
     values: tuple[Value, ...]
+    tuned_at: Value | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", tuple(self.values))
         if not self.values or len(set(self.values)) != len(self.values):
             raise StudyError(f"condition {self.name!r} needs values, each once; got {self.values}")
+        if self.tuned_at is not None and self.tuned_at not in self.values:
+            raise StudyError(
+                f"condition {self.name!r} is tuned at one of its values {self.values}; got {self.tuned_at!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -400,6 +412,11 @@ class Study:
             dict(zip([c.name for c in self.conditions], vs, strict=True))
             for vs in itertools.product(*(c.values for c in self.conditions))
         ]
+
+    def tuning_condition(self, condition: Settings) -> dict[str, Value]:
+        """Where the arms are tuned for this combination: each ``tuned_at`` in the place of the value."""
+        fixed = {c.name: c.tuned_at for c in self.conditions if c.tuned_at is not None}
+        return {**condition, **fixed}
 
     # -- checks ----------------------------------------------------------------------------------------------
     def _check_names(self) -> None:
