@@ -177,7 +177,7 @@ CASES = [
             "no momentum": {"lr": 1e-2, "betas": (0.0, 0.0)},
             "no projection": {"lr": 1e-2, "weight_decay": 0.1, "delta": 0.0},
         },
-        bad=(*PROJECTION_BAD, *BETAS_BAD[2:]),
+        bad=(*PROJECTION_BAD, *BETAS_BAD),
     ),
     Case(
         SGDP,

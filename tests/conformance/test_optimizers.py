@@ -346,11 +346,12 @@ def test_maximize_is_the_negative_gradient(
 
 @pytest.mark.parametrize(("case", "hyper"), FULLEST)
 def test_learning_rate_may_be_a_tensor_and_scheduled(case: Case, hyper: dict[str, Any]) -> None:
-    for route in routes(case):
+    for route, shape in itertools.product(routes(case), ((), (1,))):
         plain, tensor = start(), start()
+        lr = torch.full(shape, 0.05, dtype=torch.float64)
         pair = (
             case.build(plain, **{**hyper, "lr": 0.05}, **route),
-            case.build(tensor, **{**hyper, "lr": torch.tensor(0.05, dtype=torch.float64)}, **route),
+            case.build(tensor, **{**hyper, "lr": lr}, **route),
         )
         schedules = [torch.optim.lr_scheduler.ExponentialLR(one, 0.5) for one in pair]
         for step in range(STEPS):

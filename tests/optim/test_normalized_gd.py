@@ -145,7 +145,9 @@ def test_nan_and_all_zero_weights_are_nan() -> None:
 # --- the optimizer ---
 
 
-@pytest.mark.parametrize("lr", [0.3, torch.tensor(0.3, dtype=torch.float64)])
+@pytest.mark.parametrize(
+    "lr", [0.3, torch.tensor(0.3, dtype=torch.float64), torch.tensor([0.3], dtype=torch.float64)]
+)
 def test_step_is_sgd_with_the_normalised_loss(lr: float | Tensor) -> None:
     X, y = problem()
     mine, plain = network(), network()

@@ -24,7 +24,7 @@ from torch.optim.optimizer import ParamsT
 
 from trueup.optim.blocks import Scratch, split
 from trueup.optim.radial import View, decay_list, invariant_view, project_list, radial_blocks
-from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_range
+from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_decays, check_range, number
 
 
 class AdamP(TwoRouteOptimizer):
@@ -91,8 +91,7 @@ class AdamP(TwoRouteOptimizer):
     def _check(self, group: Group) -> None:
         check_range("lr", group["lr"], 0)
         check_range("eps", group["eps"], 0)
-        check_range("betas[0]", group["betas"][0], 0, 1, open_end=True)
-        check_range("betas[1]", group["betas"][1], 0, 1, open_end=True)
+        check_decays("betas", group["betas"], 2)
         check_range("weight_decay", group["weight_decay"], 0)
         check_range("delta", group["delta"], 0)
         check_range("wd_ratio", group["wd_ratio"], 0, 1)
@@ -182,7 +181,7 @@ class AdamP(TwoRouteOptimizer):
         self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
     ) -> None:
         steps, exp_avgs, exp_avg_sqs = state
-        lr, eps = group["lr"], group["eps"]
+        lr, eps = number(group["lr"]), group["eps"]
         beta1, beta2 = group["betas"]
         if group["maximize"]:
             grads = list(torch._foreach_neg(grads))

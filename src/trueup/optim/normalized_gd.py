@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from trueup.optim.radial import accumulation_dtype
-from trueup.optim.two_route import check_range
+from trueup.optim.two_route import check_range, number
 
 
 def misclassification_weights(
@@ -263,7 +263,7 @@ class NormalizedGD(Optimizer):
         for group, of_param in zip(self.param_groups, grads, strict=True):
             if isinstance(group["lr"], Tensor):
                 for param, grad in of_param.items():
-                    param.sub_(grad * group["lr"])
+                    param.sub_(grad * number(group["lr"]))
             elif of_param:
                 torch._foreach_add_(list(of_param), list(of_param.values()), alpha=-group["lr"])
         return loss.detach()

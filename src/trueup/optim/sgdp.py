@@ -23,7 +23,7 @@ from torch.optim.optimizer import ParamsT
 
 from trueup.optim.blocks import Scratch, split
 from trueup.optim.radial import decay_list, invariant_view, project_list, radial_blocks
-from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_range
+from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_range, number
 
 
 class SGDP(TwoRouteOptimizer):
@@ -136,7 +136,7 @@ class SGDP(TwoRouteOptimizer):
         self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
     ) -> None:
         (buffers,) = state
-        lr, eps, momentum = group["lr"], group["eps"], group["momentum"]
+        lr, eps, momentum = number(group["lr"]), group["eps"], group["momentum"]
         if group["maximize"]:
             grads = list(torch._foreach_neg(grads))
         torch._foreach_mul_(buffers, momentum)

@@ -25,7 +25,15 @@ from torch.optim.optimizer import ParamsT
 
 from trueup.optim.blocks import Scratch, split
 from trueup.optim.gradient_transforms import correction, norm_of
-from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_count, check_decays, check_range
+from trueup.optim.two_route import (
+    Flat,
+    Group,
+    TwoRouteOptimizer,
+    check_count,
+    check_decays,
+    check_range,
+    number,
+)
 
 
 class SPAM(TwoRouteOptimizer):
@@ -158,7 +166,7 @@ class SPAM(TwoRouteOptimizer):
         for param, grad, step, exp_avg, exp_avg_sq in zip(params, grads, *state):
             if param.numel() == 0:
                 continue
-            lr, (beta1, beta2) = group["lr"], group["betas"]
+            lr, (beta1, beta2) = number(group["lr"]), group["betas"]
             finite = norm_of(grad).square().isfinite()
             acts = finite.to(step.dtype)
             grad = torch.where(finite, grad, 0.0).to(exp_avg.dtype)

@@ -32,7 +32,15 @@ from trueup.optim.gradient_transforms import (
     norm_factor,
     norm_of,
 )
-from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_count, check_decays, check_range
+from trueup.optim.two_route import (
+    Flat,
+    Group,
+    TwoRouteOptimizer,
+    check_count,
+    check_decays,
+    check_range,
+    number,
+)
 
 
 class StableSPAM(TwoRouteOptimizer):
@@ -228,7 +236,7 @@ class StableSPAM(TwoRouteOptimizer):
         exp_avg_sq: Tensor,
         max_exp_avg_sq: Tensor | None = None,
     ) -> None:
-        lr, eps, beta2 = group["lr"], group["eps"], group["betas"][1]
+        lr, eps, beta2 = number(group["lr"]), group["eps"], group["betas"][1]
         largest = largest_entry(grad)
         finite = (largest.square() * grad.numel()).isfinite()
         # A gradient that is not finite becomes one of zeros, and every change below is multiplied by 0.

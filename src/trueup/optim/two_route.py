@@ -247,6 +247,11 @@ def check_range(
         raise ValueError(f"{name} must be {'in ' if high < math.inf else ''}{interval}; got {value}")
 
 
+def number(value: float | Tensor) -> float | Tensor:
+    """A one-element tensor as a 0-d one, which operations on lists of tensors ask for; a float as it is."""
+    return value.reshape(()) if isinstance(value, Tensor) else value
+
+
 def check_count(name: str, value: object, low: int) -> None:
     """Raise ValueError unless the value is an integer, `low` or more."""
     if not isinstance(value, SupportsIndex) or operator.index(value) < low:
