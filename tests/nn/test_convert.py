@@ -572,6 +572,19 @@ def test_torchs_encoder_layer_leaves_its_fast_path() -> None:
     torch.testing.assert_close(fast, model(x).detach())
 
 
+def test_torchs_encoder_leaves_its_fast_path_for_padded_batches() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2)
+    padding = torch.tensor([[False, False, True], [False, False, False]])
+    x = torch.randn(2, 3, 8)
+    model = convert(encoder, nn.LayerNorm, PowerNorm1d).eval()
+    with torch.no_grad():
+        fast = model(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(fast, model(x, src_key_padding_mask=padding).detach())
+    assert encoder.use_nested_tensor  # a copy was converted
+    assert convert(encoder, nn.Dropout, nn.Identity).use_nested_tensor
+
+
 # ---- the report, and several kinds at once ----
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch.nn.functional as F
@@ -140,7 +140,7 @@ def convert(
             for name, child in parent._modules.items():
                 if child in replaced:
                     parent._modules[name] = replaced[child]
-                    _leave_fast_path(parent, replaced[child])
+    _leave_fast_paths(names)
     return replaced.get(model, model)
 
 
@@ -332,10 +332,19 @@ def _with_hooks(new: nn.Module, module: nn.Module) -> nn.Module:
     return new
 
 
-def _leave_fast_path(parent: nn.Module, new: nn.Module) -> None:
-    """In eval mode torch's encoder layer computes layer norms itself, from their weights, unless told so."""
-    if isinstance(parent, nn.TransformerEncoderLayer) and not isinstance(new, nn.LayerNorm):
-        parent.activation_relu_or_gelu = 0
+def _leave_fast_paths(modules: Iterable[nn.Module]) -> None:
+    """In eval mode torch's encoder computes layer norms itself, from their weights, unless told so."""
+
+    def has_other_norms(layer: nn.Module) -> bool:
+        return isinstance(layer, nn.TransformerEncoderLayer) and not all(
+            isinstance(norm, nn.LayerNorm) for norm in (layer.norm1, layer.norm2)
+        )
+
+    for module in modules:
+        if has_other_norms(module):
+            vars(module)["activation_relu_or_gelu"] = 0
+        elif isinstance(module, nn.TransformerEncoder) and any(map(has_other_norms, module.layers)):
+            module.use_nested_tensor = False
 
 
 def _row(name: str, module: nn.Module, new: nn.Module, notes: list[str]) -> Conversion:
