@@ -272,8 +272,12 @@ def test_half_buffers_are_rounded_once(case: Case, dtype: torch.dtype) -> None:
 def assert_compiles(case: Case, training: bool, backend: str) -> None:
     compiled = torch.compile(case.build(training=training), fullgraph=True, backend=backend)
     layer = case.build(training=training)
-    for seed in (1, 2):
-        assert_same(step(compiled, case.example(seed=seed)), step(layer, case.example(seed=seed)))
+    batches = [case.example()]
+    if training:
+        # Another number of samples, in the other format where there is one: compiled again, for any number.
+        batches.append(in_both_formats(torch.cat([batches[0] + 1, batches[0]]))[-1])
+    for x in batches:
+        assert_same(step(compiled, x), step(layer, x))
 
 
 def test_compiles_as_one_graph(case: Case, training: bool) -> None:
@@ -291,6 +295,16 @@ def test_exports(case: Case, training: bool) -> None:
     for seed in (1, 2):
         assert_same(outputs(exported(case.example(seed=seed))), outputs(layer(case.example(seed=seed))))
     assert_same([exported.state_dict()[name] for name in layer.state_dict()], [*layer.state_dict().values()])
+
+
+def test_evaluation_exports_for_any_number_of_samples(case: Case) -> None:
+    if case.one_sample and not case.stateful:
+        pytest.skip("without running statistics ghost batches are cut, whose number must be known")
+    layer, x = case.build(training=False), case.example()
+    samples = torch.export.Dim("samples", min=2, max=64)
+    exported = torch.export.export(copy.deepcopy(layer), (x,), dynamic_shapes=({0: samples},)).module()
+    more = torch.cat([x + 1, x])
+    assert_same(outputs(exported(more)), outputs(layer(more)))
 
 
 def test_an_exported_layer_can_be_trained(case: Case) -> None:

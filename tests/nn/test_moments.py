@@ -15,6 +15,8 @@ from trueup.nn.moments import (
     group_moments,
     pieces,
     pool,
+    strips,
+    write,
 )
 
 
@@ -69,6 +71,25 @@ def test_a_constant_has_no_variance_and_nan_is_not_hidden() -> None:
     mean, var = group_moments(x, 2)
     torch.testing.assert_close(mean, torch.tensor([[7.0, 7.0], [torch.nan, 7.0]]), equal_nan=True)
     torch.testing.assert_close(var, torch.tensor([[0.0, 0.0], [torch.nan, 0.0]]), equal_nan=True)
+
+
+# ---- strips, write ----
+
+
+def test_strips_are_small_and_together_all_of_it() -> None:
+    x, other = torch.randn(9, 64, 1000), torch.randn(9, 3)
+    parts = list(strips(x, other))
+    assert [len(part) for part, _ in parts] == [2, 2, 2, 2, 1]
+    for whole, given in zip((x, other), zip(*parts, strict=True), strict=True):
+        assert torch.equal(torch.cat(given), whole)
+    assert [[len(t) for t in part] for part in strips(x[:0], other[:0])] == [[0, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_written_is_rounded_once(dtype: torch.dtype) -> None:
+    a, b, out = torch.randn(3, 4), torch.randn(3, 4), torch.empty(4, 3, dtype=dtype).T
+    write(out, torch.add, a, b)
+    assert torch.equal(out, (a + b).to(dtype))
 
 
 # ---- pool ----

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trueup.nn.custom_function import needs_plain_operations, pull, side_by_side
-from trueup.nn.moments import across_processes, group_moments, pool, strips, widen
+from trueup.nn.moments import across_processes, group_moments, pool, strips, widen, write
 from trueup.nn.planes import plane_moments, plane_sums
 
 __all__ = ["BatchPlan", "BatchVariant", "SamplePlan", "batch_norm", "divide", "sample_norm"]
@@ -63,7 +63,7 @@ class _SampleNorm(torch.autograd.Function):
             mean, var = group_moments(part, plan.groups)
             scale = _spread((_power(mean, var, plan) + plan.eps).rsqrt(), part) * _column(weight)
             z = _gate(part, v).mul_(part) if plan.activate else part
-            torch.add(z * scale, _column(bias), out=out)
+            write(out, torch.add, z * scale, _column(bias))
             moments.append((mean, var))
         mean, var = (torch.cat(values) for values in zip(*moments, strict=True))
         return output, mean, var
@@ -127,7 +127,7 @@ def _sample_gradients(
         through_root = (grad_z[0] * weight).unflatten(1, (plan.groups, -1)).sum(-1) * r.pow(3) / -n
         direct = direct * (_spread(r, part) * _column(weight))
         # The center is taken off first: through_root may be huge, and the mean large beside the deviations.
-        torch.add(direct, (part - _spread(m, part)).mul_(_spread(through_root, part)), out=out)
+        write(out, torch.add, direct, (part - _spread(m, part)).mul_(_spread(through_root, part)))
         sums.append((*grad_z, grad_gate[0]))
     along_z, along_one, along_gate = (torch.cat(values) for values in zip(*sums, strict=True))
     r = rstd.repeat_interleave(x.shape[1] // plan.groups, 1)
@@ -202,7 +202,7 @@ class _BatchNorm(torch.autograd.Function):
         for part, out, a, b in strips(x, output, slope, offset):
             part = widen(part).contiguous()
             larger = torch.maximum(_along(part, a, b), _column(left))
-            torch.add((part / larger).mul_(_column(weight)), _column(bias), out=out)
+            write(out, torch.add, (part / larger).mul_(_column(weight)), _column(bias))
         return output, mean, var, *channels
 
     @staticmethod
@@ -287,7 +287,7 @@ def _batch_gradients(
         # 1 where right is larger, 1/2 on a tie, as `torch.maximum` has it.
         k.mul_(right.sub_(_column(left)).sign_().add_(1).mul_(0.5))
         sums.append((*grad_z, total, *plane_sums(k, part)))
-        torch.mul(direct.sub_(k * a.unsqueeze(-1)), _column(weight), out=out)
+        write(out, torch.mul, direct.sub_(k * a.unsqueeze(-1)), _column(weight))
     along_z, along_one, total, right_x, right_one = (torch.cat(values) for values in zip(*sums, strict=True))
 
     grad_slope, grad_root, grad_left = -weight * right_x, -weight * right_one, -weight * (total - right_one)

@@ -33,7 +33,7 @@ from trueup.nn.channel_input import (
     empty_result,
 )
 from trueup.nn.custom_function import needs_plain_operations, pull, side_by_side
-from trueup.nn.moments import pieces, pool, widen
+from trueup.nn.moments import pieces, pool, widen, write
 from trueup.nn.planes import affine_planes, as_planes, channels_last, plane_moments, plane_sums, shaped_as
 from trueup.nn.recomputation import recomputing
 
@@ -134,7 +134,7 @@ def ghost_batch_norm(
 
 def _cut(samples: int, size: int, remainder: Remainder) -> _Blocks:
     """The ghost batches of a batch: ``split(size)``, or with the remainder merged into the last."""
-    count, rest = divmod(samples, size)
+    count, rest = samples // size, samples % size  # `divmod` knows no symbolic number of samples
     if rest == 0:
         return ((count, size),)
     if count == 0:
@@ -265,9 +265,9 @@ def _normalize_rows(
         rstd = (var + eps).rsqrt()
         scale = rstd if weight is None else rstd * weight
         if bias is None:
-            torch.mul(centered, scale, out=normalized)
+            write(normalized, torch.mul, centered, scale)
         else:
-            torch.addcmul(bias, centered, scale, out=normalized)
+            write(normalized, torch.addcmul, bias, centered, scale)
         means.append(mean.squeeze(1))
         variances.append(var.squeeze(1))
     return output, torch.cat(means), torch.cat(variances)
@@ -335,7 +335,7 @@ def _row_gradients(
         sum_z = (g * centered).sum(1, keepdim=True).mul_(r)
         sum_one = g.sum(1, keepdim=True)
         torch.addcmul(g, centered, sum_z * r / -size, out=centered).sub_(sum_one / size)
-        torch.mul(centered, s, out=target)
+        write(target, torch.mul, centered, s)
         along_z.append(sum_z.squeeze(1))
         along_one.append(sum_one.squeeze(1))
     return grad_x, _of(weight, torch.cat(along_z)), _of(bias, torch.cat(along_one))

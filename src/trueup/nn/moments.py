@@ -10,7 +10,7 @@ These are plain tensors for use inside autograd Functions; the moments of `group
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ __all__ = [
     "pool",
     "strips",
     "widen",
+    "write",
 ]
 
 
@@ -46,7 +47,18 @@ def strips(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """A few samples of each tensor at a time, as many of x as `pieces` says: temporaries are small."""
     samples = max(x.shape[0], 1)
     most = pieces(x, x.numel() // samples, samples)
+    if most >= samples:
+        return iter([(x, *others)])
     return zip(*(t.split(most) for t in (x, *others)), strict=True)
+
+
+def write(out: Tensor, operation: Callable[..., Tensor], *operands: Tensor) -> None:
+    """The operation's result into ``out``, which may be of less precision than the operands."""
+    # Compilers take no strided `out=`, and a CPU takes three times as long to round in it as to copy.
+    if out.dtype == operands[0].dtype and not torch.compiler.is_compiling():
+        operation(*operands, out=out)
+    else:
+        out.copy_(operation(*operands))
 
 
 def group_moments(

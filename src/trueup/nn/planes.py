@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from trueup.nn.moments import group_moments, strips, widen
+from trueup.nn.moments import group_moments, strips, widen, write
 
 __all__ = ["affine_planes", "as_planes", "channels_last", "plane_moments", "plane_sums", "shaped_as"]
 
@@ -72,7 +72,7 @@ def affine_planes(
     output = torch.empty_like(x)
     for part, out, *maps in strips(x, output, center, scale, shift):
         c, s, t = (value.unsqueeze(2) for value in maps)
-        torch.addcmul(t, widen(part) - c, s, out=out)
+        write(out, torch.addcmul, t, widen(part) - c, s)
     return output
 
 
