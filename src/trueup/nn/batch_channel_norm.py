@@ -197,7 +197,8 @@ def estimated_batch_norm(
     if training and not recomputing():
         with torch.no_grad():
             fresh = _fresh(num_batches_tracked, input.shape[1]) if warm_start else None
-            x, plan = as_planes(input), Plan(1, 0.0, eps, moving_speed, process_group)
+            # Detached too: forward-mode differentiation heeds no `no_grad`.
+            x, plan = as_planes(input.detach()), Plan(1, 0.0, eps, moving_speed, process_group)
             mean, var, count = batch_statistics(plane_moments(x), x.shape[2], mean, var, fresh, plan)
         _put(running_mean, running_var, num_batches_tracked, mean, var, count)
     # Copies, since backward needs them and the next batch moves the running ones.

@@ -179,6 +179,7 @@ def batch_norm(
     """
     if needs_plain_operations():
         output, *_, var, count = _batch_plainly(x, plan, known, weight, bias, v)
+        var = var.detach()
     else:
         output, *_, var, count = _BatchNorm.apply(x, plan, known, weight, bias, v)  # type: ignore[no-untyped-call]
     return output, var, count

@@ -229,7 +229,7 @@ def _normalize_plainly(
         outputs.append(y.flatten(0, 1))
         means.append(mean.flatten(1))
         variances.append(var.flatten(1))
-    return torch.cat(outputs).to(x.dtype), torch.cat(means), torch.cat(variances)
+    return torch.cat(outputs).to(x.dtype), torch.cat(means).detach(), torch.cat(variances).detach()
 
 
 # ---- two routes: planes of values one after the other; rows of channels, one a place ----

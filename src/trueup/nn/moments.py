@@ -75,7 +75,8 @@ def group_moments(
     for (part,) in strips(x):
         values = widen(part).reshape(part.shape[0], groups, channels // groups * length)
         mean = values.mean(2)
-        moments.append((mean, (values - mean.unsqueeze(2)).square_().mean(2)))
+        centered = values - mean.unsqueeze(2)
+        moments.append((mean, centered.mul_(centered).mean(2)))  # vmap knows no `square_`
     means, variances = zip(*moments, strict=True)
     return torch.cat(means), torch.cat(variances)
 

@@ -51,7 +51,8 @@ def plane_moments(
     for (part,) in strips(x):
         part = widen(part)
         mean = part.mean(2, keepdim=True)
-        moments.append((mean.squeeze(2), (part - mean).square_().mean(2)))
+        centered = part - mean
+        moments.append((mean.squeeze(2), centered.mul_(centered).mean(2)))
     means, variances = zip(*moments, strict=True)
     return torch.cat(means), torch.cat(variances)
 
