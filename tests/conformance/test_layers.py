@@ -289,6 +289,16 @@ def test_compiles_to_machine_code(case: Case) -> None:
     assert_compiles(case, True, "inductor")
 
 
+def test_a_setting_may_change_between_compiled_calls() -> None:
+    layer, x = trueup.nn.EstimatedBatchNorm2d(4), torch.randn(2, 4, 3, 3)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for speed in (0.5, 0.25, 0.125):
+        layer.running_mean.zero_()
+        layer.moving_speed = speed
+        compiled(x)
+        torch.testing.assert_close(layer.running_mean, speed * x.mean((0, 2, 3)))
+
+
 def test_exports(case: Case, training: bool) -> None:
     layer, x = case.build(training=training), case.example()
     exported = torch.export.export(copy.deepcopy(layer), (x,)).module()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -408,6 +409,7 @@ def test_arguments_stand_where_torch_has_them() -> None:
         ({"num_groups": 0}, "num_groups must divide"),
         ({"moving_speed": 1.5}, r"moving_speed must be in \[0, 1\]; got 1.5"),
         ({"moving_speed": math.nan}, "moving_speed must be in"),
+        ({"num_groups": 1, "estimate": True, "momentum": 2.0}, r"momentum must be in \[0, 1\], or None"),
         ({"momentum": -0.1}, "momentum must be in"),
         ({"eps": -1.0}, "^eps must not be negative"),
         ({"batch_eps": -1.0}, "batch_eps must not be negative"),
@@ -422,9 +424,21 @@ def test_settings_out_of_range(options: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.bad_input
-def test_num_groups_must_be_an_integer() -> None:
-    with pytest.raises(TypeError, match=r"num_groups must be an int; got 2\.0"):
-        BatchChannelNorm2d(8, num_groups=2.0)
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: BatchChannelNorm2d(8, num_groups=2.0), r"num_groups must be an int; got 2\.0"),
+        (lambda: BatchChannelNorm2d(8.0, num_groups=2), r"num_features must be an int; got 8\.0"),
+        (lambda: EstimatedBatchNorm2d(8.0), r"num_features must be an int; got 8\.0"),
+        # None would have meant batch statistics.
+        (lambda: BatchChannelNorm1d(8, num_groups=2, moving_speed=None), "moving_speed must be a number"),
+        (lambda: EstimatedBatchNorm2d(8, moving_speed=None), "moving_speed must be a number; got None"),
+        (lambda: BatchChannelNorm2d(8, num_groups=2, batch_eps="0"), "batch_eps must be a number; got '0'"),
+    ],
+)
+def test_settings_of_the_wrong_type(build: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        build()
 
 
 @pytest.mark.bad_input
@@ -464,3 +478,16 @@ def test_the_functions_say_what_they_miss() -> None:
         batch_channel_norm(x, ones, ones, num_groups=2, channel_weight=torch.ones(3))
     with pytest.raises(ValueError, match="pass num_batches_tracked"):
         estimated_batch_norm(x, ones, ones, training=True, warm_start=True)
+    with pytest.raises(ValueError, match=r"estimated_batch_norm normalises by running_mean.*got None"):
+        estimated_batch_norm(x, None, None)
+    with pytest.raises(TypeError, match="moving_speed must be a number; got None"):
+        estimated_batch_norm(x, ones, ones, moving_speed=None)
+    with pytest.raises(TypeError, match=r"running_mean must be floating point; got torch\.int64"):
+        batch_channel_norm(x, ones.long(), ones, num_groups=2)
+
+
+def test_batches_are_counted_only_where_the_count_is_used() -> None:
+    x, mean, var = torch.randn(4, 4), torch.zeros(4), torch.ones(4)
+    batch_channel_norm(x, mean, var, momentum=None, warm_start=True, num_groups=2)
+    batch_channel_norm(x, mean, var, training=True, momentum=None, moving_speed=0.1, num_groups=2)
+    estimated_batch_norm(x, mean, var, warm_start=True)

@@ -67,6 +67,14 @@ def test_input_and_layer_may_differ_in_type(
         assert (got.double() - want).abs().max() <= (4 * eps + (1e-5 if eps > 1e-9 else 0)) * want.abs().max()
 
 
+@pytest.mark.bad_input
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS)
+def test_input_must_be_floating_point(build: Callable[[], nn.Module], dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=r"needs a floating point input; got torch\."):
+        build()(torch.ones(2, 4, 3, 3).to(dtype))
+
+
 def test_computed_in_what_the_input_has_and_float32_at_least() -> None:
     weight, half = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float16)
     for of_input, expected in ((torch.float16, torch.float32), (torch.float64, torch.float64)):

@@ -434,6 +434,14 @@ def test_groups_that_do_not_divide() -> None:
         evonorm_s(torch.ones(1, 3, 2), *torch.ones(3, 3), groups=2)
 
 
+def test_an_activation_never_changes_the_input() -> None:
+    x = torch.randn(3, 4, 5)
+    layer = EvoNorm2dS1(4, groups=2, act_layer=lambda: nn.Sequential(nn.ReLU(inplace=True)))
+    before = x.clone()
+    torch.testing.assert_close(layer(x), EvoNorm2dS1(4, groups=2, act_layer=nn.ReLU)(before))
+    assert torch.equal(x, before)
+
+
 def test_repr_names_its_settings() -> None:
     assert repr(EvoNorm2dB0(3)) == "EvoNorm2dB0(3, apply_act=True, momentum=0.1, eps=1e-05)"
     assert "8, groups=4, apply_act=True, eps=1e-05" in repr(EvoNorm2dS1(8, groups=4))
@@ -463,6 +471,11 @@ def test_empty_batches_are_legal_without_and_within_a_batch_dimension() -> None:
         (lambda: EvoNorm2dS0(32, groups=0), ValueError, "groups=0: pass groups=1"),
         (lambda: EvoNorm2dS0(32, groups=2.0), TypeError, "groups must be an int; got 2.0"),
         (lambda: EvoNorm2dS0(32, group_size=0), ValueError, "group_size=0"),
+        (lambda: EvoNorm2dS0(32, group_size=2.0), TypeError, "group_size must be an int; got 2.0"),
+        (lambda: EvoNorm2dS0(32.0), TypeError, r"num_features must be an int; got 32\.0"),
+        (lambda: EvoNorm2dB0(3, momentum="0.1"), TypeError, "momentum must be a number; got '0.1'"),
+        (lambda: EvoNorm2dB0(3, eps=None), TypeError, "eps must be a number; got None"),
+        (lambda: EvoNorm2dS1(32, act_layer=nn.ReLU()), TypeError, r"got ReLU\(\): pass its class"),
     ],
 )
 def test_settings_out_of_range(build: object, error: type[Exception], message: str) -> None:
@@ -497,6 +510,10 @@ def test_the_functions_say_what_they_miss() -> None:
         evonorm_s(x, one, one, groups=2)
     with pytest.raises(ValueError, match="got a v for variant='S1'"):
         evonorm_s(x, one, one, one, groups=2, variant="S1")
+    with pytest.raises(ValueError, match=r"S0 activates by .* take S1"):
+        evonorm_s(x, one, one, one, groups=2, activation=torch.relu)
+    with pytest.raises(TypeError, match=r"running_var must be floating point; got torch\.int64"):
+        evonorm_b(x, one.long(), one, one, one)
     with pytest.raises(ValueError, match="variant must be 'S0', 'S1' or 'S2'; got 'S3'"):
         evonorm_s(x, one, one, groups=2, variant="S3")
     with pytest.raises(ValueError, match="v is needed by B0"):

@@ -30,8 +30,10 @@ from trueup.nn.batch_channel_norm_kernels import Plan, batch_statistics, normali
 from trueup.nn.channel_input import (
     check_eps,
     check_input,
+    check_int,
     check_momentum,
     check_rank,
+    check_share,
     computed_in,
     empty_result,
     one_value,
@@ -124,7 +126,8 @@ def batch_channel_norm(
             "batch_channel_norm normalises by running_mean and running_var unless training with batch "
             "statistics; got None: pass both, or training=True and moving_speed=None"
         )
-    if num_batches_tracked is None and (warm_start or (momentum is None and running_mean is not None)):
+    averages = momentum is None and moving_speed is None and running_mean is not None
+    if training and num_batches_tracked is None and (warm_start or averages):
         raise ValueError("warm_start and momentum=None count batches: pass num_batches_tracked")
     if training and moving_speed is None and one_value(input, process_group):
         raise ValueError(
@@ -187,8 +190,13 @@ def estimated_batch_norm(
         "running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias
     }  # fmt: skip
     check_input("estimated_batch_norm", input, per_channel)
-    _check_options(0.0, eps, eps, moving_speed)
-    if warm_start and num_batches_tracked is None:
+    if running_mean is None:
+        raise ValueError(
+            "estimated_batch_norm normalises by running_mean and running_var; got None: pass both"
+        )
+    check_share("moving_speed", moving_speed)
+    check_eps(eps)
+    if training and warm_start and num_batches_tracked is None:
         raise ValueError("warm_start counts batches: pass num_batches_tracked")
     if input.numel() == 0 and (process_group is None or not training):
         return empty_result(input, weight, bias)
@@ -258,8 +266,7 @@ def _update_running(
 
 
 def _check_groups(what: str, has: str, channels: int, num_groups: int) -> None:
-    if isinstance(num_groups, bool) or not isinstance(num_groups, int):
-        raise TypeError(f"num_groups must be an int; got {num_groups!r}")
+    check_int("num_groups", num_groups)
     if num_groups < 1 or channels % num_groups:
         raise ValueError(
             f"{what}: num_groups must divide the channels; {has} {channels} channels, got "
@@ -269,8 +276,8 @@ def _check_groups(what: str, has: str, channels: int, num_groups: int) -> None:
 
 def _check_options(momentum: float | None, eps: float, batch_eps: float, moving_speed: float | None) -> None:
     check_momentum(momentum)
-    if moving_speed is not None and not 0 <= moving_speed <= 1:
-        raise ValueError(f"moving_speed must be in [0, 1]; got {moving_speed}")
+    if moving_speed is not None:
+        check_share("moving_speed", moving_speed)
     check_eps(eps)
     check_eps(batch_eps, "batch_eps")
 
@@ -296,8 +303,7 @@ class _BatchPart(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        if num_features < 1:
-            raise ValueError(f"num_features must be at least 1; got {num_features}")
+        check_int("num_features", num_features, 1)
         self.num_features = num_features
         _register_affine(self, num_features if affine else None, device, dtype)
         for name, start in (("running_mean", 0.0), ("running_var", 1.0)):
@@ -342,6 +348,7 @@ class _BatchChannelNorm(nn.Module):
         name = type(self).__name__
         _check_groups(name, "the layer has", num_features, num_groups)
         _check_options(momentum, eps, batch_eps, moving_speed)
+        check_share("moving_speed", moving_speed)
         if channel_affine is not None and channel_affine not in get_args(ChannelAffine):
             raise ValueError(
                 f"channel_affine must be None or one of {get_args(ChannelAffine)}; got {channel_affine!r}"
@@ -494,7 +501,8 @@ class _EstimatedBatchNorm(_BatchPart):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _check_options(0.0, eps, eps, moving_speed)
+        check_share("moving_speed", moving_speed)
+        check_eps(eps)
         super().__init__(num_features, affine, True, device, dtype)
         self.eps = eps
         self.moving_speed = moving_speed

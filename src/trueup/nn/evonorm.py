@@ -26,7 +26,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trueup.nn.channel_input import check_input, computed_in, empty_result, one_value
+from trueup.nn.channel_input import (
+    check_eps,
+    check_input,
+    check_int,
+    check_share,
+    computed_in,
+    empty_result,
+    one_value,
+)
 from trueup.nn.evonorm_kernels import BatchPlan, BatchVariant, SamplePlan, batch_norm, divide, sample_norm
 from trueup.nn.moments import widen
 from trueup.nn.planes import as_planes, shaped_as
@@ -72,8 +80,8 @@ def evonorm_s(
         groups: divides C; a group is of C / groups neighbouring channels.
         eps: added under the root, > 0.
         variant: ``"S0"`` activates by ``x * sigmoid(v * x)``, ``"S1"`` and ``"S2"`` by ``activation``.
-        activation: elementwise and not in place; None only divides. With SiLU the input alone is kept for
-            backward; any other is left to autograd, which keeps more.
+        activation: of S1 and S2, elementwise and not in place; None only divides, in S0 too. With SiLU the
+            input alone is kept for backward; any other is left to autograd, which keeps more.
 
     Statistics never leave a sample: evaluation is training, a batch of one is legal, and processes have
     nothing to tell each other. They are taken in float32 or better whatever the input's dtype.
@@ -93,6 +101,8 @@ def evonorm_s(
     _check_groups("evonorm_s", input.shape[1], groups)
     if variant not in ("S0", "S1", "S2"):
         raise ValueError(f"variant must be 'S0', 'S1' or 'S2'; got {variant!r}")
+    if variant == "S0" and activation is not None and activation is not F.silu:
+        raise ValueError("S0 activates by x * sigmoid(v * x): leave activation alone, or take S1")
     _check_v(v, needed=variant == "S0" and activation is not None, by="S0 with an activation", got=variant)
     if input.numel() == 0:
         return empty_result(input, weight, bias, v)
@@ -197,19 +207,13 @@ def _check(input: Tensor, parameters: dict[str, Tensor | None], eps: float) -> N
             f"{tuple(input.shape)}: unsqueeze a batch or a spatial dimension"
         )
     check_input("EvoNorm", input, parameters)
-    _check_eps(eps)
-
-
-def _check_eps(eps: float) -> None:
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, it keeps constant inputs from dividing by 0; got {eps}")
+    check_eps(eps, zero=False)
 
 
 def _check_momentum(momentum: float | None) -> None:
     if momentum is None:
         raise ValueError("momentum must be in [0, 1]; got None: EvoNorm counts no batches for an average")
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must be in [0, 1]; got {momentum}")
+    check_share("momentum", momentum)
 
 
 def _check_v(v: Tensor | None, *, needed: bool, by: str, got: str) -> None:
@@ -219,8 +223,7 @@ def _check_v(v: Tensor | None, *, needed: bool, by: str, got: str) -> None:
 
 
 def _check_groups(name: str, num_features: int, groups: int) -> None:
-    if isinstance(groups, bool) or not isinstance(groups, int):
-        raise TypeError(f"groups must be an int; got {groups!r}")
+    check_int("groups", groups)
     if groups < 1 or num_features % groups:
         nearest = _nearest_divisor(num_features, max(groups, 1))
         raise ValueError(
@@ -252,9 +255,8 @@ class _EvoNorm(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        if num_features < 1:
-            raise ValueError(f"num_features must be at least 1; got {num_features}")
-        _check_eps(eps)
+        check_int("num_features", num_features, 1)
+        check_eps(eps, zero=False)
         self.num_features = num_features
         self.apply_act = apply_act
         self.eps = eps
@@ -412,6 +414,7 @@ class _EvoNormS(_EvoNorm):
         super().__init__(num_features, apply_act, eps, apply_act and self._variant == "S0", device, dtype)
         name = type(self).__name__
         if group_size is not None:
+            check_int("group_size", group_size)
             if group_size < 1 or num_features % group_size:
                 raise ValueError(
                     f"{name} needs num_features divisible by group_size; got num_features={num_features}, "
@@ -422,7 +425,13 @@ class _EvoNormS(_EvoNorm):
             groups = _nearest_divisor(num_features, groups)
         _check_groups(name, num_features, groups)
         self.groups = groups
+        if isinstance(act_layer, nn.Module):
+            raise TypeError(f"act_layer makes the activation; got {act_layer}: pass its class")
         self.act = act_layer() if act_layer is not None else nn.SiLU()
+        for module in self.act.modules():
+            if getattr(module, "inplace", False):
+                # What divides needs the input as it came.
+                module.inplace = False  # type: ignore[assignment]
         self.reset_parameters()
 
     def forward(
@@ -530,8 +539,8 @@ class EvoNorm2dS0a(EvoNorm2dS0):
 class EvoNorm2dS1(_EvoNormS):
     """EvoNorm-S1: ``y = silu(x) / std_group * weight + bias``.
 
-    Arguments, errors and source as `EvoNorm2dS0`, and ``act_layer``, which makes the activation (None: SiLU);
-    it must not work in place. Any other than SiLU keeps more for backward than the input.
+    Arguments, errors and source as `EvoNorm2dS0`, and ``act_layer``, which makes the activation (None: SiLU).
+    It is kept from working in place. Any other than SiLU keeps more for backward than the input.
 
     >>> EvoNorm2dS1(8, groups=4, act_layer=nn.ReLU)(torch.randn(1, 8, 5, 5)).shape
     torch.Size([1, 8, 5, 5])

@@ -27,6 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trueup.nn.channel_input import (
     check_eps,
     check_input,
+    check_int,
     check_momentum,
     check_rank,
     computed_in,
@@ -380,10 +381,7 @@ def _update_running(
 
 
 def _check_options(momentum: float | None, eps: float, ghost_batch_size: int, remainder: Remainder) -> None:
-    if isinstance(ghost_batch_size, bool) or not isinstance(ghost_batch_size, int):
-        raise TypeError(f"ghost_batch_size must be an int; got {ghost_batch_size!r}")
-    if ghost_batch_size < 1:
-        raise ValueError(f"ghost_batch_size must be at least 1; got {ghost_batch_size}")
+    check_int("ghost_batch_size", ghost_batch_size, 1)
     if remainder not in get_args(Remainder):
         raise ValueError(f"remainder must be one of {get_args(Remainder)}; got {remainder!r}")
     check_momentum(momentum)
