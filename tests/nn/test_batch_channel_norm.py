@@ -282,6 +282,18 @@ def test_the_official_speed_is_accepted_and_not_restored() -> None:
         layer.load_state_dict(layer.state_dict() | {"bn.other": torch.zeros(1)})
 
 
+def test_weights_from_before_batches_were_counted_are_accepted() -> None:
+    """As by torch's own; the well known weights of the first residual networks are such."""
+    for layer, prefix in ((EstimatedBatchNorm2d(8), ""), (BatchChannelNorm2d(8, num_groups=4), "bn.")):
+        old = {name: torch.rand_like(t) for name, t in layer.state_dict().items() if t.is_floating_point()}
+        layer.load_state_dict(old)
+        torch.testing.assert_close(layer.state_dict()[f"{prefix}running_var"], old[f"{prefix}running_var"])
+        now = layer.state_dict()  # which tells that it counts
+        del now[f"{prefix}num_batches_tracked"]
+        with pytest.raises(RuntimeError, match=r"Missing key.*num_batches_tracked"):
+            layer.load_state_dict(now)
+
+
 def test_batch_norm_converts_to_the_estimated_form() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, 1e-3))
     converted = convert(model, nn.BatchNorm2d, EstimatedBatchNorm2d, moving_speed=0.05)

@@ -75,6 +75,15 @@ def test_input_must_be_floating_point(build: Callable[[], nn.Module], dtype: tor
         build()(torch.ones(2, 4, 3, 3).to(dtype))
 
 
+@pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS)
+def test_a_layer_from_the_meta_device_resets_itself(build: Callable[..., nn.Module]) -> None:
+    layer = build(device="meta").to_empty(device="cpu")
+    for tensor in (*layer.parameters(), *layer.buffers()):
+        tensor.detach().fill_(7)
+    layer.reset_parameters()
+    torch.testing.assert_close(layer.state_dict(), build().state_dict(), rtol=0, atol=0)
+
+
 def test_computed_in_what_the_input_has_and_float32_at_least() -> None:
     weight, half = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float16)
     for of_input, expected in ((torch.float16, torch.float32), (torch.float64, torch.float64)):

@@ -288,6 +288,7 @@ def _check_options(momentum: float | None, eps: float, batch_eps: float, moving_
 class _BatchPart(nn.Module):
     """Parameters and running statistics of a batch normalisation, and how they are loaded."""
 
+    _version = 2  # as of torch's: weights from before it come without a counter
     weight: nn.Parameter | None
     bias: nn.Parameter | None
     running_mean: Tensor | None
@@ -305,17 +306,37 @@ class _BatchPart(nn.Module):
         super().__init__()
         check_int("num_features", num_features, 1)
         self.num_features = num_features
-        _register_affine(self, num_features if affine else None, device, dtype)
-        for name, start in (("running_mean", 0.0), ("running_var", 1.0)):
-            value = torch.full((num_features,), start, device=device, dtype=dtype)
+        _register_affine(self, (num_features,) if affine else None, device, dtype)
+        for name in ("running_mean", "running_var"):
+            value = torch.empty(num_features, device=device, dtype=dtype)
             self.register_buffer(name, value if track_running_stats else None)
-        counter = torch.zeros((), device=device, dtype=torch.int64)
+        counter = torch.empty((), device=device, dtype=torch.int64)
         self.register_buffer("num_batches_tracked", counter if track_running_stats else None)
+        self.reset_parameters()
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def reset_running_stats(self) -> None:
+        """The running mean and the counter to zero, the running variance to one."""
+        if self.running_mean is not None and self.running_var is not None:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.zero_()
+
+    def reset_parameters(self) -> None:
+        """The running statistics as `reset_running_stats`, the weight to one, the bias to zero."""
+        self.reset_running_stats()
+        _reset_affine(self)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
         # The official code keeps this setting in a buffer, where nothing sets it; here it is an argument.
         state_dict.pop(f"{prefix}estbn_moving_speed", None)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        counter = self.num_batches_tracked
+        if counter is not None and local_metadata.get("version", 1) < 2:
+            none_seen = torch.zeros((), dtype=counter.dtype, device=None if counter.is_meta else counter.device)
+            state_dict.setdefault(f"{prefix}num_batches_tracked", none_seen)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
 class _BatchChannelNorm(nn.Module):
@@ -371,6 +392,12 @@ class _BatchChannelNorm(nn.Module):
         # One value a group has the official shape, one a channel that of torch's layers.
         shapes = {"group": (1, num_groups, 1), "channel": (num_features,), None: None}
         _register_affine(self, shapes[channel_affine], device, dtype)
+        _reset_affine(self)
+
+    def reset_parameters(self) -> None:
+        """Both parts' weights to one and biases to zero, and the running statistics as in a new layer."""
+        self.bn.reset_parameters()
+        _reset_affine(self)
 
     def forward(
         self, input: Float[Tensor, "batch channels *spatial"]
@@ -575,14 +602,17 @@ class EstimatedBatchNorm2d(_EstimatedBatchNorm):
 
 def _register_affine(
     layer: nn.Module,
-    shape: int | tuple[int, ...] | None,
+    shape: tuple[int, ...] | None,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> None:
-    """A weight of ones and a bias of zeros; neither, if there is no shape."""
-    for name, start in (("weight", 1.0), ("bias", 0.0)):
-        value = None
-        if shape is not None:
-            size = (shape,) if isinstance(shape, int) else shape
-            value = nn.Parameter(torch.full(size, start, device=device, dtype=dtype))
+    """A weight and a bias of that shape; neither, if there is none."""
+    for name in ("weight", "bias"):
+        value = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         layer.register_parameter(name, value)
+
+
+def _reset_affine(layer: _BatchPart | _BatchChannelNorm) -> None:
+    if layer.weight is not None and layer.bias is not None:
+        nn.init.ones_(layer.weight)
+        nn.init.zeros_(layer.bias)
