@@ -30,8 +30,8 @@ def test_each_arm_trains_with_its_own_optimizer():
     ends = {}
     for arm in study.arms:
         generator, weight = torch.Generator().manual_seed(0), torch.nn.Parameter(torch.ones(4, 8))
-        optimizer = stable_spam.OPTIMIZERS[arm.settings["optimizer"]]([weight], 0.01, 120)
-        for step in range(120):
+        optimizer = stable_spam.OPTIMIZERS[arm.settings["optimizer"]]([weight], 0.01, 250)
+        for step in range(250):
             weight.grad = torch.randn(4, 8, generator=generator) * (100 if step % 40 == 39 else 1)
             optimizer.step()
         ends.setdefault(arm.settings["optimizer"], weight.detach())
