@@ -334,7 +334,7 @@ class _BatchPart(nn.Module):
         state_dict.pop(f"{prefix}estbn_moving_speed", None)
         counter = self.num_batches_tracked
         if counter is not None and local_metadata.get("version", 1) < 2:
-            none_seen = torch.zeros((), dtype=counter.dtype, device=None if counter.is_meta else counter.device)
+            none_seen = torch.zeros_like(counter, device="cpu" if counter.is_meta else None)
             state_dict.setdefault(f"{prefix}num_batches_tracked", none_seen)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
