@@ -317,6 +317,15 @@ def test_evaluation_exports_for_any_number_of_samples(case: Case) -> None:
     assert_same(outputs(exported(more)), outputs(layer(more)))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_evaluation_can_be_traced_and_saved(case: Case) -> None:
+    layer, file = case.build(training=False), io.BytesIO()
+    torch.jit.save(torch.jit.trace(layer, case.example(), check_trace=False), file)
+    file.seek(0)
+    x = case.example(seed=2)
+    assert_same(outputs(torch.jit.load(file)(x)), outputs(layer(x)))
+
+
 def test_an_exported_layer_can_be_trained(case: Case) -> None:
     layer, x = case.build(torch.float64), case.example(torch.float64)
     exported = torch.export.export(copy.deepcopy(layer), (x,)).module()

@@ -14,10 +14,11 @@ __all__ = ["needs_plain_operations", "pull", "side_by_side"]
 def needs_plain_operations() -> bool:
     """Must the layer be written in operations that autograd knows, rather than as a Function of its own?
 
-    An exported graph holds operations only, which must carry the gradient; and forward-mode differentiation,
+    An exported or traced graph holds operations only, which must carry the gradient; forward differentiation,
     `torch.func.jvp` or the outer half of `torch.func.hessian`, goes through them.
     """
-    return torch.compiler.is_exporting() or forward_ad._current_level >= 0
+    traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return torch.compiler.is_exporting() or traced or forward_ad._current_level >= 0
 
 
 def pull(function: Callable[..., Tensor], grad: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
