@@ -353,6 +353,16 @@ def share(rank: int, address: str, folder: str) -> None:
         before = {name: b.clone() for name, b in layer.bn.named_buffers()}
         layer(part[:0]).sum().backward()
         found[f"nothing, {estimate}"] = (before, dict(layer.bn.named_buffers()))
+    # A step in which nobody has a sample is no warm start.
+    layer = build((4, 4, 3, 2), estimate=True, warm_start=True, process_group=dist.group.WORLD)
+    before = layer.bn.running_mean.clone()
+    layer(x[:0])
+    assert torch.equal(layer.bn.running_mean, before)
+    layer(x)
+    found["warm"] = layer.bn.running_mean.clone()
+    groups = [dist.new_group([r]) for r in range(2)]
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        build((1, 4, 1, 1), process_group=groups[rank])(x[:1, :, :1, :1])
     found["second"] = "no error"
     y = joined(False, dist.group.WORLD)[0](part)
     try:
@@ -393,6 +403,8 @@ def test_two_processes_are_one_on_the_joined_batch(tmp_path: Path) -> None:
         for own in buffers:
             torch.testing.assert_close(own, dict(layer.bn.named_buffers()), rtol=1e-9, atol=1e-11)
     assert all("no second derivative" in found["second"] for found in processes)
+    for found in processes:
+        torch.testing.assert_close(found["warm"], joined(True, None)[1].mean((0, 2, 3)))
     # Without a group the second process's estimates are overwritten by the first's before each forward.
     first, x, _ = joined(True, None)
     first(x[:3])
