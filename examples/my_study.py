@@ -66,7 +66,7 @@ study = Study(
         Arm("adam", "control", label="plain Adam: is it the projection, or just adaptivity?"),
     ],
     tune=[Axis("lr", (1e-3, 3e-3, 1e-2))],
-    scales={"smoke": {"epochs": 1}, "desk": {"epochs": 10}},
+    scales={"smoke": {"epochs": 3}, "desk": {"epochs": 10}},
     claims=[
         Claim(
             "adamp-beats-sgd",

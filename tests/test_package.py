@@ -19,7 +19,7 @@ from trueup import papers
 from trueup.lab import ledger
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("data", "estimators", "federated", "lab", "models", "nn", "optim", "training")
+ROOMS = ("data", "estimators", "federated", "lab", "models", "nn", "optim", "quantization", "training")
 PUBLIC = [(room, name) for room in ROOMS for name in importlib.import_module(f"trueup.{room}").__all__]
 
 
@@ -73,6 +73,11 @@ def test_readme_shows_the_published_ledger() -> None:
     parts = (ROOT / "README.md").read_text(encoding="utf-8").split(ledger.MARK)
     assert len(parts) == 3
     assert parts[1].strip() == ledger.readme_table(ledger.read(), papers.CATALOGUE)
+
+
+def test_the_tutorial_includes_the_example_study() -> None:
+    text = (ROOT / "docs/tutorials/write-a-study.md").read_text(encoding="utf-8")
+    assert '\n--8<-- "examples/my_study.py"\n' in text  # which a formatter takes for Python, and spaces
 
 
 def _tracked() -> list[Path]:
