@@ -16,15 +16,6 @@ from trueup.lab.numerals import number, percent, plural, rounded
 
 ClaimDocument: TypeAlias = Mapping[str, Any]
 
-_TIED_TO_THE_GAIN = {  # what became of a reproduced gain when its control was asked; and of several gains
-    "survives": ("the gain survives its control", "the gains survive their controls"),
-    "explained": ("but a control explains the gain", "but a control explains one of the gains"),
-    "undecided": (
-        "whether the gain survives its control is undecided",
-        "whether all gains survive their controls is undecided",
-    ),
-}
-
 
 def effect(
     mean: float,
@@ -192,9 +183,24 @@ def paper_sentence(outcome: str, control: str | None, claims: Sequence[ClaimDocu
         if headline["outcome"] != "reproduced":
             told += f": {ending(headline, scale)}"
     if control is not None:
-        gains = sum(claim.get("survives") is not None for claim in primary)
-        told += "; " + _TIED_TO_THE_GAIN[control][gains > 1]
+        told += "; " + _controlled(primary, headline, control)
     return f"{head}: {told}."
+
+
+def _controlled(primary: Sequence[ClaimDocument], headline: ClaimDocument, control: str) -> str:
+    """What the controls made of the reproduced gains, which are named unless the sentence is on them."""
+    asked = [claim for claim in primary if claim.get("survives") is not None]
+    found = [claim for claim in asked if claim["survives"] == control]
+    several = len(found) > 1
+    gain = "the gains" if several else "the gain"
+    if found != asked or headline not in found:
+        gain += f" of {' and '.join(claim['name'] for claim in found)}"
+    survive = "survive their controls" if several else "survives its control"
+    return {
+        "survives": f"{gain} {survive}",
+        "explained": f"but {'controls explain' if several else 'a control explains'} {gain}",
+        "undecided": f"whether {gain} {survive} is undecided",
+    }[control]
 
 
 # -- parts of sentences --------------------------------------------------------------------------------------
