@@ -211,6 +211,7 @@ def test_arms_tuned_at_one_value_of_a_condition_keep_the_winner_at_the_others(tm
     assert {dict(cell.condition)["size"] for cell in tried} == {1}
     assert {c["hyper"]["lr"] for c in outcome["cells"]} == {0.1}
     assert {c["condition"]["size"] for c in outcome["cells"]} == {1, 2}
+    assert outcome["conditions"] == [{"name": "size", "values": [1, 2], "tuned_at": 1}]
     assert [(t["arm"], t["condition"]) for t in outcome["tuning"]] == [
         (arm, {"size": 1}) for arm in ("control", "ours", "plain")
     ]

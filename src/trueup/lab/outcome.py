@@ -284,7 +284,9 @@ def document(
             }
             for m in study.metrics
         ],
-        "conditions": [{"name": c.name, "values": list(c.values)} for c in study.conditions],
+        "conditions": [
+            {"name": c.name, "values": list(c.values), "tuned_at": c.tuned_at} for c in study.conditions
+        ],
         "arms": [
             {"name": a.name, "label": a.label or a.name, "role": a.role, "settings": _plain(a.settings)}
             for a in study.arms

@@ -549,7 +549,9 @@ PAPERS: list[Doc] = [
         "state": state,
         "fidelity": "official",
         "reference": "the authors' code",
-        "names": ["trueup.optim.AdamP"] if state == "available" else [],
+        "names": ["trueup.optim.AdamP", "trueup.quantization.fake_quantize_int4_symmetric"]
+        if state == "available"
+        else [],
         "usage": "opt = trueup.optim.AdamP(model.parameters(), 1e-3)\nloss.backward()\nopt.step()"
         if state == "available"
         else "",

@@ -139,6 +139,38 @@ def test_a_label_cannot_turn_the_direction_of_the_text_around_it(tmp_path: Path)
     assert "Is esrever &lt;b&gt;better&lt;/b&gt;?" in text
 
 
+def test_a_condition_says_where_arms_are_tuned(tmp_path: Path) -> None:
+    document = made.study()
+    document["conditions"] = [
+        {"name": "factor", "values": [1, 3], "tuned_at": 1},
+        {"name": "noise", "values": [0, 2], "tuned_at": None},
+    ]
+    write_report(tmp_path, [document], [], {})
+    text = page(tmp_path, f"{document['slug']}.html").text
+    assert "arms are tuned at factor 1, 3 1 alone noise 0, 2 each value" in text
+    document["conditions"] = [{"name": "factor", "values": [1, 3]}]  # as documents were before
+    write_report(tmp_path, [document], [], {})
+    assert "tuned at factor" not in page(tmp_path, f"{document['slug']}.html").text
+
+
+def test_the_key_of_a_figure_says_what_is_drawn(tmp_path: Path) -> None:
+    document = made.study()
+    (gain,) = (c for c in document["claims"] if c.get("controls"))
+    gain["controls"][0]["level"], gain["unit"], gain["margin"] = 0.96, "points", 0.01
+    write_report(tmp_path, [document], [], {})
+    name = f"{document['slug']}.html"
+    assert (
+        "Each mark is one seed; the bar is the mean with its 99 % interval (96 % where a control was asked "
+        "at another look); the dashed line is the smallest effect asked for (1 point)."
+        in page(tmp_path, name).text
+    )
+    assert "99\N{NO-BREAK SPACE}% interval" in (tmp_path / name).read_text(encoding="utf-8")
+    for told in document["claims"]:
+        told["d"] = []  # as the ledger has it
+    write_report(tmp_path, [document], [], {})
+    assert "mark is one seed; the bar is the mean with its 99" not in page(tmp_path, name).text
+
+
 def test_a_look_without_a_level_shows_a_dash(tmp_path: Path) -> None:
     smoke = made.study() | {"published": False, "looks": [{"n": 1, "alpha": None, "seeds": [0]}]}
     write_report(tmp_path, [smoke], made.PAPERS, {})
@@ -235,6 +267,7 @@ def test_smoke_scale_gets_a_page_of_its_own_beside_desk(tmp_path: Path) -> None:
     smoke = made.study("adamp", scale="smoke", claims=[], published=False)
     write_report(tmp_path, [smoke, made.study("adamp")], made.PAPERS, {})
     assert "smoke scale: no verdict" in page(tmp_path, "adamp.smoke.html").text
+    assert "Tested on" not in page(tmp_path, "adamp.smoke.html").text  # it ran on less than that
     assert "desk scale" in page(tmp_path, "adamp.html").text
     assert json.loads((tmp_path / "data" / "adamp.smoke.json").read_text())["scale"] == "smoke"
 

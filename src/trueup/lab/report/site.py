@@ -227,7 +227,7 @@ def _environment(inline: bool = False) -> Environment:
     env = Environment(
         loader=PackageLoader("trueup.lab.report"),
         autoescape=select_autoescape(default=True),
-        finalize=_in_reading_order,
+        finalize=_printed,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -265,8 +265,12 @@ def _environment(inline: bool = False) -> Environment:
 _DIRECTIONS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 
 
-def _in_reading_order(value: object) -> object:
-    return value.translate(_DIRECTIONS) if isinstance(value, str) else value
+def _printed(value: object) -> object:
+    """Text without what would turn its direction; a number stays on the line of its per cent sign."""
+    if not isinstance(value, str):
+        return value
+    value = value.translate(_DIRECTIONS)
+    return value if isinstance(value, Markup) else re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", value)
 
 
 def _sentence(text: str) -> str:

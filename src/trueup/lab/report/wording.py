@@ -85,8 +85,10 @@ def margin_text(claim: Mapping[str, Any]) -> str:
     """The smallest effect asked for (of a cost claim, the bound), in the unit people read."""
     if claim.get("margin") is None:
         return "–"
-    text = number(displayed(claim["margin"], claim))
-    return f"×{text}" if is_ratio(claim) else f"{text} {claim.get('unit') or ''}".strip()
+    text, unit = number(displayed(claim["margin"], claim)), str(claim.get("unit") or "")
+    if is_ratio(claim):
+        return f"×{text}"
+    return f"{text} {'point' if (text, unit) == ('1', 'points') else unit}".strip()
 
 
 def worst_deviation(instances: Sequence[Mapping[str, Any]]) -> float | None:
