@@ -101,11 +101,13 @@ def test_alpha_sets_the_interval() -> None:
     assert "99 % interval" in asked(results(), alpha=0.005).sentence
 
 
-def test_too_few_seeds_say_how_many_more() -> None:
+def test_too_few_seeds_say_how_many_a_new_comparison_takes() -> None:
     frame = results().query("seed < 3")
     result = asked(frame)
     assert result.word == "cannot tell"
-    assert "cannot tell: too few seeds; about 3 more fresh seeds would decide" in result.sentence
+    assert "cannot tell: too few seeds; about 6 fresh seeds, judged on their own, would" in result.sentence
+    assert result.to_dict()["fresh_seeds"] == result.fresh_seeds == 6
+    assert asked(results()).fresh_seeds is None
 
 
 def test_the_sentence() -> None:

@@ -86,9 +86,18 @@ class Comparison:
         text = f"{words.body(self._claim())}: {self.word}"
         if self.judgement.note:
             text += f": {self.judgement.note}"
-        if more := more_seeds(self.judgement):
-            text += f"; {words.more_seeds_sentence(more)}"
+        if fresh := self.fresh_seeds:
+            text += f"; about {fresh:,} fresh seeds, judged on their own, would decide an effect of this size"
         return text + "."
+
+    @property
+    def fresh_seeds(self) -> int | None:
+        """About how many seeds a new comparison would need; ``None`` if seeds do not help, or are not needed.
+
+        None of those seen counts: adding to them until the answer pleases finds gains that are none.
+        """
+        more = more_seeds(self.judgement)
+        return None if more is None else self.judgement.n + more
 
     @property
     def control_sentence(self) -> str:
@@ -160,7 +169,7 @@ class Comparison:
             "links": [],
             "controls": [{"arm": arm, **self._judged(j)} for arm, j in self.controls.items()],
             "survives": self.control,
-            "more_seeds": more_seeds(self.judgement),
+            "fresh_seeds": self.fresh_seeds,
             **self._judged(self.judgement),
         }
 
