@@ -74,8 +74,8 @@ def find(name: str) -> Pin:
         return SETS[name]
     except KeyError:
         near = difflib.get_close_matches(name, SETS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown data set {name!r}: {hint}Known: {', '.join(SETS)}") from None
+        hint = f": did you mean {near[0]!r}? Known" if near else "; known"
+        raise ValueError(f"unknown data set {name!r}{hint}: {', '.join(SETS)}") from None
 
 
 def _scikit_learn(loader: str) -> tuple[Source, ...]:
