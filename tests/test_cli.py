@@ -54,13 +54,17 @@ def write_study(trouble: str = "pass") -> str:
     return "tiny.py"
 
 
-def test_list_shows_all_fifty_and_filters(trueup):
+def test_list_shows_all_fifty_and_filters(trueup, monkeypatch):
     code, out, _ = trueup("list")
     assert code == 0
     assert all(p.slug in out for p in papers.CATALOGUE)
     _, out, _ = trueup("list", "--room", "optim")
     assert "adamp" in out
     assert "evonorm" not in out
+    monkeypatch.setattr(cli, "_stale", lambda paper, entries: False)
+    assert "stale" not in trueup("list", "--room", "optim")[1]
+    monkeypatch.setattr(cli, "_stale", lambda paper, entries: True)
+    assert "stale: the code has changed since" in trueup("list", "--room", "optim")[1]
     _, out, _ = trueup("list", "--available")
     assert "adamp" in out
     assert "tleg" not in out
@@ -177,6 +181,26 @@ def test_diverged_cells_are_counted_where_the_verdict_is_told(trueup):
     code, out, _ = trueup("run", "tiny.py", "--plan")
     assert code == 0
     assert "smallest effect found with 80 % power" in out
+
+
+def test_a_file_that_is_no_study_is_told_from_a_misspelt_paper(trueup):
+    write_study()
+    for target in ("tiny", "results.csv"):
+        results("results.csv", 0.0)
+        code, _, err = trueup("run", target)
+        assert code == 2
+        assert "whose name ends in .py" in err
+    Path("adamp.py").write_text("")  # a paper is a paper, whatever lies beside it
+    assert trueup("run", "adamp", "--plan")[0] == 0
+
+
+def test_a_plan_tells_what_the_published_run_took(trueup, monkeypatch):
+    cost = {"cells": 500, "cpu_seconds": 240.0, "stage_seconds": 6.0}
+    monkeypatch.setattr(ledger, "read", lambda: {"adamp": {"cost": cost}})
+    _, out, _ = trueup("run", "adamp", "--plan")
+    assert "500 cells in 4 min 6 s of computing" in out
+    for arguments in (["--scale", "smoke"], ["--seeds", "3"]):
+        assert "minutes: unknown" in trueup("run", "adamp", "--plan", *arguments)[1]
 
 
 def test_a_plan_tells_effects_in_the_unit_of_the_metric(trueup):

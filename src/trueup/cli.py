@@ -63,6 +63,8 @@ COLOURS = {
     "cannot tell": "yellow",
 }
 
+WORDS = {"partly": "partly reproduced", "none": "no verdict"}
+
 StoreOption = Annotated[
     Path,
     typer.Option("--store", envvar="TRUEUP_STORE", help="Where cells are kept; the report is beside it."),
@@ -93,7 +95,7 @@ def _print_indented(text: str, by: int = 4) -> None:
 
 def _chip(word: str, stale: bool = False) -> str:
     colour = COLOURS.get(word, "white")
-    return f"[{colour}]{word}[/]" + (" [dim](stale)[/]" if stale else "")
+    return f"[{colour}]{WORDS.get(word, word)}[/]" + (" [dim](stale)[/]" if stale else "")
 
 
 # -- list and show -------------------------------------------------------------------------------------------
@@ -117,15 +119,20 @@ def list_papers(
     table.add_column("paper, and the problem it treats", ratio=1)
     table.add_column("room", style="cyan")
     table.add_column("verdict", no_wrap=True)
+    stale = False
     for paper in papers.CATALOGUE:
         if (room and paper.room != room) or (available and paper.state != "available"):
             continue
         if paper.slug in entries:
-            state = _chip(entries[paper.slug]["verdict"]["outcome"], _stale(paper, entries))
+            state, old = _chip(entries[paper.slug]["verdict"]["outcome"]), _stale(paper, entries)
+            state += "\n[dim]stale[/]" if old else ""
+            stale = stale or old
         else:
-            state = "available" if paper.state == "available" else "[dim]planned[/]"
+            state = "not published yet" if paper.state == "available" else "[dim]planned[/]"
         table.add_row(f"[bold]{paper.slug}[/]\n  {escape(paper.problem)}", paper.room, state)
     console.print(table)
+    if stale:
+        console.print("stale: the code has changed since the verdict was published", style="dim")
     console.print("`trueup show SLUG` tells more; `trueup run SLUG` tests it here.", style="dim")
 
 
@@ -270,17 +277,23 @@ def _workers(asked: int | None) -> int:
 def _reference(target: str) -> StudyRef:
     from trueup.lab.engine import StudyRef
 
+    known = {paper.slug for paper in papers.CATALOGUE}
     if target.endswith(".py"):
         path = Path(target).resolve()
         if not path.is_file():
             raise FileNotFoundError(f"no study file {target}")
         ref = StudyRef("file", str(path))
-        if ref.load().slug in {p.slug for p in papers.CATALOGUE}:
+        if ref.load().slug in known:
             raise ValueError(
                 f"{target}: the slug {ref.load().slug!r} is a paper's, whose results it would be taken for: "
                 "give your study another"
             )
         return ref
+    if target not in known and (Path(target).is_file() or Path(f"{target}.py").is_file()):
+        raise ValueError(
+            f"{target} is neither a paper nor a study file, whose name ends in .py; "
+            "`trueup compare` judges a table of results"
+        )
     paper = papers.get(target)
     if paper.state == "planned":
         raise ValueError(
@@ -357,7 +370,7 @@ def _print_outcome(outcome: dict[str, Any]) -> bool:
     diverged = sum(c["status"] == "diverged" for c in outcome["cells"])
     if diverged:
         told = plural(diverged, "cell diverged and scores its", "cells diverged and score their")
-        console.print(f"  [yellow]{told} metric's worst value[/]")
+        console.print(f"  [yellow]{told} metric's worst value, as anything worse does[/]")
     if not outcome["published"]:
         console.print(f"  [yellow]{outcome['seeds_note']}[/]")
     for failure in failures[:3]:
@@ -374,7 +387,7 @@ def _print_outcome(outcome: dict[str, Any]) -> bool:
 
 
 def _print_plans(refs: Sequence[StudyRef], path: Path, options: Options, workers: int) -> None:
-    from trueup.lab import runner, words
+    from trueup.lab import ledger, runner, words
     from trueup.lab.numerals import duration, plural
     from trueup.lab.outcome import unit_of
     from trueup.lab.store import Store
@@ -390,7 +403,15 @@ def _print_plans(refs: Sequence[StudyRef], path: Path, options: Options, workers
             for phase, count in plan.cells.items():
                 table.add_row(phase, str(count), str(plan.stored[phase]))
             console.print(table)
-            if plan.minutes is None:
+            published = ledger.read().get(study.slug) if options.scale == "desk" else None
+            if plan.minutes is None and published is not None and options.seeds is None:
+                cost, before = published["cost"], plural(published["cost"]["cells"], "cell")
+                took = duration(cost["cpu_seconds"] + cost["stage_seconds"])
+                console.print(
+                    f"time: when it was published it ran {before} in {took} of computing, "
+                    "which the workers share; known better once some cells are stored here"
+                )
+            elif plan.minutes is None:
                 console.print("minutes: unknown until some cells are stored (`--seeds 3` explores cheaply)")
             else:
                 console.print(
@@ -524,8 +545,9 @@ def ledger_show(context: typer.Context) -> None:
         return
     primary = sum(c["primary"] and c["kind"] == "statistical" for e in entries.values() for c in e["claims"])
     console.print(
-        f"{primary} primary statistical claims at one-sided alpha 0.025: "
-        f"{primary * 0.025:.2f} false wins to expect"
+        f"{primary} primary statistical claims, each a false win with a chance of 0.025 at most: "
+        f"{primary * 0.025:.2f} to expect.\n"
+        "q: the share of false wins to expect among the published claims that do as well as this one."
     )
     q = ledger.q_values(entries)
     for slug, published in entries.items():
@@ -540,7 +562,7 @@ def ledger_show(context: typer.Context) -> None:
             for r in published["replications"]
         ]
         values = [f"{name} {value:.2g}" for (paper, name), value in q.items() if paper == slug]
-        facts += [f"false-discovery q: {', '.join(values)}"] if values else []
+        facts += [f"q: {', '.join(values)}"] if values else []
         chip = _chip(verdict["outcome"], _stale(papers.get(slug), entries))
         console.print(f"\n[bold]{slug}[/]  {chip}")
         _print_indented(escape(verdict["sentence"]), 2)
@@ -627,9 +649,15 @@ def data_list(context: typer.Context) -> None:
         return
     from trueup import data
 
-    table = Table(box=box.SIMPLE_HEAD, expand=True)
+    table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False)
     for column in ("name", "what", "rows", "licence", "here?"):
-        table.add_column(column, no_wrap=column in ("name", "here?"))
+        table.add_column(
+            column,
+            no_wrap=column in ("name", "here?"),
+            ratio=1 if column == "what" else None,
+            width=14 if column == "licence" else None,
+            justify="right" if column == "rows" else "left",
+        )
     for name, pin in data.SETS.items():
         ready = "[green]yes[/]" if data.is_ready(name) else f"fetch, {pin.sources[0].megabytes:.0f} MB"
         table.add_row(name, escape(pin.title), f"{pin.n:,}", escape(pin.licence), ready)
