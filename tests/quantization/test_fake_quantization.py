@@ -147,18 +147,24 @@ def test_half_types_are_scaled_in_float32(quantize, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("quantize", ALL)
-def test_blocks_compiled_and_mapped_alike(quantize, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_and_mapped_samples_are_quantised_alike(quantize, monkeypatch: pytest.MonkeyPatch) -> None:
     x = values(6, 16)
     want = quantize(x, group_size=16)
-    torch._dynamo.reset()
-    compiled = torch.compile(lambda t: quantize(t, group_size=16), fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), want)
     assert torch.equal(
         torch.func.vmap(lambda t: quantize(t, group_size=16), in_dims=1)(x.view(2, 3, 16)),
         want.view(2, 3, 16).transpose(0, 1),
     )
     monkeypatch.setattr(fake_quantization, "_BLOCK", 32)
     assert torch.equal(quantize(x, group_size=16), want)
+
+
+@pytest.mark.bad_input  # the hook that checks shapes breaks the graph
+@pytest.mark.parametrize("quantize", ALL)
+def test_compiles_as_one_graph(quantize) -> None:
+    x = values(6, 16)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda t: quantize(t, group_size=16), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), quantize(x, group_size=16))
 
 
 class Allocations(TorchDispatchMode):
@@ -184,6 +190,14 @@ def test_only_the_result_is_of_full_size(quantize, monkeypatch: pytest.MonkeyPat
     with Allocations(x.numel()) as made:
         quantize(x, group_size=64)
     assert made.large == 1
+
+
+def test_int4_of_a_group_that_ends_at_zero_is_exact() -> None:
+    """Its zero point is the first or the last of the codes."""
+    for sign, zero in ((1.0, 0.0), (-1.0, 15.0)):
+        x = sign * torch.tensor([0.0, 3.0, 7.0, 15.0])
+        assert torch.equal(fake_quantize_int4(x, group_size=4), x)
+        assert int4_codes(x, group_size=4)[2].item() == zero
 
 
 def test_int4_is_its_codes() -> None:
@@ -277,7 +291,7 @@ def test_encoder_layers_do_not_go_past_the_quantised_ones_in_eval_mode(padded: b
         assert torch.equal(net(x, src_key_padding_mask=mask), plain)
 
 
-def test_layers_under_autocast_and_in_graphs() -> None:
+def test_layers_take_any_batch_and_autocast() -> None:
     layer = FakeQuantLinear(16, 4, group_size=8)
     x = values(3, 16, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -286,6 +300,14 @@ def test_layers_under_autocast_and_in_graphs() -> None:
     torch.testing.assert_close(low.float(), layer(x), rtol=0.05, atol=0.05)
     low.sum().backward()
     assert layer.weight.grad.dtype == torch.float32
+    assert layer(values(0, 16, dtype=torch.float32)).shape == (0, 4)
+    assert layer(x[0]).shape == (4,)
+
+
+@pytest.mark.bad_input  # the hook that checks shapes breaks the graph
+def test_layers_compile_and_export() -> None:
+    layer = FakeQuantLinear(16, 4, group_size=8)
+    x = values(3, 16, dtype=torch.float32)
     exported = torch.export.export(layer, (x,)).module()
     assert torch.equal(exported(x), layer(x))
     grads = [torch.autograd.grad(m(x).sum(), m.weight)[0] for m in (exported, layer)]
@@ -293,8 +315,6 @@ def test_layers_under_autocast_and_in_graphs() -> None:
     assert grads[0].any()
     torch._dynamo.reset()
     assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
-    assert layer(values(0, 16, dtype=torch.float32)).shape == (0, 4)
-    assert layer(x[0]).shape == (4,)
 
 
 def test_a_second_call_quantises_the_rest() -> None:
