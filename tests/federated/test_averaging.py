@@ -61,6 +61,8 @@ def test_names_to_keep_are_whole() -> None:
     assert (after["bn.bias"].item(), after["bn2.bias"].item()) == (9.0, 1.0)
     after = broadcast_state(states[1], states[0], keep=["bn2.bias"])
     assert (after["bn.bias"].item(), after["bn2.bias"].item()) == (2.0, 0.0)
+    after = broadcast_state(states[1], states[0], keep=["bn", "bn2"])
+    assert (after["bn.bias"].item(), after["bn2.bias"].item()) == (0.0, 0.0)
 
 
 def test_clients_keep_their_counters_and_one_client_is_legal() -> None:

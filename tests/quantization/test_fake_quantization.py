@@ -32,7 +32,7 @@ def values(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
 
 
-@pytest.mark.parametrize(("quantize", "levels"), list(zip(ALL, (9, 16, 16), strict=True)))
+@pytest.mark.parametrize(("quantize", "levels"), list(zip(ALL, (9, 15, 16), strict=True)))
 def test_no_more_levels_than_four_bits_hold(quantize, levels: int) -> None:
     x = values(1, 4096)
     options = {} if quantize is fake_quantize_int4 else {"keep_top": 0}
@@ -63,14 +63,19 @@ def test_a_value_moves_by_half_a_level_at_most(quantize) -> None:
     assert ((y - x).abs() <= step[:, None] * (0.5 + 1e-9)).all()
 
 
+@pytest.mark.parametrize("quantize", KEEPING)
+def test_a_group_of_one_is_its_own_scale(quantize) -> None:
+    x = values(5)
+    torch.testing.assert_close(quantize(x, group_size=1, keep_top=0), x)
+
+
 @pytest.mark.parametrize("quantize", ALL)
 def test_groups_are_independent_and_quantised_once(quantize) -> None:
     x = values(4, 16)
     y = quantize(x, group_size=8)
     parts = [quantize(part, group_size=8) for part in x.reshape(-1, 8)]
     assert torch.equal(y, torch.stack(parts).view_as(x))
-    if quantize is not fake_quantize_int4_symmetric:  # its level -8 may become the new scale
-        torch.testing.assert_close(quantize(y, group_size=8), y)
+    torch.testing.assert_close(quantize(y, group_size=8), y)
 
 
 @pytest.mark.parametrize("quantize", ALL)
