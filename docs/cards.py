@@ -16,15 +16,36 @@ from mkdocs.structure.files import File, Files
 
 from trueup import papers
 from trueup.lab import ledger
+from trueup.lab.engine import StudyRef
+from trueup.lab.fingerprint import code_fingerprint
+from trueup.lab.words import outcome_words
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from conformance import estimators, layers
+from conformance import estimators, layers, optimizers
 
 FIDELITY = {
     "official": "equal to the values of the official code",
     "independent": "equal to another trusted implementation",
     "derived": "equal to a closed form, or brute force, of the paper's equations",
     "reconstructed": "the paper's equations could not be confirmed",
+}
+
+
+ORIGIN = {
+    "paper": "claimed by the paper",
+    "brief": "our reading of the paper",
+    "post_hoc": "thought of after seeing data",
+}
+
+# What a case of the conformance suite declares that a layer is by design not able to do.
+LAYERS = {
+    "approximate_backward": "the gradient is approximate: {}",
+    "once_differentiable": "the gradient cannot be differentiated again: {}",
+    "parametrization": "{}",
+    "bounded": "an infinite input gives a finite output: {}",
+    "keeps_output": "the output may not be changed in place: {}",
+    "one_sample": "a training batch must hold {}",
+    "stateful": "training changes its state: {}",
 }
 
 
@@ -53,18 +74,20 @@ def _index(entries: dict[str, Any]) -> str:
     lines = [
         "# Methods",
         "",
-        "The fifty papers in the catalogue's order. Each one that is available has a card.",
+        "The fifty papers in the catalogue's order. Those that are available have a card. "
+        "[What the reference values mean](../index.md#fidelity); [what a verdict is worth](../protocol.md).",
         "",
-        "| paper | the problem it treats | room | reference values | verdict at desk scale |",
+        "| paper | verdict at desk scale | the problem it treats | room | reference values |",
         "| --- | --- | --- | --- | --- |",
     ]
     for paper in papers.CATALOGUE:
         name = f"[{paper.slug}]({paper.slug}.md)" if paper.state == "available" else paper.slug
         if paper.slug in entries:
-            verdict = entries[paper.slug]["verdict"]["outcome"]
+            verdict = outcome_words(entries[paper.slug]["verdict"]["outcome"], "desk")
         else:
             verdict = "not published yet" if paper.state == "available" else "planned"
-        lines.append(f"| {name} | {paper.problem} | {paper.room} | {paper.fidelity} | {verdict} |")
+        fidelity = paper.fidelity if paper.state == "available" else ""
+        lines.append(f"| {name} | {verdict} | {paper.problem} | {paper.room} | {fidelity} |")
     return "\n".join(lines) + "\n"
 
 
@@ -75,7 +98,7 @@ def _card(paper: papers.Paper, entry: dict[str, Any] | None) -> str:
         f"**{paper.title}**  \n{paper.authors}. {where}. [arXiv {paper.arxiv}]({paper.url})",
         f"*The problem:* {paper.problem}.",
         "## How to use it",
-        f"```python\n{paper.usage}\n```",
+        f"```python\nimport torch, trueup\n\n{paper.usage}\n```",
         "## Claims and verdicts",
         _verdicts(paper, entry),
         "## Fidelity",
@@ -88,7 +111,7 @@ def _card(paper: papers.Paper, entry: dict[str, Any] | None) -> str:
     for module in modules:
         headline, _, text = inspect.cleandoc(getattr(module, "__doc__", None) or "").partition("\n")
         parts += [f"### {headline.rstrip('.')}", text.strip()]
-    parts += ["## What the conformance suite excepts", _traits(paper), "## Reference"]
+    parts += ["## Exceptions", _exceptions(paper), "## Reference"]
     parts += [f"::: {name}" for name in paper.names]
     return "\n\n".join(parts) + "\n"
 
@@ -99,41 +122,62 @@ def _resolve(name: str) -> Any:
 
 
 def _verdicts(paper: papers.Paper, entry: dict[str, Any] | None) -> str:
+    ref = StudyRef("module", paper.study)
+    again = f"`trueup run {paper.slug}` tests the claims on your machine"
     if entry is None:
-        return f"No verdict is published yet. `trueup run {paper.slug}` tests the claims on your machine."
-    lines = [
-        f"**{entry['verdict']['sentence']}** {entry['scope_sentence']}".strip(),
-        "",
-        "| claim | origin | verdict | in a sentence |",
-        "| --- | --- | --- | --- |",
-    ]
+        parts = [_claim(c.name, "", c.primary, c.origin, c.statement) for c in ref.load().claims]
+        return "\n\n".join([f"No verdict is published yet; {again}.", *parts])
+    scope = entry["scope_sentence"]
+    parts = [f"**{entry['verdict']['sentence']}** {scope[:1].upper()}{scope[1:]}".strip() + "." * bool(scope)]
     for claim in entry["claims"]:
-        words = " ".join(filter(None, (claim["sentence"], claim.get("control_sentence")))).replace("|", "\\|")
-        name = f"**{claim['name']}**" if claim["primary"] else claim["name"]
-        lines.append(f"| {name} | {claim['origin'].replace('_', ' ')} | {claim['outcome']} | {words} |")
-    tried = len(entry["protocols"])
-    lines += [
-        "",
-        f"Primary claims are bold. Protocols tried: {tried}. Published {entry['provenance']['date'][:10]} "
-        f"with torch {entry['provenance']['torch']}. `trueup run {paper.slug}` tests them on your machine; "
-        "[the protocol](../protocol.md) says what a verdict is worth.",
-    ]
-    return "\n".join(lines)
+        text = " ".join(filter(None, (claim["sentence"], claim.get("control_sentence"))))
+        parts.append(_claim(claim["name"], claim["outcome"], claim["primary"], claim["origin"], text))
+    tried, provenance = len(entry["protocols"]), entry["provenance"]
+    stale = "; the code has changed since" if code_fingerprint(ref) != provenance["fingerprint"] else ""
+    parts.append(
+        f"Protocols tried: {tried}. Published {provenance['date'][:10]} with torch {provenance['torch']}"
+        f"{stale}. {again}; [the protocol](../protocol.md) says what a verdict is worth."
+    )
+    return "\n\n".join(parts)
 
 
-def _traits(paper: papers.Paper) -> str:
+def _claim(name: str, outcome: str, primary: bool, origin: str, text: str) -> str:
+    """A line of what it is, and below it what it says or what came out."""
+    word = outcome and f"*{outcome_words(outcome, 'desk')}*"
+    head = [f"**{name}**", word, "primary" if primary else "secondary", ORIGIN[origin]]
+    return f"{' · '.join(filter(None, head))}  \n{text}"
+
+
+def _exceptions(paper: papers.Paper) -> str:
     """What the conformance cases of the paper's names declare, with the reasons given there."""
     lines: list[str] = []
     for name in paper.names:
         short = name.rpartition(".")[2]
-        for trait in ("approximate_backward", "once_differentiable", "parametrization", "stateful"):
-            found = {getattr(case, trait) for case in layers.CASES if case.kind.__name__ == short} - {""}
-            lines += [f"- `{short}`, {trait.replace('_', ' ')}: {reason}." for reason in sorted(found)]
+        cases = [case for case in layers.CASES if short in (case.kind.__name__, _parametrization(case))]
+        for trait, words in LAYERS.items():
+            found = {getattr(case, trait) for case in cases} - {""}
+            lines += [f"- `{short}`: {words.format(reason)}." for reason in sorted(found)]
+        for case in optimizers.CASES:
+            if case.optimizer.__name__ == short and case.skips_nonfinite:
+                lines.append(
+                    f"- `{short}`: a gradient that is not finite is skipped: {case.skips_nonfinite}."
+                )
         if short in estimators.CASES:
             failed = estimators.CASES[short].expected_failed_checks
             for reason in sorted(set(failed.values())):
                 checks = ", ".join(f"`{check}`" for check, why in failed.items() if why == reason)
                 lines.append(f"- `{short}` on scikit-learn's own data, {checks}: the check {reason}.")
-    if not lines:
-        return "Nothing: every name passes the whole suite as it stands."
-    return "Everything else passes as it stands.\n\n" + "\n".join(lines)
+    suite = (
+        "One suite of tests asks the same of every layer, optimizer and estimator here: right gradients, "
+        "`torch.func`, `torch.compile` and export, half precision, any memory layout, empty batches, copies "
+        "and checkpoints; of estimators, all that scikit-learn checks. "
+    )
+    return suite + (
+        "By design it is excepted that:\n\n" + "\n".join(lines) if lines else "Nothing is excepted."
+    )
+
+
+def _parametrization(case: layers.Case) -> str:
+    """The parametrisation that a layer was given, if any."""
+    found = getattr(case.layer(), "parametrizations", {})
+    return type(found["weight"][0]).__name__ if "weight" in found else ""
