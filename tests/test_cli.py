@@ -76,6 +76,7 @@ def test_show_says_how_to_use_it_and_what_is_claimed(trueup, slug):
     assert code == 0
     paper = papers.get(slug)
     assert paper.names[0] in out
+    assert "import torch, trueup" in out
     assert paper.url in out
     assert "trueup run" in out
 

@@ -65,8 +65,10 @@ def test_usage_is_three_lines_that_run(paper: papers.Paper) -> None:
     import trueup
 
     assert len(paper.usage.splitlines()) == 3
+    assert all(len(line) <= 78 for line in paper.usage.splitlines())  # what a terminal of 80 shows unbroken
     torch.manual_seed(0)
     scope = {
+        "torch": torch,
         "trueup": trueup,
         "model": nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)),
         "loss": nn.CrossEntropyLoss(),

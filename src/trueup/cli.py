@@ -155,9 +155,8 @@ def show(slug: Annotated[str, typer.Argument(help="A paper's slug, as `trueup li
         console.print("\nThis method is planned, not written yet.\n")
         return
     console.print("\n[bold]how to use it[/]")
-    console.print(
-        Syntax(paper.usage.strip(), "python", background_color="default", word_wrap=True, padding=1)
-    )
+    usage = f"import torch, trueup\n{paper.usage}"
+    console.print(Syntax(usage, "python", background_color="default", word_wrap=True, padding=1))
     entries = ledger.read()
     if slug in entries:
         _print_claims(entries[slug], stale=_stale(paper, entries))

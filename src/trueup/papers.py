@@ -33,7 +33,7 @@ class Paper:
         reference: the same in a line: whose code, which part of it, and what is missing.
         venue: where the paper was published; empty for a preprint.
         names: public dotted names, the most important one first; empty while the paper is planned.
-        usage: three lines of code that use the method, given `import trueup`; empty while planned.
+        usage: three lines of code that use the method, given `import torch, trueup`; empty while planned.
 
     Example:
         >>> paper = get("adamp")
@@ -114,9 +114,9 @@ CATALOGUE: tuple[Paper, ...] = (
             "trueup.nn.LayerNormRNNCell",
         ),
         usage=(
-            "lstm = trueup.nn.LayerNormLSTM(4, 32, batch_first=True)  # the arguments of nn.LSTM\n"
+            "lstm = trueup.nn.LayerNormLSTM(4, 32, batch_first=True)  # in nn.LSTM's place\n"
             "outputs, (h, c) = lstm(inputs)  # (batch, time, 4), or one sequence: (time, 4)\n"
-            "outputs, (h, c) = lstm(inputs[None], lengths=[50])  # or mask=, or a PackedSequence"
+            "outputs, (h, c) = lstm(inputs[None], lengths=[50])  # or mask=, or packed"
         ),
     ),
     Paper(
@@ -162,7 +162,7 @@ CATALOGUE: tuple[Paper, ...] = (
         ),
         usage=(
             "norm = trueup.nn.PowerNorm1d(inputs.shape[-1], group_num=2, warmup_iters=4000)\n"
-            "outputs = norm(inputs, key_padding_mask=None)  # (batch, time, C) and (batch, time), or (N, C)\n"
+            "outputs = norm(inputs)  # (batch, time, C) with key_padding_mask=, or (N, C)\n"
             "loss(outputs, targets).backward()  # moves the running gradient term too"
         ),
     ),
@@ -190,8 +190,8 @@ CATALOGUE: tuple[Paper, ...] = (
             "trueup.nn.bake",
         ),
         usage=(
-            "from torch import nn\n"
-            "model = trueup.nn.parametrize_weights(model, trueup.nn.WeightCompander, types=nn.Linear)\n"
+            "compander, kind = trueup.nn.WeightCompander, torch.nn.Linear\n"
+            "model = trueup.nn.parametrize_weights(model, compander, types=kind)\n"
             "plain = trueup.nn.bake(model)  # after training"
         ),
     ),
@@ -358,7 +358,7 @@ CATALOGUE: tuple[Paper, ...] = (
             "trueup.nn.evonorm_s",
         ),
         usage=(
-            "norm_act = trueup.nn.EvoNorm2dS0(8, groups=4)  # in the place of a norm AND its activation\n"
+            "norm_act = trueup.nn.EvoNorm2dS0(8, groups=4)  # for a norm AND its activation\n"
             "images = inputs.view(2, 8, 4, 4)\n"
             "y = norm_act(images)"
         ),
@@ -425,7 +425,7 @@ CATALOGUE: tuple[Paper, ...] = (
         usage=(
             "signs = 2.0 * (targets > 0) - 1  # labels -1 and +1\n"
             "optimizer = trueup.optim.NormalizedGD(model.parameters(), lr=1.0)\n"
-            "optimizer.step(lambda: signs * model(inputs)[:, 0])  # the margins; no backward"
+            "optimizer.step(lambda: signs * model(inputs)[:, 0])  # margins; no backward"
         ),
     ),
     Paper(
@@ -468,9 +468,9 @@ CATALOGUE: tuple[Paper, ...] = (
             "trueup.nn.bake",
         ),
         usage=(
-            "from torch.nn import Linear\n"
-            "norm = trueup.nn.BatchChannelNorm2d(64, num_groups=32, estimate=True)  # where BatchNorm2d was\n"
-            "model = trueup.nn.parametrize_weights(model, trueup.nn.WeightStandardization, types=Linear)"
+            "norm = trueup.nn.BatchChannelNorm2d(64, num_groups=32, estimate=True)\n"
+            "ws, kind = trueup.nn.WeightStandardization, torch.nn.Linear  # goes with it\n"
+            "model = trueup.nn.parametrize_weights(model, ws, types=kind)"
         ),
     ),
     Paper(
@@ -511,9 +511,9 @@ CATALOGUE: tuple[Paper, ...] = (
             "trueup.nn.adaptive_clip_grad_",
         ),
         usage=(
-            "scaled, kinds = trueup.nn.ScaledWeightStandardization, (type(model[0]), type(model[3]))\n"
-            "client = trueup.nn.parametrize_weights(model, scaled, types=kinds, gamma=1.0)\n"
-            "server = trueup.federated.federated_average([client.state_dict(), client.state_dict()])"
+            "scaled, kind = trueup.nn.ScaledWeightStandardization, torch.nn.Linear\n"
+            "client = trueup.nn.parametrize_weights(model, scaled, types=kind, gamma=1.0)\n"
+            "server = trueup.federated.federated_average([client.state_dict()])  # of all"
         ),
     ),
     Paper(
@@ -549,7 +549,7 @@ CATALOGUE: tuple[Paper, ...] = (
         usage=(
             "model = trueup.nn.convert_ghost_batchnorm(model, ghost_batch_size=32)\n"
             "lr = trueup.optim.scale_lr(0.1, batch_size=4096, base_batch_size=128)\n"
-            "milestones, epochs = trueup.optim.adapt_regime([80], 160, batch_size=4096, base_batch_size=128)"
+            "milestones, epochs = trueup.optim.adapt_regime([80], 160, 4096, 128)"
         ),
     ),
     Paper(
@@ -590,8 +590,8 @@ CATALOGUE: tuple[Paper, ...] = (
             "trueup.estimators.partial_correlation",
         ),
         usage=(
-            "fit = trueup.estimators.CompositionalPartialCorrelation().fit(parts)  # rows are samples\n"
-            "fit.partial_correlation_  # of each pair, given all other parts\n"
+            "fit = trueup.estimators.CompositionalPartialCorrelation().fit(parts)\n"
+            "fit.partial_correlation_  # of each pair of columns, given all others\n"
             "fit.test().adjusted_pvalue"
         ),
     ),
@@ -688,9 +688,9 @@ CATALOGUE: tuple[Paper, ...] = (
             "trueup.quantization.fake_quantize_int4_symmetric",
         ),
         usage=(
-            "trueup.quantization.quantize_linear_(model, 'fp4', group_size=4)  # if it is to be 4-bit\n"
+            "trueup.quantization.quantize_linear_(model, 'fp4', group_size=4)  # optional\n"
             "optimizer = trueup.optim.StableSPAM(model.parameters(), lr=1e-3)\n"
-            "loss(model(inputs), targets).backward(), optimizer.step()  # gradients need no clipping"
+            "loss(model(inputs), targets).backward(), optimizer.step()  # no clipping"
         ),
     ),
     Paper(
