@@ -319,7 +319,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Study:
-    """A question, the arms that answer it, and the claims judged; see the module docstring.
+    """A question, the arms that answer it, and the claims judged; checked as it is declared.
 
     Args:
         slug: the paper's slug, or any lower-case name for a study of your own.
@@ -331,7 +331,8 @@ class Study:
         claims: judged claims; at most three primary.
         scales: settings at each scale, reached as ``run["epochs"]``.
         conditions: crossed with every arm.
-        tune: the grid shared by all arms, tuned for each (arm, condition).
+        tune: the grid shared by all arms, tuned for each (arm, condition), or where the condition is
+            ``tuned_at``.
         stages: cached artefacts, in order.
         figures: what the report draws.
         data: names of the data sets used (their hashes enter the fingerprint), or scale -> names.
