@@ -35,11 +35,12 @@ test: doctest shapes suite
 doctest: $(VENV)/installed-test
 	$(TEST_ENV) $(BIN)/pytest -q --doctest-modules src/trueup
 
+METHODS := nn optim quantization federated estimators
+
 # Shape checking wraps every annotated function, which hides our own errors and breaks full-graph compilation;
 # so it runs alone, over the reference values, the mathematics and the examples.
 shapes: $(VENV)/installed-test
-	$(TEST_ENV) $(BIN)/pytest -q --shapes tests/golden tests/nn tests/optim tests/estimators \
-	  --doctest-modules src/trueup/nn src/trueup/optim src/trueup/estimators
+	$(TEST_ENV) $(BIN)/pytest -q --shapes tests/golden $(METHODS:%=tests/%) --doctest-modules $(METHODS:%=src/trueup/%)
 
 suite: $(VENV)/installed-test chromium
 	$(TEST_ENV) $(BIN)/pytest -q -n 2 tests
