@@ -144,11 +144,17 @@ def test_an_interrupt_while_perturbing_leaves_the_weights(monkeypatch: pytest.Mo
     loss_of(model, *batch(dtype=torch.float32)).backward()
     before = snapshot(model)
 
-    def half_way(params: list[Tensor], *args: Any, **kwargs: Any) -> None:
-        params[0].add_(1.0)
-        raise KeyboardInterrupt
+    copy, copied = torch._foreach_copy_, []
 
-    monkeypatch.setattr(torch, "_foreach_add_", half_way)
+    def half_way(targets: list[Tensor], sources: list[Tensor]) -> None:
+        copy(targets, sources)
+        if len(copied) == 2:  # the first two have moved
+            assert not same(model, before)
+            copied.clear()
+            raise KeyboardInterrupt
+        copied.append(targets)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", half_way)
     with pytest.raises(KeyboardInterrupt), sam.perturbed():
         pytest.fail("not reached")
     assert same(model, before)
@@ -309,6 +315,16 @@ def test_copies_carry_on(duplicate: Any) -> None:
             own.optimizer.zero_grad()
     assert pair[0] is not model
     assert same(pair[0], snapshot(model))
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_a_parameter_listed_twice_is_one() -> None:
+    p = nn.Parameter(torch.tensor([3.0, 4.0]))
+    p.grad = p.detach().clone()
+    sam = SAM(torch.optim.SGD([p, p], 0.1), 0.5)
+    with sam.perturbed():
+        torch.testing.assert_close(p.detach(), torch.tensor([3.3, 4.4]))
+    assert p.tolist() == [3.0, 4.0]
 
 
 def test_parameters_without_a_gradient_stay() -> None:

@@ -136,42 +136,46 @@ class SAM:
         """
         if self._perturbed:
             raise RuntimeError("the weights are perturbed already: call restore() before perturb()")
-        params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        listed = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        params = list(dict.fromkeys(listed))  # one listed twice is one
         if not params:
             raise RuntimeError(
                 "SAM needs gradients to perturb by; got none: call backward() before perturb()"
             )
         grads = [_dense(p.grad) for p in params]
-        norm = self._norm(params, grads)
-        for p in params:
-            copy = self._copies.get(p)
-            if copy is None or (copy.shape, copy.dtype, copy.device) != (p.shape, p.dtype, p.device):
-                self._copies[p] = torch.empty_like(p)
-        _copy([self._copies[p] for p in params], params)
-        self._perturbed = params
         try:
-            self._climb(params, grads, norm)
+            self._climb(params, grads, self._norm(params, grads))
         except BaseException:
-            self.restore()
+            if self._perturbed:
+                self.restore()
             raise
 
     def _climb(self, params: list[Tensor], grads: list[Tensor], norm: Tensor) -> None:
         scale = self.rho / (norm + 1e-12)
         if norm.is_cpu:
-            if norm.isfinite():
-                factor = scale.item()
-                if not self.adaptive:
-                    torch._foreach_add_(params, grads, alpha=factor)
-                else:
-                    for p, g in zip(params, grads, strict=True):
-                        p.addcmul_(_wide(p).square(), _wide(g), value=factor)
+            climbs, factor = bool(norm.isfinite()), scale.item()
+            for p, g in zip(params, grads, strict=True):
+                self._keep([p])  # one at a time: the weight is still in the cache when it moves
+                if climbs and self.adaptive:
+                    p.addcmul_(_wide(p).square(), _wide(g), value=factor)
+                elif climbs:
+                    p.add_(g, alpha=factor)
             return
         # Elsewhere no value is read, so that nothing waits for the device.
+        self._keep(params)
         finite = norm.isfinite()
         for p, g in zip(params, grads, strict=True):
             direction = _wide(p).square().mul_(g) if self.adaptive else _wide(g)
             step = direction * scale.to(p.device)
             p.add_(torch.where(finite.to(p.device), step, 0.0))
+
+    def _keep(self, params: list[Tensor]) -> None:
+        for p in params:
+            copy = self._copies.get(p)
+            if copy is None or (copy.shape, copy.dtype, copy.device) != (p.shape, p.dtype, p.device):
+                self._copies[p] = torch.empty_like(p)
+        _copy([self._copies[p] for p in params], params)
+        self._perturbed += params
 
     @torch.no_grad()
     def restore(self) -> None:
