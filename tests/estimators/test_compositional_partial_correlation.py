@@ -447,6 +447,7 @@ def test_method_arguments_that_cannot_be(fitted, call, message):
 def test_no_tests_after_shrinkage_or_without_freedom(method):
     with pytest.raises(ValueError, match=f"{method} needs a fit without shrinkage"):
         getattr(CompositionalPartialCorrelation(shrinkage="basis").fit(samples()), method)()
+    getattr(CompositionalPartialCorrelation(shrinkage=0.0).fit(samples()), method)()  # none, as with None
     with pytest.raises(ValueError, match=f"{method} needs more samples than parts; got 6 samples of 6 parts"):
         getattr(CompositionalPartialCorrelation().fit(samples(n=6)), method)()
 

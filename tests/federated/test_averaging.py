@@ -139,6 +139,9 @@ def test_what_is_no_state_dict_is_refused() -> None:
     one = state(a=[1.0])
     with pytest.raises(TypeError, match=r"got a Linear: pass model.state_dict\(\)"):
         federated_average([nn.Linear(2, 2)])
+    torch.testing.assert_close(federated_average(iter([one, one])), one)
+    with pytest.raises(TypeError, match=r"must be a list of state dicts; got one .* pass \[client, "):
+        federated_average(one)
     with pytest.raises(TypeError, match="the server must be a state dict; got a Linear"):
         broadcast_state(nn.Linear(2, 2), one)
     with pytest.raises(TypeError, match="_extra_state of client 1 must be a tensor; got a dict: leave"):

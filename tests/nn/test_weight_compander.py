@@ -190,6 +190,14 @@ def test_a_layer_that_starts_at_zero_does_not_hide_the_others() -> None:
     torch.testing.assert_close(stats["near_zero"], (1 + alone["near_zero"]) / 2)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_an_empty_layer_counts_for_nothing() -> None:
+    layer, empty = nn.Linear(4, 4), nn.Linear(4, 0)
+    assert weight_stats(nn.Sequential(layer, empty)) == weight_stats(layer)
+    with pytest.raises(ValueError, match=r"the model has no Linear or .* with weights"):
+        weight_stats(empty)
+
+
 @pytest.mark.bad_input
 def test_bad_input_is_refused() -> None:
     weight = torch.ones(2, 3)

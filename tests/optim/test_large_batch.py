@@ -216,6 +216,15 @@ def test_distance_is_the_norm_over_all_parameters() -> None:
     assert distance.distances == [distance.update(), distance.distances[1]]
 
 
+def test_distance_has_the_range_of_the_parameters_and_of_float32_at_least() -> None:
+    for dtype, far in ((torch.float64, 1e100), (torch.float16, 6e4)):
+        model = nn.Linear(1, 1, bias=False, dtype=dtype)
+        nn.init.zeros_(model.weight)
+        distance = DistanceFromInit(model)
+        nn.init.constant_(model.weight, far)
+        assert distance.update() == pytest.approx(far, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("law", "path"),
     [("log", np.log), ("sqrt", np.sqrt), ("linear", np.asarray)],

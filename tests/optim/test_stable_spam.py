@@ -299,6 +299,26 @@ def test_a_reset_leaves_step_sizes_and_maxima() -> None:
     assert torch.equal(amsgrad.state[q]["max_exp_avg_sq"], kept[1])
 
 
+def test_a_reset_leaves_the_step_size_of_a_parameter_that_is_one_number() -> None:
+    p = nn.Parameter(torch.tensor(1.0))
+    optimizer = torch.optim.ASGD([p], 0.1)
+    MomentumReset(optimizer, 2)
+    for _ in range(4):
+        before = p.item()
+        p.grad = torch.ones(())
+        optimizer.step()
+        assert p.item() < before
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_decay_that_takes_all_leaves_zero(foreach: bool) -> None:
+    p = nn.Parameter(torch.tensor([5.0, -3.0]))
+    optimizer = SPAM([p], 0.5, weight_decay=2.0, foreach=foreach)
+    p.grad = torch.ones(2)
+    optimizer.step()
+    assert p.tolist() == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("by_name", [False, True])
 @pytest.mark.parametrize("build", TRANSFORMS)
 def test_gradients_made_in_a_closure_are_transformed(build, by_name: bool) -> None:
@@ -446,6 +466,9 @@ def test_transforms_of_what_they_cannot_treat() -> None:
     for other in (torch.optim.Adam([weight()]).state_dict(), AdaGN(optimizer).state_dict() | {7: {}}):
         with pytest.raises(ValueError, match="load_state_dict needs step, norm, norm_sq for each of 1"):
             AdaGN(optimizer).load_state_dict(other)
+    for wrong in (torch.ones(3), 1.0):
+        with pytest.raises(ValueError, match="as 0-d tensors"):
+            AdaClip(optimizer).load_state_dict({0: {"step": wrong, "max": torch.ones(())}})
     table = nn.Embedding(4, 2, sparse=True)
     sparse = torch.optim.SGD(table.parameters(), 0.1)
     AdaClip(sparse)

@@ -462,6 +462,11 @@ def test_a_model_that_cannot_be_quantised_is_left_alone() -> None:
         quantize_linear_(nn.ReLU())
     with pytest.raises(ValueError, match="no FakeQuantLinear"):
         dequantize_(net)
+    net[1].forward = net[1].forward  # as hooks of some libraries do
+    with pytest.raises(ValueError, match="layer '1' has a forward pass of its own"):
+        quantize_linear_(net, group_size=2, keep_top=1)
+    assert all(type(layer) is nn.Linear for layer in net)
+    del net[1].forward
     nn.utils.parametrizations.weight_norm(net[0])
     with pytest.raises(ValueError, match="parametrised"):
         quantize_linear_(net, group_size=2, keep_top=1)

@@ -383,7 +383,7 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
 
     def _fisher_z(self, method: str) -> tuple[NDArray[np.float64], float]:
         check_is_fitted(self)
-        if self.shrinkage is not None:
+        if self.shrinkage_.any():
             raise ValueError(
                 f"{method} needs a fit without shrinkage (this one has shrinkage={self.shrinkage!r}): shrunk "
                 "partial correlations are biased towards zero, so their null distribution is not known"

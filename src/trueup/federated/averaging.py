@@ -27,7 +27,7 @@ State = dict[str, Tensor]
 
 @torch.no_grad()
 def federated_average(
-    clients: Sequence[Mapping[str, Tensor]],
+    clients: Iterable[Mapping[str, Tensor]],
     weights: Sequence[float] | None = None,
     *,
     server: Mapping[str, Tensor] | None = None,
@@ -50,7 +50,7 @@ def federated_average(
         ValueError: no client; clients of different names or shapes, or an entry that only some of them count
             in integers; weights that are negative, of another number, or whose sum is not 1; a name to keep
             that no entry has, without ``server``, or of another shape there.
-        TypeError: a client that is no state dict, or has an entry that is no tensor.
+        TypeError: one state dict for clients; a client that is none, or has an entry that is no tensor.
 
     Source: algorithm 1 of McMahan et al. 2017; with ``keep``, FedBN.
 
@@ -61,6 +61,9 @@ def federated_average(
     >>> federated_average(clients, server={"bn.bias": torch.tensor([0.0])}, keep=["bn"])
     {'fc.weight': tensor([2.]), 'bn.bias': tensor([0.])}
     """
+    if isinstance(clients, Mapping):
+        raise TypeError("clients must be a list of state dicts; got one state dict: pass [client, ...]")
+    clients = list(clients)
     if not clients:
         raise ValueError("federated_average needs the state of at least one client; got none")
     first = clients[0]

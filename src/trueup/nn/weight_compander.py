@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -256,16 +256,16 @@ def weight_stats(
         ``saturated``, the share of weights beyond 0.95 of their compander's bound, 0 without one.
 
     Raises:
-        ValueError: the model has no such layer.
+        ValueError: the model has no such layer, or only empty ones.
 
     >>> layer = nn.Linear(2, 2)
     >>> _ = nn.init.constant_(layer.weight[0], 1.0), nn.init.constant_(layer.weight[1], -1.0)
     >>> {name: value.item() for name, value in weight_stats(layer).items()}
     {'near_zero': 0.0, 'largest': 1.0, 'kurtosis': 1.0, 'saturated': 0.0}
     """
-    layers = [module for module in model.modules() if isinstance(module, types)]
+    layers = [m for m in model.modules() if isinstance(m, types) and cast(Tensor, m.weight).numel()]
     if not layers:
-        raise ValueError(f"the model has no {' or '.join(kind.__name__ for kind in types)}")
+        raise ValueError(f"the model has no {' or '.join(kind.__name__ for kind in types)} with weights")
     relative, saturated = [], []
     for layer in layers:
         weight = widen(layer.weight.detach())  # type: ignore[operator]

@@ -31,6 +31,8 @@ from trueup.optim.two_route import check_count, check_decays, check_range
 
 Scalar = TypeVar("Scalar", float, Tensor)
 
+_STEP_SIZES = {"step_size", "eta", "mu"}  # of torch.optim.Rprop and ASGD
+
 
 def clip_limit(largest: Scalar, average: Scalar, gamma: float, t: Scalar) -> tuple[Scalar, Scalar]:
     """AdaClip's new average of the largest entry, and the limit for this step; for numbers or 0-d tensors."""
@@ -202,15 +204,16 @@ class GradientTransform:
         """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: it is that of another transform or of more parameters.
+            ValueError: it is that of another transform or of more parameters, or holds no 0-d tensors.
         """
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         loaded = {}
         for i, own in state_dict.items():
-            if i not in range(len(params)) or set(own) != set(self.state_names):
+            numbers = all(isinstance(value, Tensor) and value.dim() == 0 for value in own.values())
+            if i not in range(len(params)) or set(own) != set(self.state_names) or not numbers:
                 raise ValueError(
                     f"{type(self).__name__}.load_state_dict needs {', '.join(self.state_names)} for each of "
-                    f"{len(params)} parameters, by its number; got {', '.join(map(str, own))} for {i!r}"
+                    f"{len(params)} parameters, by its number, as 0-d tensors; got {own} for {i!r}"
                 )
             loaded[params[i]] = {
                 name: value.detach().clone().to(params[i].device) for name, value in own.items()
@@ -314,7 +317,7 @@ class MomentumReset(GradientTransform):
     """Zero an optimizer's moments every few steps, and start their bias correction again.
 
     Zeroed are the tensors of the parameter's shape in the optimizer's state, except running maxima
-    (``max_exp_avg_sq``) and `torch.optim.Rprop`'s step sizes, and its count ``step``; the gradient is not
+    (``max_exp_avg_sq``) and step sizes that the optimizer keeps, and its count ``step``; the gradient is not
     touched.
 
     Args:
@@ -345,7 +348,7 @@ class MomentumReset(GradientTransform):
         state["step"] += 1
         keep = state["step"] % self.interval != 0
         for name, value in self.optimizer.state.get(param, {}).items():
-            if not isinstance(value, Tensor) or name.startswith("max_") or name == "step_size":
+            if not isinstance(value, Tensor) or name.startswith("max_") or name in _STEP_SIZES:
                 continue
             kept = keep.to(value.device)
             if name == "mu_product":  # NAdam's bias correction, which starts from 1

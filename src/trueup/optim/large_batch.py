@@ -128,7 +128,7 @@ def ghost_accumulate(
         loss_fn: ``loss_fn(model(x), y)`` -> mean loss over the samples, a scalar.
         inputs, targets: ``(N, ...)`` each.
         ghost_batch_size: samples in a ghost batch, >= 1. The batch is cut by ``torch.chunk`` into
-            max(1, N // ghost_batch_size) pieces, which weigh the same even if the last is smaller.
+            at most max(1, N // ghost_batch_size) pieces, which weigh the same even if the last is smaller.
         max_norm: global L2 norm to which the averaged gradient is clipped, > 0; None does not clip. With a
             `GradScaler` pass None, scale inside ``loss_fn``, then unscale and clip.
         batch_size: the nominal batch size N. An epoch's last, smaller batch is then cut into as many, smaller
@@ -268,7 +268,8 @@ class DistanceFromInit:
                     f"a parameter was {tuple(start.shape)} on {start.device} at the start and is "
                     f"{tuple(now.shape)} on {now.device} now: make DistanceFromInit after moving the model"
                 )
-            squares.append((now - start).float().square().sum(dtype=torch.float64))
+            moved = (now - start).to(torch.promote_types(now.dtype, torch.float32))
+            squares.append(moved.square().sum(dtype=torch.float64))
         self.distances.append(math.sqrt(sum(square.item() for square in squares)))
         return self.distances[-1]
 

@@ -157,6 +157,8 @@ class SPAM(TwoRouteOptimizer):
                     amsgrad=False,
                     maximize=group["maximize"],
                 )
+                if not size:  # lr is 0, or the decay takes all and has no ratio to the step
+                    weight.mul_(1 - lr * decay)
                 if weight is not p:
                     p.copy_(weight)
 

@@ -116,8 +116,8 @@ def quantize_linear_(
 
     Raises:
         ValueError: no linear layer, a name that the model does not have, a layer whose ``in_features`` the
-            group size does not divide, one that is parametrised or no plain `nn.Linear`; the model is then
-            unchanged.
+            group size does not divide, one that is parametrised, has a forward pass set on the object, or is
+            no plain `nn.Linear`; the model is then unchanged.
 
     >>> model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
     >>> _ = quantize_linear_(model, "int4", group_size=8, skip=["2"])
@@ -141,6 +141,11 @@ def quantize_linear_(
     for name, layer in layers.items():
         if parametrize.is_parametrized(layer):
             raise ValueError(f"layer {name!r} is parametrised: take the parametrisation out, or skip it")
+        if "forward" in vars(layer):
+            raise ValueError(
+                f"layer {name!r} has a forward pass of its own, set on the object and not by its class, "
+                "which would go past the quantisation: take it off first, or skip the layer"
+            )
         if type(layer) is not nn.Linear:
             raise ValueError(
                 f"layer {name!r} is a {type(layer).__name__}, which is no plain nn.Linear: put one with its "
