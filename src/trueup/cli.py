@@ -585,8 +585,8 @@ def ledger_publish(
         for slug in slugs:
             entry = ledger.publish(collect(_reference(slug), opened))
             console.print(f"[bold]{slug}[/]: {_chip(entry['verdict']['outcome'])}")
-    if readme.exists():
-        ledger.renew_readme(readme, ledger.read(), papers.CATALOGUE)
+            if readme.exists():
+                ledger.renew_readme(readme, ledger.read(), papers.CATALOGUE)
 
 
 @ledger_app.command("replicate")

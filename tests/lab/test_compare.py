@@ -287,7 +287,16 @@ UNFIT: list[tuple[Callable[[], Any], str]] = [
         lambda: asked(with_value("crashed")),
         "row 22 (arm adamp, seed 0): acc is 'crashed', not a number; write nan",
     ),
-    (lambda: asked(with_value(None)), "row 22 (arm adamp, seed 0): acc is None, not a number"),
+    (lambda: asked(with_value(None)), "row 22 (arm adamp, seed 0): acc is missing; write nan"),
+    (lambda: asked(with_value(None), worst=0.1), "row 22 (arm adamp, seed 0): acc is missing; write nan"),
+    (
+        lambda: asked(results().assign(condition=[math.nan, *[1.0] * 59])),
+        "row 1 (arm sgd, seed 0): condition is missing",
+    ),
+    (
+        lambda: asked(results().assign(more=0).rename(columns={"more": "acc"})),
+        "two columns are called 'acc': rename one",
+    ),
     (lambda: asked(results(), worst=math.nan), "metric 'acc': worst must be finite, got nan"),
     (
         lambda: asked(results().assign(seed=[math.nan] + [1.0] * 59)),
@@ -338,6 +347,41 @@ def test_arms_are_text_whatever_they_look_like(tmp_path: Path) -> None:
     assert frame.seed.dtype.kind == "i"
 
 
+def test_a_run_that_is_missing_is_none_that_diverged(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    for rows in ("sgd,0,0.5\nadamp,0,\n", "sgd,0,0.5\nadamp,0\n"):
+        path.write_text(f"arm,seed,acc\n{rows}")
+        with pytest.raises(ValueError, match=r"row 2 \(arm adamp, seed 0\): acc is missing"):
+            asked(read_results(path), worst=0.1)
+    path.write_text("arm,seed,acc\nsgd,0,0.5\nadamp,,0.5\n")
+    with pytest.raises(ValueError, match="row 2 has no seed"):
+        asked(read_results(path))
+
+
+def test_large_seeds_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    frame = results().assign(seed=lambda f: f.seed + 1764130000000000000)
+    frame.to_csv(path, index=False)
+    for seeds in (asked(read_results(path)).seeds, asked(frame).seeds):
+        assert seeds == tuple(range(1764130000000000000, 1764130000000000010))
+
+
+def test_arms_may_be_numbers() -> None:
+    frame = results().assign(arm=lambda f: f.arm.map({"sgd": 1, "adamp": 2, "smoothing": 3}))
+    result = asked(frame, baseline=1, method=2, control=3)
+    assert (result.baseline, result.method) == ("1", "2")
+    assert result.judgement == asked(results(), control="smoothing").judgement
+
+
+def test_three_seeds_of_one_difference_need_a_handful_more() -> None:
+    runs = {
+        "arm": ["sgd"] * 3 + ["adamp"] * 3,
+        "seed": [0, 1, 2] * 2,
+        "acc": [0.90, 0.91, 0.92, 0.93, 0.94, 0.95],
+    }
+    assert asked(runs).fresh_seeds == 6
+
+
 def test_text_in_the_metric_is_named(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     path.write_text("arm,seed,acc\nsgd,0,0.5\nadamp,0,NA\n")
@@ -360,6 +404,8 @@ def test_text_in_the_metric_is_named(tmp_path: Path) -> None:
         (b"\xff\xfe\x00\x01", "results.csv: not a CSV file"),
         ("arm,seed,acc\n", "results.csv: a header but no rows; give one row a run"),
         ("method,seed,acc\nsgd,0,0.5\n", "results.csv: no column 'arm'; columns here: method, seed, acc"),
+        ("arm,seed,acc,acc\nsgd,0,0.5,0.6\n", "results.csv: two columns are called 'acc': rename one"),
+        ("arm,seed,acc,acc \nsgd,0,0.5,0.6\n", "results.csv: two columns are called 'acc': rename one"),
         ("arm,sede,acc\nsgd,0,0.5\n", "results.csv: no column 'seed'; did you mean 'sede'?"),
     ],
 )
@@ -376,6 +422,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ValueError, match=r"no results file '.*gone.csv': give a CSV file with columns arm, seed"
     ):
         read_results(tmp_path / "gone.csv")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.csv"
+    results().to_csv(path, index=False)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pd, "read_csv", refuse)
+    with pytest.raises(ValueError, match=r"cannot read .*results.csv: Permission denied"):
+        read_results(path)
 
 
 def test_reading_needs_pandas(monkeypatch: pytest.MonkeyPatch) -> None:

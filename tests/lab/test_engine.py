@@ -120,9 +120,10 @@ def only(engine: LocalEngine, one: Task) -> CellResult:
 
 
 def is_alive(pid: int) -> bool:
-    """Alive and no zombie."""
+    """Alive and no zombie; one of several threads still holds the pipes after the first is a zombie."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" or len(os.listdir(f"/proc/{pid}/task")) > 1
     except OSError:
         return False
 

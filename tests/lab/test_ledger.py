@@ -131,7 +131,11 @@ def test_an_unwritable_ledger_says_so(tmp_path, outcomes):
         ledger.publish(outcomes["published"], tmp_path / "missing" / "ledger.json")
 
 
-def test_the_readme_table_is_renewed_between_its_marks(tmp_path, outcomes):
+def _full(*paths):
+    raise OSError(28, "No space left on device")
+
+
+def test_the_readme_table_is_renewed_between_its_marks(tmp_path, outcomes, monkeypatch):
     path, readme = tmp_path / "ledger.json", tmp_path / "README.md"
     ledger.publish(outcomes["published"], path)
     readme.write_text(f"head\n{ledger.MARK}\nold\n{ledger.MARK}\ntail\n")
@@ -144,6 +148,11 @@ def test_the_readme_table_is_renewed_between_its_marks(tmp_path, outcomes):
     assert "| All " not in text  # one primary claim: its own sentence, without the verdict's head
     assert "| Ours beats" in text or "| ours beats" in text or "| Ours " in text
     assert "1 more" in text
+    monkeypatch.setattr(ledger.os, "replace", _full)
+    with pytest.raises(ledger.LedgerError, match="cannot write"):
+        ledger.renew_readme(readme, {}, PAPERS)
+    assert readme.read_text() == text
+    assert sorted(tmp_path.iterdir()) == [readme, path]
     readme.write_text("no marks")
     with pytest.raises(ledger.LedgerError, match="twice"):
         ledger.renew_readme(readme, ledger.read(path), PAPERS)

@@ -64,6 +64,10 @@ def test_a_log_ratio_of_negative_numbers_is_invalid_and_says_why(tmp_path):
 
 
 def test_a_contrast_that_is_not_finite_is_invalid(tmp_path):
+    text = CUSTOM.format(shift=0, contrast='custom(lambda cells: 1 / 0, ("a", "b"), text="broken")')
+    claim = outcome(tmp_path, text, "broken.py")["claims"][0]
+    assert claim["outcome"] == "invalid"
+    assert "cannot be computed: ZeroDivisionError: division by zero" in claim["note"]
     text = CUSTOM.format(shift=0, contrast='custom(lambda cells: float("nan"), ("a", "b"), text="nan")')
     claim = outcome(tmp_path, text, "nan.py")["claims"][0]
     assert claim["outcome"] == "invalid"

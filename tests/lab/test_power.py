@@ -37,6 +37,11 @@ def test_seeds_needed_is_the_smallest_number_that_suffices(effect: float, alpha:
     assert seeds_needed(-effect, alpha) == n
 
 
+def test_an_effect_beyond_measure_is_found() -> None:
+    assert power(1e16, 10, 0.025) == 1.0
+    assert seeds_needed(1e16, 0.025) == 2
+
+
 def test_effects_that_no_number_of_seeds_finds() -> None:
     assert seeds_needed(0.0, 0.025) is None
     assert seeds_needed(0.01, 0.025) is None

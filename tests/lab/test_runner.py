@@ -125,6 +125,19 @@ def test_a_winner_at_the_edge_widens_the_grid_for_every_arm_once(tmp_path, store
     assert "edge" in better["note"]
 
 
+def test_trials_that_a_wider_grid_asks_for_again_are_run_and_counted_once(tmp_path, store):
+    ref = toy(tmp_path, best=10.0)
+    for options in (Options(), Options(fresh=True)):
+        engine = InlineEngine()
+        cost = runner.run(ref, store, engine, options)["cost"]
+        assert len(engine.done) == len(set(engine.done)) == cost["cells"]
+        assert cost["reused"] == 0
+    again = runner.collect(ref, store)["cost"]
+    assert again["reused"] == again["cells"] == cost["cells"]
+    assert again["cpu_seconds"] == pytest.approx(cost["cpu_seconds"])
+    assert again["stage_seconds"] == pytest.approx(cost["stage_seconds"])
+
+
 def test_the_edge_does_not_matter_within_the_grid(tmp_path, store):
     outcome = runner.run(toy(tmp_path), store, InlineEngine())
     assert not any(t["edge"] or t["widened"] for t in outcome["tuning"])
@@ -164,9 +177,26 @@ def test_a_failed_stage_takes_its_cells_along(tmp_path, store):
     path = Path(write_toy(tmp_path, name="broken_stage.py"))
     broken = "def build(run):\n    raise RuntimeError('no teacher')"
     path.write_text(path.read_text().replace("def build(run):", broken))
-    outcome = runner.run(StudyRef("file", str(path)), store, InlineEngine())
-    assert outcome["verdict"]["outcome"] == "incomplete"
-    assert any("no teacher" in f["error"] for f in outcome["failures"])
+    ref = StudyRef("file", str(path))
+    ran = runner.run(ref, store, InlineEngine())
+    for outcome in (ran, runner.collect(ref, store)):
+        assert outcome["verdict"]["outcome"] == "incomplete"
+        assert any("no teacher" in f["error"] for f in outcome["failures"])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_stage_of_a_stage_that_is_not_there_is_not_there_either(tmp_path, store, fails):
+    path = Path(write_toy(tmp_path, name=f"chained_{fails}.py"))
+    chained = 'stages=[Stage("data", draw), Stage("teacher", build, inputs=["data"])]'
+    draw = f"def draw(run):\n    return {{'x': np.ones(1 // int({not fails}))}}\n\ndef build(run):"
+    text = path.read_text().replace('stages=[Stage("teacher", build)]', chained)
+    path.write_text(text.replace("def build(run):", draw))
+    ref = StudyRef("file", str(path))
+    assert runner.collect(ref, store)["verdict"]["outcome"] == "incomplete"
+    assert runner.plan(ref, store).cells["look 1"] == 60
+    outcome = runner.run(ref, store, InlineEngine())
+    assert outcome["verdict"]["outcome"] == ("incomplete" if fails else "reproduced")
+    assert runner.collect(ref, store)["verdict"] == outcome["verdict"]
 
 
 def test_failed_cells_are_tried_again(tmp_path, store):
@@ -279,6 +309,7 @@ def test_a_plan_counts_cells_minutes_and_the_smallest_effect(tmp_path, store):
     [
         ({"scale": "desktop"}, "unknown scale 'desktop'; scales are smoke, desk, paper"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"seeds": 101}, "there are 100 development seeds; got seeds = 101"),
         ({"threads": 0}, "threads must be at least 1"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -84,6 +85,12 @@ def test_a_study_that_keeps_the_rules() -> None:
     assert study().grid(Arm("x", "method")) == study().condition_grid() == [{}]
 
 
+def test_numpy_s_numbers_are_python_s() -> None:
+    for made in (Axis("n", np.array([1, 2])), Condition("n", np.array([1, 2]), tuned_at=np.int64(2))):
+        assert json.dumps(made.values) == "[1, 2]"
+    assert type(made.tuned_at) is int
+
+
 def test_a_claim_may_name_its_controls() -> None:
     one = study(claims=[claim(controls=())])
     assert one.controls(one.statistical[0]) == ()
@@ -164,6 +171,10 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     ),
     (lambda: study(looks=[(0, 0.025)]), "demo: a look is"),
     (lambda: study(looks=[(10, 0.5)]), "demo: a look is"),
+    (
+        lambda: study(looks=[(5, 0.025)]),
+        "demo: a look at 5 seeds can decide nothing at alpha = 0.025: give it",
+    ),
     (lambda: study(looks=[]), "demo: looks need growing numbers of seeds"),
     (lambda: study(looks=[(20, 0.005), (10, 0.02)]), "demo: looks need growing numbers of seeds"),
     (lambda: study(looks=[(10, 0.005), (10, 0.02)]), "demo: looks need growing numbers of seeds"),

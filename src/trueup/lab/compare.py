@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import numpy as np
+
 from trueup.lab import numerals, verdict, words
 from trueup.lab.contrasts import Contrast, SeedCells, difference, log_ratio
 from trueup.lab.power import more_seeds
-from trueup.lab.spec import Metric, as_number
+from trueup.lab.spec import Metric, as_number, plain
 from trueup.lab.verdict import ALPHA, Judgement, Outcome, Survival
 
 if TYPE_CHECKING:
@@ -197,7 +199,7 @@ def compare(
         frame: a pandas ``DataFrame`` or a mapping of columns: ``arm``, ``seed``, the metric and, if there
             are several, conditions. Other columns are ignored.
         metric: the column compared; ``higher``: is larger better?
-        baseline, method: two values of the column ``arm``.
+        baseline, method: two values of the column ``arm``, or their text.
         min_effect: the smallest gain worth having, > 0, in the metric's own unit; with ``gain="ratio"`` a
             share: 0.1 asks for 10 %.
         control: one or several arms that could explain a gain without the method's idea.
@@ -221,7 +223,7 @@ def compare(
     >>> print(result)
     adamp beats sgd in acc by 0.033 (95 % interval 0.025 to 0.042, 6 seeds; 0.01 was asked for): better.
     """
-    controls = _names(control)
+    baseline, method, controls = str(baseline), str(method), [str(arm) for arm in _names(control)]
     _check_request(baseline, method, controls, min_effect, alpha, gain)
     columns = _columns(frame)
     over = _names(conditions) if conditions is not None else [c for c in ("condition",) if c in columns]
@@ -248,8 +250,8 @@ def read_results(path: str | Path) -> pd.DataFrame:
     """A CSV file of results, one row a run: columns ``arm``, ``seed``, a metric and perhaps conditions.
 
     Raises:
-        ValueError: not a file, not a CSV, no rows, or no column ``arm`` or ``seed``; the message names the
-            file.
+        ValueError: not a file that can be read, not a CSV, no rows, no column ``arm`` or ``seed``, or two
+            columns of one name; the message names the file.
         ImportError: pandas is not installed.
     """
     try:
@@ -257,6 +259,7 @@ def read_results(path: str | Path) -> pd.DataFrame:
     except ImportError:
         raise ImportError("reading results needs pandas: pip install 'trueup[cli]'") from None
     path = Path(path)
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skipinitialspace": True}
     if not path.is_file():
         raise ValueError(
             f"no results file {str(path)!r}: give a CSV file with columns arm, seed and a metric"
@@ -266,9 +269,9 @@ def read_results(path: str | Path) -> pd.DataFrame:
             # a row with more values than there are columns would lose some
             warnings.simplefilter("error", pd.errors.ParserWarning)
             # as text first: an arm may be called "None" or "1e3"; and no column may pass for row names
-            frame = pd.read_csv(
-                path, dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False
-            )
+            frame: pd.DataFrame = pd.read_csv(path, index_col=False, **options)
+            # by itself, since pandas renames a column whose name came before
+            header = pd.read_csv(path, header=None, nrows=1, **options).iloc[0].str.strip()
     except pd.errors.ParserWarning:
         raise ValueError(
             f"{path}: the rows hold more values than the header has columns; write decimals with a point, "
@@ -276,10 +279,13 @@ def read_results(path: str | Path) -> pd.DataFrame:
         ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a CSV file with a header line: {error}") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
     frame.columns = [str(c).strip() for c in frame.columns]
     if len(frame.columns) == 1 and (sign := next((s for s in ";\t" if s in frame.columns[0]), "")):
         raise ValueError(f"{path}: values are separated by {sign!r}; separate them by commas")
     try:
+        _check_once([name for name in header if name])  # a column without a name is not asked for
         _check_columns(_columns(frame), ["arm", "seed"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -288,9 +294,11 @@ def read_results(path: str | Path) -> pd.DataFrame:
     for column in frame.columns.drop("arm"):
         for kind in (int, float):  # else text, as a condition may be; in a metric, compare() names the row
             try:
-                frame[column] = [kind(text or "nan") for text in frame[column]]
+                values = [kind(text) if text else None for text in frame[column]]
             except ValueError:
                 continue
+            # else pandas would make NaN of None, and a run that is missing would pass for one that diverged
+            frame[column] = pd.Series(values, dtype=object if None in values else None)
             break
     return frame
 
@@ -341,11 +349,17 @@ def _check_request(
 
 
 def _columns(frame: Frame) -> dict[str, list[Any]]:
+    _check_once([str(name) for name in frame])
     columns = {str(name): list(column) for name, column in frame.items()}
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns must be of one length, one entry a run; got {lengths}")
     return columns
+
+
+def _check_once(names: Sequence[str]) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"two columns are called {twice[0]!r}: rename one, or take it out")
 
 
 def _check_columns(columns: Mapping[str, Sequence[Any]], needed: Sequence[str]) -> None:
@@ -377,16 +391,19 @@ def _rows(
         seed, value = columns["seed"][i], _number(columns[metric][i])
         where = f"row {i + 1} (arm {name}, seed {seed})"
         if value is None:
+            given = columns[metric][i]
+            what = "missing" if given is None or given == "" else f"{given!r}, not a number"
             raise ValueError(
-                f"{where}: {metric} is {columns[metric][i]!r}, not a number; "
-                "write nan for a run that diverged"
+                f"{where}: {metric} is {what}; write nan for a run that diverged, repeat one that crashed"
             )
         diverged = False
         if worst is not None:
             value, diverged = Metric(metric, higher=higher, worst=worst).score(value)
         elif not math.isfinite(value):
             not_finite.append(where)
-        condition = tuple((c, _plain(columns[c][i])) for c in over)
+        condition = tuple((c, plain(columns[c][i])) for c in over)
+        if missing := [c for c, v in condition if v is None or v != v]:
+            raise ValueError(f"{where}: {missing[0]} is missing: every run needs its condition")
         rows.append(Row(name, _seed(seed, i), condition, value, diverged))
     if not_finite:
         raise ValueError(
@@ -398,6 +415,8 @@ def _rows(
 
 
 def _seed(seed: Any, i: int) -> Hashable:
+    if isinstance(seed, (int, np.integer)):
+        return int(seed)  # not by way of a float, which has 53 bits
     number = as_number(seed)
     if seed is None or (number is not None and not math.isfinite(number)):
         raise ValueError(
@@ -414,11 +433,6 @@ def _number(value: Any) -> float | None:
         except ValueError:
             return None
     return as_number(value)
-
-
-def _plain(value: Any) -> Any:
-    """A NumPy scalar as Python's own, for JSON."""
-    return value.item() if hasattr(value, "item") else value
 
 
 def _check_pairs(
@@ -474,4 +488,6 @@ def _listed(names: Iterable[Any], most: int = 8) -> str:
 
 
 def _names(given: str | Sequence[str] | None) -> list[str]:
-    return [] if given is None else [given] if isinstance(given, str) else list(given)
+    if given is None:
+        return []
+    return [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)

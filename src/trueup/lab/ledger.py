@@ -176,19 +176,23 @@ def renew_readme(path: Path, entries: Mapping[str, Any], papers: Sequence[Any]) 
     if len(parts) != 3:
         raise LedgerError(f"{path} must hold {MARK} twice, around the ledger's table")
     renewed = f"{parts[0]}{MARK}\n{readme_table(entries, papers)}\n{MARK}{parts[2]}"
-    path.write_text(renewed, encoding="utf-8")
+    _replace(path, renewed)
 
 
 def _write(entries: Mapping[str, Any], path: Path | None) -> None:
-    path = path or SHIPPED
     text = json.dumps(
         {"format": FORMAT, "entries": dict(sorted(entries.items()))}, indent=1, ensure_ascii=False
     )
+    _replace(path or SHIPPED, text + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text + "\n")
+                stream.write(text)
             os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
             os.replace(temporary, path)
         except BaseException:

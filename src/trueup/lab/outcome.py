@@ -154,8 +154,9 @@ def _judge_contrast(
             d.append(float(contrast.value(SeedCells(cells, higher))))
             for link, values in zip(contrast.links, linked, strict=True):
                 values.append(float(link.value(SeedCells(cells, higher))))
-        except (ValueError, LookupError, KeyError) as error:
-            return Judgement("invalid", f"the contrast cannot be computed: {error}", alpha=alpha), ()
+        except Exception as error:  # a user's own contrast may raise anything
+            why = f"{type(error).__name__}: {error}"
+            return Judgement("invalid", f"the contrast cannot be computed: {why}", alpha=alpha), ()
     if not all(map(math.isfinite, d)):
         return Judgement("invalid", "the contrast is not a finite number", alpha=alpha), ()
     whole = verdict.judge(d, margin, alpha, contrast.test)

@@ -20,7 +20,8 @@ def power(effect_sd: float, n: int, alpha: float) -> float:
     if n < 2:
         return 0.0
     critical = stats.t.ppf(1 - alpha, n - 1)
-    return float(stats.nct.sf(critical, n - 1, effect_sd * math.sqrt(n)))
+    found = float(stats.nct.sf(critical, n - 1, effect_sd * math.sqrt(n)))
+    return 1.0 if math.isnan(found) else found  # an effect beyond what scipy computes: it is always found
 
 
 def detectable(n: int, alpha: float, wanted: float = 0.8) -> float:

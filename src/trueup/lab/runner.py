@@ -65,6 +65,8 @@ class Options:
             raise StudyError(
                 f"seeds must be at least 1, got {self.seeds}; leave it out to follow the protocol"
             )
+        if self.seeds is not None and self.seeds > len(DEVELOPMENT):
+            raise StudyError(f"there are {len(DEVELOPMENT)} development seeds; got seeds = {self.seeds}")
         if self.threads < 1:
             raise StudyError(f"threads must be at least 1, got {self.threads}")
 
@@ -117,6 +119,7 @@ class _Session:
         self.data = data_records(self.study.data_at(options.scale))
         self.evidence = Evidence()
         self.conditions = [items(c) for c in self.study.condition_grid()]
+        self._done: dict[Cell, CellResult] = {}  # in this session: a widened grid asks for its trials again
         self.computed = self.reused = 0
         self.cpu_seconds = self.stage_seconds = 0.0
         self.peak_memory: int | None = None
@@ -133,6 +136,9 @@ class _Session:
         tasks: list[Task] = []
         for cell in cells:
             if cell in results:
+                continue
+            if cell in self._done:
+                results[cell] = self._done[cell]
                 continue
             fingerprint = self.fingerprint(cell)
             if self.options.fresh and self.engine is not None:
@@ -179,8 +185,12 @@ class _Session:
         )
 
     def _account(self, cell: Cell, result: CellResult, *, reused: bool) -> None:
+        self._done[cell] = result
         self.reused += reused
         self.computed += not reused
+        if cell.kind == "stage":
+            self.stage_seconds += result.seconds
+            return
         self.cpu_seconds += result.seconds
         if result.peak_memory is not None:
             self.peak_memory = max(self.peak_memory or 0, result.peak_memory)
@@ -199,7 +209,7 @@ class _Session:
         for stage in self.study.stages:
             wanted: dict[Cell, list[tuple[Items, int, str]]] = {}
             for key in paths:
-                if key in errors:
+                if key in errors or any(name not in paths[key] for name in stage.inputs):
                     continue
                 condition, seed, tuning = key
                 own = tuple((k, v) for k, v in condition if k in stage.conditions)
@@ -228,15 +238,17 @@ class _Session:
         results: dict[Cell, CellResult] = {}
         tasks = []
         for cell, keys in wanted.items():
+            if cell in self._done:
+                results[cell] = self._done[cell]
+                continue
             fingerprint = self.fingerprint(cell)
             artefact = self.store.artefacts / f"{fingerprint}.npz"
             if self.options.fresh and self.engine is not None:
                 self.store.forget(fingerprint)
             stored = self.store.get(fingerprint)
-            if stored is not None and stored.status == "ok" and artefact.exists():
+            if stored is not None and (artefact.exists() if stored.status == "ok" else self.engine is None):
                 results[cell] = stored
-                self.stage_seconds += stored.seconds
-                self.reused += 1
+                self._account(cell, stored, reused=True)
                 continue
             read = tuple((name, paths[keys[0]][name]) for name in inputs)
             tasks.append(
@@ -258,8 +270,7 @@ class _Session:
         for task, result in self.engine.map(tasks):
             self._keep(task, result)
             results[task.cell] = result
-            self.stage_seconds += result.seconds
-            self.computed += 1
+            self._account(task.cell, result, reused=False)
             self.progress.done(task.cell, result)
         return results
 

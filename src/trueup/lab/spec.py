@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from trueup.lab.contrasts import Contrast
+from trueup.lab.verdict import fewest_seeds
 
 Value: TypeAlias = int | float | str | bool
 Settings: TypeAlias = Mapping[str, Any]
@@ -85,7 +86,7 @@ class Axis:
     high: float = math.inf
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", tuple(self.values))
+        object.__setattr__(self, "values", tuple(plain(value) for value in self.values))
         if not self.values:
             raise StudyError(f"axis {self.name!r} has no values")
         if len(set(self.values)) != len(self.values):
@@ -117,7 +118,8 @@ class Condition:
     tuned_at: Value | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", tuple(self.values))
+        object.__setattr__(self, "values", tuple(plain(value) for value in self.values))
+        object.__setattr__(self, "tuned_at", plain(self.tuned_at))
         if not self.values or len(set(self.values)) != len(self.values):
             raise StudyError(f"condition {self.name!r} needs values, each once; got {self.values}")
         if self.tuned_at is not None and self.tuned_at not in self.values:
@@ -476,6 +478,11 @@ class Study:
         for n, alpha in self.looks:
             if n < 1 or not 0 < alpha < 0.5:
                 raise StudyError(f"{self.slug}: a look is (seeds >= 1, alpha in (0, 0.5)); got {(n, alpha)}")
+            if n < (fewest := fewest_seeds(alpha)):
+                raise StudyError(
+                    f"{self.slug}: a look at {n} seeds can decide nothing at alpha = {alpha}: give it at "
+                    f"least {fewest}"
+                )
         if [n for n, _ in self.looks] != sorted({n for n, _ in self.looks}) or not self.looks:
             raise StudyError(f"{self.slug}: looks need growing numbers of seeds; got {self.looks}")
 
@@ -530,6 +537,11 @@ def _by_name(items: Sequence[_N], name: str, what: str) -> _N:
             return item
     known = ", ".join(repr(item.name) for item in items) or "none"
     raise StudyError(f"unknown {what} {name!r}; declared: {known}")
+
+
+def plain(value: Any) -> Any:
+    """A NumPy scalar as Python's own, for JSON."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def as_number(value: object) -> float | None:
