@@ -32,7 +32,8 @@ class AdamP(TwoRouteOptimizer):
 
     Arguments up to `weight_decay` are those of `torch.optim.AdamW`. Each tensor's dimension 0 is its output
     channel; biases and scales (fewer than two dimensions) are never projected: put them into a group
-    without weight decay yourself.
+    without weight decay yourself. The moments have the parameter's dtype, as in `torch.optim`: in
+    float16 the squares of small gradients underflow, so train float32 parameters under autocast instead.
 
     Args:
         params: parameters or parameter groups.
