@@ -286,6 +286,18 @@ def test_compiles_as_one_graph(case: Case, training: bool) -> None:
     assert_compiles(case, training, "aot_eager")
 
 
+@pytest.mark.parametrize("case", list({case.kind: case for case in CASES}.values()), ids=str)
+def test_compiles_for_one_sample_and_for_any_strides(case: Case) -> None:
+    x = case.example()
+    inputs = [x.transpose(0, -1).contiguous().transpose(0, -1)]
+    if not case.one_sample:
+        inputs.append(x[:1])
+    for given in inputs:
+        torch.compiler.reset()
+        compiled = torch.compile(case.build(), fullgraph=True, backend="aot_eager")
+        assert_same(step(compiled, given), step(case.build(), given))
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case.inductor], ids=str)
 def test_compiles_to_machine_code(case: Case) -> None:
     assert_compiles(case, True, "inductor")

@@ -16,6 +16,7 @@ from trueup.nn import (
     Conversion,
     EvoNorm2dB0,
     EvoNorm2dS0,
+    EvoNorm2dS1,
     GhostBatchNorm1d,
     GhostBatchNorm2d,
     GhostBatchNorm3d,
@@ -582,7 +583,29 @@ def test_torchs_encoder_leaves_its_fast_path_for_padded_batches() -> None:
         fast = model(x, src_key_padding_mask=padding)
     torch.testing.assert_close(fast, model(x, src_key_padding_mask=padding).detach())
     assert encoder.use_nested_tensor  # a copy was converted
-    assert convert(encoder, nn.Dropout, nn.Identity).use_nested_tensor
+    before = nn.Sequential(nn.BatchNorm1d(8), encoder)
+    assert convert(before, nn.BatchNorm1d, GhostBatchNorm1d)[1].use_nested_tensor
+
+
+def test_torchs_encoder_layer_computes_no_converted_layer_itself() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, activation=nn.ReLU(), batch_first=True).eval()
+    model, x = convert(layer, nn.ReLU, nn.Tanh), torch.randn(2, 3, 8)
+    with torch.no_grad():
+        fast = model(x)
+    torch.testing.assert_close(fast, model(x).detach())
+
+
+@pytest.mark.bad_input
+def test_refuses_what_attention_reads_the_weights_of() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16)
+    with pytest.raises(ValueError, match="self_attn, a MultiheadAttention, reads the weights of its out"):
+        convert(layer, nn.Linear, nn.Identity)
+
+
+def test_what_a_target_is_made_of_is_in_the_mode_of_what_it_replaces() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.RReLU()).eval()
+    converted = convert(model, nn.BatchNorm2d, EvoNorm2dS1, activation=nn.RReLU, groups=2)
+    assert not any(module.training for module in converted.modules())
 
 
 # ---- the report, and several kinds at once ----

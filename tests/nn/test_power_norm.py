@@ -477,9 +477,10 @@ def test_reset_is_the_start() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"eps": 0.0}, ValueError, "eps must be > 0; got 0.0"),
-        ({"eps": math.nan}, ValueError, "eps must be > 0"),
-        ({"group_eps": -1.0}, ValueError, "group_eps must be > 0"),
+        ({"eps": 0.0}, ValueError, "eps must be positive, .* got 0.0"),
+        ({"eps": math.nan}, ValueError, "eps must be positive"),
+        ({"group_eps": -1.0}, ValueError, "group_eps must be positive"),
+        ({"num_features": -1}, ValueError, "num_features must be at least 1; got -1"),
         ({"alpha_fwd": 1.1}, ValueError, r"alpha_fwd must be in \[0, 1\]; got 1.1"),
         ({"alpha_bkw": -0.1}, ValueError, r"alpha_bkw must be in \[0, 1\]"),
         ({"warmup_iters": -1}, ValueError, "warmup_iters must be at least 0; got -1"),
@@ -494,7 +495,7 @@ def test_settings_out_of_range(
     kind: type[nn.Module], options: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        kind(6, **options)
+        kind(**{"num_features": 6} | options)
 
 
 @pytest.mark.bad_input

@@ -123,7 +123,7 @@ def convert(
     names = {module: name for name, module in model.named_modules()}
     for norm, act in activation_of.items():
         if act is not None and act not in replaced:
-            replaced[act] = _with_hooks(nn.Identity(), act)
+            replaced[act] = _with_hooks(nn.Identity().train(act.training), act)
             rows.append(_row(names[act], act, replaced[act], [f"is in {norms[norm]}"]))
 
     for module in replaced:
@@ -140,7 +140,7 @@ def convert(
             for name, child in parent._modules.items():
                 if child in replaced:
                     parent._modules[name] = replaced[child]
-    _leave_fast_paths(names)
+    _leave_fast_paths(names, {*replaced.values()})
     return replaced.get(model, model)
 
 
@@ -210,10 +210,18 @@ def _check_model(model: nn.Module, targets: Mapping[type[nn.Module], type[nn.Mod
         raise ValueError(f"nothing to convert: the model has no {wanted}; it is made of {', '.join(found)}")
     refuse_wrapped(model)
     for name, module in model.named_modules():
-        if isinstance(module, Cell) and any(isinstance(child, tuple(targets)) for child in module.children()):
+        if not any(isinstance(child, tuple(targets)) for child in module.children()):
+            continue
+        where = f"{name or 'the model'}, a {type(module).__name__}"
+        if isinstance(module, Cell):
             raise ValueError(
-                f"the norms in {name or 'the model'}, a {type(module).__name__}, belong to its equation, "
-                "which takes layer norms: convert the other parts of the model, one by one"
+                f"the norms in {where}, belong to its equation, which takes layer norms: convert the other "
+                "parts of the model, one by one"
+            )
+        if isinstance(module, nn.MultiheadAttention):
+            raise ValueError(
+                f"{where}, reads the weights of its out_proj and never calls it, so that another layer in "
+                "its place would do nothing: convert the other parts of the model, one by one"
             )
 
 
@@ -258,8 +266,10 @@ def _counterpart(
         new.requires_grad_(False)
     _take_over(new._parameters, module._parameters, module, new)
     _take_over(new._buffers, _kept_buffers(module, new), module, new)
-    # Only its own flag: children that `from_module` moved keep theirs.
-    new.training = module.training
+    moved = {*module.modules()}  # by `from_module`: they keep their own flag
+    for part in new.modules():
+        if part not in moved:
+            part.training = module.training
     return _with_hooks(new, module)
 
 
@@ -332,18 +342,16 @@ def _with_hooks(new: nn.Module, module: nn.Module) -> nn.Module:
     return new
 
 
-def _leave_fast_paths(modules: Iterable[nn.Module]) -> None:
-    """In eval mode torch's encoder computes layer norms itself, from their weights, unless told so."""
+def _leave_fast_paths(modules: Iterable[nn.Module], new: set[nn.Module]) -> None:
+    """In eval mode torch's encoder computes its layers itself, from their weights, unless told so."""
 
-    def has_other_norms(layer: nn.Module) -> bool:
-        return isinstance(layer, nn.TransformerEncoderLayer) and not all(
-            isinstance(norm, nn.LayerNorm) for norm in (layer.norm1, layer.norm2)
-        )
+    def holds_new(layer: nn.Module) -> bool:
+        return isinstance(layer, nn.TransformerEncoderLayer) and not new.isdisjoint(layer.modules())
 
     for module in modules:
-        if has_other_norms(module):
+        if holds_new(module):
             vars(module)["activation_relu_or_gelu"] = 0
-        elif isinstance(module, nn.TransformerEncoder) and any(map(has_other_norms, module.layers)):
+        elif isinstance(module, nn.TransformerEncoder) and any(map(holds_new, module.layers)):
             module.use_nested_tensor = False
 
 

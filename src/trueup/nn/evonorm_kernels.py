@@ -119,7 +119,8 @@ def _sample_gradients(
         if plan.activate:
             gate = _gate(part, v)
             bend = torch.ops.aten.sigmoid_backward(part, gate)  # x sigmoid'(v x)
-            grad_z, grad_gate = plane_sums(g, part * gate), plane_sums(g, part * bend)
+            grad_z = plane_sums(g, part * gate)
+            grad_gate = grad_z if v is None else plane_sums(g, part * bend)
             direct = (bend if v is None else bend.mul_(_column(v))).add_(gate).mul_(g)
         else:
             grad_z = grad_gate = plane_sums(g, part)
@@ -274,7 +275,7 @@ def _batch_gradients(
     mean, var, center, whole, count = moments
     slope, root = _line(mean, var, v, plan)
     left = (whole + plan.eps).sqrt()
-    grad_x = torch.empty_like(x, dtype=widen(x).dtype)
+    grad_x = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
     sums = []
     for g, part, out, a, b in strips(grad, x, grad_x, slope, root):
         g, part = widen(g).contiguous(), widen(part).contiguous()

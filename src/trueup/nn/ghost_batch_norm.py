@@ -335,7 +335,8 @@ def _row_gradients(
         g, centered, size = widen(g), widen(rows) - m, rows.shape[1]
         sum_z = (g * centered).sum(1, keepdim=True).mul_(r)
         sum_one = g.sum(1, keepdim=True)
-        torch.addcmul(g, centered, sum_z * r / -size, out=centered).sub_(sum_one / size)
+        write(centered, torch.addcmul, g, centered, sum_z * r / -size)
+        centered.sub_(sum_one / size)
         write(target, torch.mul, centered, s)
         along_z.append(sum_z.squeeze(1))
         along_one.append(sum_one.squeeze(1))
@@ -363,8 +364,9 @@ def _update_running(
     if count == 0:
         return
     mean = mean[:count]
-    unbiased = [size * area / max(size * area - 1, 1) for number, size in ghosts for _ in range(number)]
-    var = var[:count] * var.new_tensor(unbiased).unsqueeze(1)
+    # Filled where it lies: numbers copied to an accelerator would make the host wait.
+    unbiased = [var.new_full((number, 1), size * area / max(size * area - 1, 1)) for number, size in ghosts]
+    var = var[:count] * torch.cat(unbiased)
     keep: float | Tensor
     if momentum is None:
         assert num_batches_tracked is not None  # checked by the caller

@@ -24,7 +24,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, all_reduce
 
-from trueup.nn.moments import pieces, widen
+from trueup.nn.channel_input import check_eps, check_int, check_share
+from trueup.nn.moments import pieces, widen, write
 from trueup.nn.recomputation import as_it_is_now, recomputing
 
 __all__ = ["PowerNorm1d", "PowerNorm2d", "power_norm"]
@@ -240,7 +241,7 @@ class _Normalize(torch.autograd.Function):
         shift = scale.new_zeros(()) if bias is None else bias.to(scale.dtype)
         output = torch.empty_like(x)
         for part, factor, y in _strips(x, rms, output):
-            torch.addcmul(shift, _times(widen(part), factor), scale, out=y)
+            write(y, torch.addcmul, shift, _times(widen(part), factor), scale)
         return output
 
     @staticmethod
@@ -299,7 +300,7 @@ class _Gradients(torch.autograd.Function):
                 continue
             dx, du, u = (_by_group(t, factor) for t in (dx, du, u))
             inner = (du * u).mean(-1, keepdim=True)
-            torch.mul(du.addcmul_(u, inner, value=-1), factor.unsqueeze(-1), out=dx)
+            write(dx, torch.mul, du.addcmul_(u, inner, value=-1), factor.unsqueeze(-1))
         return grad_x, torch.stack(along_z).sum(0), torch.stack(along_one).sum(0)
 
     @staticmethod
@@ -343,7 +344,7 @@ def _check_input(
     bias: Tensor | None,
     mask: Tensor | None,
 ) -> None:
-    if not input.is_floating_point():
+    if not input.is_floating_point() or input.dtype.itemsize < 2:
         raise TypeError(f"power norm needs a floating point input; got {input.dtype}: convert with .float()")
     if input.dim() < 2:
         raise ValueError(f"power norm needs input (*, C) with tokens; got shape {tuple(input.shape)}")
@@ -377,17 +378,13 @@ def _check_options(
     group_eps: float,
     backward: Backward,
 ) -> None:
-    for name, value in (("eps", eps), ("group_eps", group_eps)):
-        if not value > 0:
-            raise ValueError(f"{name} must be > 0; got {value}")
-    for name, value in (("alpha_fwd", alpha_fwd), ("alpha_bkw", alpha_bkw)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1]; got {value}")
-    for name, count, least in (("warmup_iters", warmup_iters, 0), ("group_num", group_num, 1)):
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise TypeError(f"{name} must be an int; got {count!r}")
-        if count < least:
-            raise ValueError(f"{name} must be at least {least}; got {count}")
+    check_int("num_features", features, 1)
+    check_eps(eps, zero=False)
+    check_eps(group_eps, "group_eps", zero=False)
+    check_share("alpha_fwd", alpha_fwd)
+    check_share("alpha_bkw", alpha_bkw)
+    check_int("warmup_iters", warmup_iters, 0)
+    check_int("group_num", group_num, 1)
     if features % group_num:
         raise ValueError(
             f"power norm needs num_features divisible by group_num; got num_features={features}, "

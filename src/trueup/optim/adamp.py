@@ -45,7 +45,7 @@ class AdamP(TwoRouteOptimizer):
         wd_ratio: factor for the weight decay of a projected tensor, in [0, 1].
         nesterov: take the update from beta1 m + (1 - beta1) g instead of m.
         foreach: which of two equal routes: None by device (CPU: blocked; accelerators and `torch.compile`:
-            branchless lists), True the branchless one, False the blocked one, which reads values.
+            branchless lists), True the branchless one, False on a CPU the blocked one, which reads values.
         maximize: step along the gradient instead of against it.
 
     Raises:

@@ -28,12 +28,12 @@ _FORMATS = {
 def takes_blocks(param: Tensor, foreach: bool | None) -> bool:
     """Whether `param` is stepped by the blocked route (else: by the branchless device route).
 
-    `foreach` is the optimizer's argument: None chooses by device, True the device route, False the blocked
-    one. Tensor subclasses such as DTensor always take the device route: the blocked one addresses memory.
+    `foreach` is the optimizer's argument: True is the device route, everywhere. Accelerators always take it,
+    and so do tensor subclasses such as DTensor: the blocked one reads values and addresses memory.
     """
     if is_traceable_wrapper_subclass(param):
         return False
-    return param.device.type == "cpu" if foreach is None else not foreach
+    return param.device.type == "cpu" and not foreach
 
 
 def in_memory_order(*tensors: Tensor) -> list[Tensor] | None:

@@ -44,7 +44,7 @@ class SGDP(TwoRouteOptimizer):
         delta: threshold on |cos(gradient, weight)| x sqrt(dimension), at least 0; 0 never projects.
         wd_ratio: factor for the weight decay of a projected tensor, in [0, 1].
         foreach: which of two equal routes: None by device (CPU: blocked; accelerators and `torch.compile`:
-            branchless lists), True the branchless one, False the blocked one, which reads values.
+            branchless lists), True the branchless one, False on a CPU the blocked one, which reads values.
         maximize: step along the gradient instead of against it.
         project_buffer: without nesterov, project the momentum buffer itself (True, as the official code) or
             only the update taken from it (False, as the paper's algorithm). They differ from the second

@@ -50,7 +50,7 @@ class SPAM(TwoRouteOptimizer):
         reset_interval: steps between momentum resets, at least 0; 0 never resets.
         grad_accu_steps: steps without clipping at the start and after each reset, at least 0.
         foreach: which of two equal routes: None by device (CPU: blocked; accelerators and `torch.compile`:
-            branchless), True the branchless one, False the blocked one, which reads values.
+            branchless), True the branchless one, False on a CPU the blocked one, which reads values.
         maximize: step along the gradient instead of against it.
 
     Raises:

@@ -65,7 +65,7 @@ class StableSPAM(TwoRouteOptimizer):
         amsgrad: divide by the root of the largest second moment so far, which resets leave alone.
         reset_mode: ``"paper"``, or ``"official"`` for the official code's (see the file's head).
         foreach: which of two equal routes: None by device (CPU: blocked; accelerators and `torch.compile`:
-            branchless), True the branchless one, False the blocked one, which reads values.
+            branchless), True the branchless one, False on a CPU the blocked one, which reads values.
         maximize: step along the gradient instead of against it.
 
     A tensor whose gradient has a NaN or infinity, or entries so large that its squared norm overflows, is
