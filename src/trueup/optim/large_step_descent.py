@@ -125,7 +125,7 @@ def step_coefficients(
         # log(softplus(-m)); where that underflows it is -m to the last digit
         logs = torch.where(margins > 40, -margins, F.softplus(-margins.clamp(max=40)).log()) + weight.log()
         return (F.logsigmoid(-margins) + weight.log() - logs.max()).exp() / (logs - logs.max()).exp().sum()
-    wrong = weight * torch.heaviside(-margins, margins.new_tensor(0.5))
+    wrong = weight * torch.heaviside(-margins, margins.new_full((), 0.5))
     if mode == "batch_perceptron":
         return wrong / weight.sum()
     total = wrong.sum()
