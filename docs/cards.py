@@ -18,24 +18,11 @@ from trueup import papers
 from trueup.lab import ledger
 from trueup.lab.engine import StudyRef
 from trueup.lab.fingerprint import code_fingerprint
+from trueup.lab.report.wording import FIDELITY, ORIGIN
 from trueup.lab.words import outcome_words
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from conformance import estimators, layers, optimizers
-
-FIDELITY = {
-    "official": "equal to the values of the official code",
-    "independent": "equal to another trusted implementation",
-    "derived": "equal to a closed form, or brute force, of the paper's equations",
-    "reconstructed": "the paper's equations could not be confirmed",
-}
-
-
-ORIGIN = {
-    "paper": "claimed by the paper",
-    "brief": "our reading of the paper",
-    "post_hoc": "thought of after seeing data",
-}
 
 # What a case of the conformance suite declares that a layer is by design not able to do.
 LAYERS = {

@@ -56,6 +56,14 @@ def test_a_cost_claim_is_judged_by_its_interleaved_rounds(tmp_path, ours, peer, 
     assert len(claim["d"]) == 9
 
 
+def test_a_cost_claim_that_crashes_is_a_failure(tmp_path):
+    text = COST.format(ours=0, peer=0).replace("    return (lambda", "    1 / 0\n    return (lambda")
+    document = outcome(tmp_path, text, "cost_crash.py")
+    assert document["claims"][0]["outcome"] == "incomplete"
+    (failure,) = document["failures"]
+    assert "ZeroDivisionError" in failure["error"]
+
+
 def test_a_log_ratio_of_negative_numbers_is_invalid_and_says_why(tmp_path):
     text = CUSTOM.format(shift=-5, contrast='log_ratio("b", "a", "score")')
     claim = outcome(tmp_path, text, "negative.py")["claims"][0]

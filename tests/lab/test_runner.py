@@ -290,18 +290,29 @@ def test_smoke_is_one_seed_without_tuning_or_verdict(tmp_path, store):
 def test_a_plan_counts_cells_minutes_and_the_smallest_effect(tmp_path, store):
     ref = toy(tmp_path)
     before = runner.plan(ref, store)
-    assert before.cells == {"exact claims": 2, "tuning": 54, "look 1": 60, "look 2": 60}
+    assert before.cells == {"exact claims": 2, "tuning": 54, "look 1": 60, "look 2": 60, "stages": 3 + 20}
     assert set(before.stored.values()) == {0}
     assert before.minutes is None
     assert before.detectable == {}
     runner.run(ref, store, InlineEngine(), Options(seeds=8))
     after = runner.plan(ref, store)
-    assert after.stored == {"exact claims": 2, "tuning": 54, "look 1": 0, "look 2": 0}
+    assert after.stored == {"exact claims": 2, "tuning": 54, "look 1": 0, "look 2": 0, "stages": 3}
     assert after.minutes is not None
     # noise .2 an arm and condition: d has sd .2; .66 sd beyond the margin of .1 at 20 seeds, about .25 in all
     assert 0.15 < after.detectable["better"] < 0.4
+    assert "same" not in after.detectable  # an equivalence
     runner.run(ref, store, InlineEngine())
     assert runner.plan(ref, store).stored["look 1"] == 60
+    anew = runner.plan(ref, store, Options(fresh=True))
+    assert set(anew.stored.values()) == {0}
+    assert anew.minutes is not None
+    assert runner.plan(ref, store, Options("smoke")).cells == {"exact claims": 2, "look 1": 6, "stages": 1}
+
+
+def test_a_plan_does_not_count_what_failed_and_is_run_again(tmp_path, store):
+    ref = toy(tmp_path, trouble='assert run.arm != "ours", "a bug"')
+    runner.run(ref, store, InlineEngine())
+    assert runner.plan(ref, store).stored["tuning"] == 36
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ class Evidence:
         tuned: per (arm, condition); ``None`` where a trial failed.
         exact: ``claim -> instance -> result``; ``control``: the same for its negative control.
         cost: ``claim -> result``.
-        failures: tracebacks of stages and tuning trials that failed, by name.
+        failures: tracebacks of what failed beside report cells, by name.
     """
 
     report: dict[ReportKey, CellResult] = field(default_factory=dict)

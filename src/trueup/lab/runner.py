@@ -16,7 +16,7 @@ from trueup.lab.fingerprint import cell_fingerprint, code_fingerprint
 from trueup.lab.outcome import Evidence, document, judge_claims, undecided
 from trueup.lab.power import detectable
 from trueup.lab.seeds import DEVELOPMENT, published_seeds, replicate_seeds, tuning_seeds
-from trueup.lab.spec import SCALES, Axis, ExactClaim, Study, StudyError
+from trueup.lab.spec import SCALES, Axis, ExactClaim, Stage, Study, StudyError
 from trueup.lab.store import Store
 from trueup.lab.tuning import Side, Trial, Tuned, choose, edges, widen
 from trueup.lab.verdict import ALPHA
@@ -97,7 +97,8 @@ class Plan:
         minutes: expected wall minutes for the rest, from stored cells of the same kind; ``None`` if there
             are none to go by.
         detectable: claim -> the smallest effect found with 80 % power at the last look, in the contrast's
-            unit, from the spread over stored development seeds; empty without at least three.
+            unit, from the spread over stored development seeds; empty without at least three, and without
+            the claims of equivalence.
     """
 
     cells: dict[str, int] = field(default_factory=dict)
@@ -211,10 +212,7 @@ class _Session:
             for key in paths:
                 if key in errors or any(name not in paths[key] for name in stage.inputs):
                     continue
-                condition, seed, tuning = key
-                own = tuple((k, v) for k, v in condition if k in stage.conditions)
-                cell = self._cell("stage", stage.name, own, seed=seed, instance=tuning)
-                wanted.setdefault(cell, []).append(key)
+                wanted.setdefault(self._stage_cell(stage, key), []).append(key)
             for cell, result in self._build(f"{phase}: {stage.name}", stage.inputs, wanted, paths).items():
                 for key in wanted[cell]:
                     if result.status == "failed":
@@ -274,6 +272,11 @@ class _Session:
             self.progress.done(task.cell, result)
         return results
 
+    def _stage_cell(self, stage: Stage, key: tuple[Items, int, str]) -> Cell:
+        condition, seed, tuning = key
+        own = tuple((k, v) for k, v in condition if k in stage.conditions)
+        return self._cell("stage", stage.name, own, seed=seed, instance=tuning)
+
     def _cell(self, kind: Any, arm: str, condition: Items = (), **rest: Any) -> Cell:
         return Cell(self.study.slug, self.options.scale, self.study.protocol, kind, arm, condition, **rest)
 
@@ -327,17 +330,19 @@ class _Session:
             return f"fresh seeds of replication {self.options.replicate}"
         return f"seeds drawn from the study's name, protocol {self.study.protocol} and the look"
 
-    def exact(self) -> None:
-        claims = [c for c in self.study.claims if isinstance(c, ExactClaim)]
+    def _exact_cells(self) -> list[Cell]:
         # a smoke run checks that everything runs: the first instance does
         few = 1 if self.options.scale == "smoke" else None
-        cells = [
+        return [
             self._cell(kind, claim.name, instance=name)
-            for claim in claims
+            for claim in self.study.claims
+            if isinstance(claim, ExactClaim)
             for name in list(claim.instances)[:few]
             for kind in ("exact", "exact-control")
         ]
-        if not cells:
+
+    def exact(self) -> None:
+        if not (cells := self._exact_cells()):
             return
         for cell, result in self.need("exact claims", cells).items():
             into = self.evidence.exact if cell.kind == "exact" else self.evidence.control
@@ -354,6 +359,8 @@ class _Session:
             results = self.need(f"cost: {claim.name}", [cell])
             if cell in results:
                 self.evidence.cost[claim.name] = results[cell]
+                if results[cell].status == "failed":
+                    self.evidence.failures[str(cell)] = results[cell].error
 
     def tune(self) -> None:
         if not self.study.tune or self.options.scale == "smoke":
@@ -439,29 +446,38 @@ class _Session:
     def plan(self, workers: int) -> Plan:
         study, plan = self.study, Plan()
         self.exact()
-        self._plan_phase(
-            plan, "exact claims", 2 * sum(len(getattr(c, "instances", ())) for c in study.claims)
-        )
-        tuned_before = self.reused
+        self._plan_phase(plan, "exact claims", len(self._exact_cells()), ("exact", "exact-control"))
         self.tune()
+        keys: set[tuple[Items, int, str]] = set()
         if study.tune and self.options.scale != "smoke":
-            trials = len(study.grid(study.arms[0])) * study.tuning_seeds
-            places = len({items(study.tuning_condition(dict(c))) for c in self.conditions})
-            self._plan_phase(plan, "tuning", trials * len(study.arms) * places, tuned_before)
+            places = {items(study.tuning_condition(dict(c))) for c in self.conditions}
+            seeds = tuning_seeds(study.tuning_seeds)
+            keys |= {(place, seed, "tune") for place in places for seed in seeds}
+            trials = len(study.grid(study.arms[0])) * len(seeds) * len(study.arms) * len(places)
+            self._plan_phase(plan, "tuning", trials, ("tune",))
         for number, (alpha, seeds) in enumerate(self._planned_looks(), start=1):
-            before = self.reused
             self._look(number, alpha, seeds)
+            keys |= {(condition, seed, "") for condition in self.conditions for seed in seeds}
             count = len(study.arms) * len(self.conditions) * len(seeds)
-            self._plan_phase(plan, f"look {number}", count, before)
+            self._plan_phase(plan, f"look {number}", count, ("report",), seeds)
+        built = {self._stage_cell(stage, key) for stage in study.stages for key in keys}
+        self._plan_phase(plan, "stages", len(built), ("stage",))
+        self.cost()
+        costs = sum(claim.kind == "cost" for claim in study.claims)
+        self._plan_phase(plan, "cost claims", costs, ("cost",))
         plan.minutes = self._minutes(plan, workers)
         plan.detectable = self._detectable()
         return plan
 
-    def _plan_phase(self, plan: Plan, name: str, cells: int, reused_before: int = 0) -> None:
+    def _plan_phase(
+        self, plan: Plan, name: str, cells: int, kinds: Sequence[str], seeds: Sequence[int] | None = None
+    ) -> None:
         if cells:
+            done = [cell for cell, result in self._done.items() if result.status != "failed"]
+            found = sum(cell.kind in kinds and (seeds is None or cell.seed in seeds) for cell in done)
             plan.cells[name] = cells
             # a widened grid may hold more stored trials than the plan's own
-            plan.stored[name] = min(cells, self.reused - reused_before)
+            plan.stored[name] = 0 if self.options.fresh else min(cells, found)
 
     def _minutes(self, plan: Plan, workers: int) -> float | None:
         """Expected wall minutes of the cells not stored, by the mean of stored ones of their phase."""
@@ -472,7 +488,8 @@ class _Session:
             )
         total = 0.0
         for phase, cells in plan.cells.items():
-            kind = {"exact claims": "exact", "tuning": "tune"}.get(phase, "report")
+            kinds = {"exact claims": "exact", "tuning": "tune", "stages": "stage", "cost claims": "cost"}
+            kind = kinds.get(phase, "report")
             known = seconds.get(kind) or seconds.get("report") or seconds.get("tune")
             left = cells - plan.stored[phase]
             if left and not known:
@@ -481,18 +498,20 @@ class _Session:
         return total / 60 / workers
 
     def _detectable(self) -> dict[str, float]:
-        """Per claim the margin plus the effect above it that the last look finds with 80 % power."""
-        development = sorted({s for (_, _, s) in self._development().report})
+        """Per claim its line of decision plus what the last look finds above it with 80 % power."""
+        evidence = self._development()
+        development = sorted({s for (_, _, s) in evidence.report})
         if len(development) < 3:
             return {}
         n, alpha = self.study.looks[-1]
-        evidence = self._development()
         evidence.looks = [(alpha, development)]
         out = {}
         for judged in judge_claims(self.study, evidence):
-            if judged.statistical.n == len(development):
+            # an equivalence asks for an effect that is small, so none is the smallest to be found
+            line = {"superiority": 1, "non-inferiority": -1}.get(judged.statistical.test)
+            if judged.statistical.n == len(development) and line is not None:
                 sd = float(np.std(judged.statistical.d, ddof=1))
-                out[judged.claim.name] = judged.statistical.margin + detectable(n, alpha) * sd
+                out[judged.claim.name] = line * judged.statistical.margin + detectable(n, alpha) * sd
         return out
 
     def _development(self) -> Evidence:

@@ -125,7 +125,7 @@ def test_a_study_of_ones_own_names_its_file_and_no_paper(tmp_path: Path) -> None
     assert """trueup run '/data/o'"'"'neil/my study.py' --scale smoke""" in text
     assert "claimed by the paper" not in text
     assert "our reading of the paper" not in text
-    assert "post hoc" in text
+    assert "thought of after seeing data" in text
     write_report(tmp_path, [made.study()], made.PAPERS, {})
     papers = page(tmp_path, "adamp.html").text
     assert "claimed by the paper" in papers
@@ -349,7 +349,7 @@ def test_a_sweep_draws_every_seed_and_a_long_series_is_thinned() -> None:
     line = loss[0].figure["data"][1]
     assert len(line["x"]) <= figures.LONGEST_SERIES + 1
     assert line["x"][-1] == 999
-    assert loss[0].note == "every 4th point drawn"
+    assert loss[0].note == "one point in 4 drawn"
 
 
 def test_roles_differ_in_shape_not_only_in_colour() -> None:

@@ -60,7 +60,7 @@ def label(text: Any, width: int = 0) -> str:
 
 
 def style(arms: Sequence[Doc]) -> dict[str, tuple[str, str, str]]:
-    """Arm -> (colour, symbol, dash): the role's own, open and dashed from its second arm on."""
+    """Arm -> (colour, symbol, dash): the role's own, shaded and dashed after its first, every second open."""
     seen: dict[str, int] = {}
     styles: dict[str, tuple[str, str, str]] = {}
     for arm in arms:
@@ -438,7 +438,7 @@ def _series(spec: Doc, outcome: Doc, arms: Sequence[Doc]) -> list[Panel]:
         _, lines = groups.setdefault(repr(sorted(condition.items())), (condition, {}))
         lines.setdefault(entry["arm"], []).append((xs, ys))
     panels: list[Panel] = []
-    scatter = spec.get("x") not in (None, "step")
+    scatter = spec["x"] != "step"
     for condition, lines in groups.values():
         data: list[Figure] = []
         stride = 1
@@ -452,7 +452,7 @@ def _series(spec: Doc, outcome: Doc, arms: Sequence[Doc]) -> list[Panel]:
         if not data:
             continue
         title = "step" if not scatter else label(spec["x"])
-        note = f"every {stride}th point drawn" if stride > 1 else ""
+        note = f"one point in {stride} drawn" if stride > 1 else ""
         panels.append(Panel(condition_text(condition), _plot(data, title, label(spec["y"]), spec), note))
     return panels
 
@@ -461,7 +461,7 @@ def _pairs(spec: Doc, outcome: Doc) -> list[tuple[Doc, list[float], list[float]]
     """Each cell's series ``y`` with its x values: another series of that cell, or the index."""
     entries = outcome.get("series") or []
     ys = [e for e in entries if e["name"] == spec["y"]]
-    if spec.get("x") in (None, "step"):
+    if spec["x"] == "step":
         return [(e, list(range(len(e["values"]))), list(e["values"])) for e in ys]
 
     def cell(e: Doc) -> tuple[Any, ...]:
@@ -475,13 +475,14 @@ def _thin(
     seeds: Sequence[tuple[list[float], list[float]]],
 ) -> tuple[list[tuple[list[float], list[float]]], int]:
     """Long lines, every ``stride``-th point of them and always the last."""
-    longest = max(len(ys) for _, ys in seeds)
+    longest, shortest = (most(len(ys) for _, ys in seeds) for most in (max, min))
     stride = math.ceil(longest / LONGEST_SERIES)
     if stride == 1:
         return list(seeds), 1
     kept = []
     for xs, ys in seeds:
-        picks = sorted({*range(0, len(ys), stride), len(ys) - 1})
+        # The last point of the shortest line too: points of one place are of one step, for their mean.
+        picks = sorted({*range(0, len(ys), stride), shortest - 1, len(ys) - 1})
         kept.append(([xs[i] for i in picks], [ys[i] for i in picks]))
     return kept, stride
 

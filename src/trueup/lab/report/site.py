@@ -239,6 +239,7 @@ def _environment(inline: bool = False) -> Environment:
         control_words=wording.CONTROLS,
         test_words=wording.TESTS,
         fidelity_words=wording.FIDELITY,
+        origin_words=wording.ORIGIN,
     )
     env.filters.update(
         displayed=wording.displayed,

@@ -20,7 +20,13 @@ FIDELITY: dict[str, str] = {
     "official": "equal to the values of the official code",
     "independent": "equal to another trusted implementation",
     "derived": "equal to a closed form or brute force of the paper's equations",
-    "reconstructed": "reconstructed: the paper's equations could not be confirmed",
+    "reconstructed": "the paper's equations could not be confirmed",
+}
+
+ORIGIN: dict[str, str] = {
+    "paper": "claimed by the paper",
+    "brief": "our reading of the paper",
+    "post_hoc": "thought of after seeing data",
 }
 
 TESTS: dict[str, str] = {
