@@ -300,7 +300,7 @@ def test_two_fetches_at_once(pin, client, tmp_path, cache):
     for thread in threads:
         thread.join()
     assert results == [21.0] * 4
-    assert not list(cache.glob(".partial-*"))
+    assert not list(cache.glob("*.part"))
     assert data.load("toy").X.sum() == 21
 
 

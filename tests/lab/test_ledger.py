@@ -127,8 +127,9 @@ def test_a_newer_ledger_asks_for_an_upgrade(tmp_path):
 
 
 def test_an_unwritable_ledger_says_so(tmp_path, outcomes):
+    (tmp_path / "taken").touch()
     with pytest.raises(ledger.LedgerError, match="cannot write"):
-        ledger.publish(outcomes["published"], tmp_path / "missing" / "ledger.json")
+        ledger.publish(outcomes["published"], tmp_path / "taken" / "ledger.json")
 
 
 def _full(*paths):
@@ -148,7 +149,7 @@ def test_the_readme_table_is_renewed_between_its_marks(tmp_path, outcomes, monke
     assert "| All " not in text  # one primary claim: its own sentence, without the verdict's head
     assert "| Ours beats" in text or "| ours beats" in text or "| Ours " in text
     assert "1 more" in text
-    monkeypatch.setattr(ledger.os, "replace", _full)
+    monkeypatch.setattr("os.replace", _full)
     with pytest.raises(ledger.LedgerError, match="cannot write"):
         ledger.renew_readme(readme, {}, PAPERS)
     assert readme.read_text() == text

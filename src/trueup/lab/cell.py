@@ -7,7 +7,6 @@ import math
 import os
 import platform
 import re
-import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 
 from trueup.lab.seeds import child_sequence
 from trueup.lab.spec import CostClaim, ExactClaim, Study, StudyError, Value, as_number
+from trueup.whole_file import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -266,17 +266,8 @@ def _stage(study: Study, cell: Cell, run: Run, artefact: str) -> CellResult:
             f"stage {stage.name!r} returned {bad[0]!r} of {type(made[bad[0]]).__name__}; return arrays"
         )
     target = Path(artefact)
-    target.parent.mkdir(parents=True, exist_ok=True)
     writer = f"{platform.node()}-{os.getpid()}-"  # for `clear_leftovers`
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=writer, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(target, lambda file: np.savez(file, **arrays), writer)  # type: ignore[arg-type]
     return CellResult("ok", path=str(target))
 
 

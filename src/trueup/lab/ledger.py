@@ -9,8 +9,6 @@ An entry whose code has changed since is stale, and said to be so wherever it is
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 from scipy import stats
 
 from trueup.lab.spec import StudyError
+from trueup.whole_file import write_whole
 
 FORMAT = 1
 MARK = "<!-- ledger -->"
@@ -187,16 +186,7 @@ def _write(entries: Mapping[str, Any], path: Path | None) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(path, lambda file: file.write(text.encode()))
     except OSError as error:
         raise LedgerError(f"cannot write {path}: {error.strerror}; publish from a checkout you own") from None

@@ -10,7 +10,6 @@ import functools
 import os
 import re
 import shlex
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,6 +21,7 @@ import trueup
 from trueup.lab import numerals
 from trueup.lab.ledger import q_values
 from trueup.lab.report import export, figures, summaries, wording
+from trueup.whole_file import write_whole
 
 Doc: TypeAlias = Mapping[str, Any]
 
@@ -317,20 +317,11 @@ def _write_assets(root: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a whole file or none: beside its place first, then moved over it."""
     # a lone surrogate in a traceback has no UTF-8 form
     content = text.encode("utf-8", errors="replace")
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
+        write_whole(path, lambda file: file.write(content))
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise ReportError(
             f"cannot write {path}: {error.strerror or error}; "
             "choose a folder that you may write to, with space left"
