@@ -212,6 +212,9 @@ def test_a_new_protocol_draws_fresh_seeds_and_is_counted(tmp_path, store):
     first = runner.run(toy(tmp_path), store, InlineEngine())
     second = runner.run(toy(tmp_path, protocol=2), store, InlineEngine())
     assert [p["protocol"] for p in second["protocols"]] == [1, 2]
+    with Store(tmp_path / "younger.sqlite") as younger:
+        tried = runner.collect(toy(tmp_path, protocol=2), younger)["protocols"]
+    assert tried == [{"protocol": 1, "changed_because": "changed"}, {"protocol": 2, "changed_because": ""}]
     assert not {c["seed"] for c in first["cells"]} & {c["seed"] for c in second["cells"]}
 
 

@@ -266,7 +266,7 @@ def document(
         "seeds_note": seeds_note,
         "protocols": [
             {"protocol": n, "changed_because": study.protocols.get(n, "")}
-            for n in sorted({*protocols, study.protocol})
+            for n in sorted({*protocols, *range(1, study.protocol + 1)})  # this store may be younger
         ],
         "verdict": {
             "outcome": outcome,
