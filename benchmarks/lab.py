@@ -20,7 +20,7 @@ from trueup.lab.store import Store
 
 CELLS = 1000
 NO_OP = """
-from trueup.lab import Arm, Metric, Study
+from trueup.lab import Arm, Condition, Metric, Study
 
 study = Study(
     slug="no-op",
@@ -28,6 +28,7 @@ study = Study(
     cell=lambda run: {"score": 1.0},
     metrics=[Metric("score", higher=True, worst=0.0)],
     arms=[Arm("a", "baseline"), Arm("b", "method")],
+    conditions=[Condition("level", tuple(range(10)))],
 )
 """
 
@@ -50,7 +51,7 @@ def rows() -> Iterator[Measured]:
         study = Path(folder) / "no_op.py"
         study.write_text(NO_OP)
         ref = StudyRef("file", str(study))
-        per_cell = 1e3 * seconds(ref, Options(seeds=CELLS // 2), workers=1) / CELLS
+        per_cell = 1e3 * seconds(ref, Options(seeds=CELLS // 20), workers=1) / CELLS
     yield Measured(f"lab overhead, {CELLS} no-op cells", "none", per_cell, "ms a cell", 30.0)
 
     ghost = StudyRef("module", "trueup.studies.ghost_batch_norm")

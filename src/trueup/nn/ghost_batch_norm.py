@@ -279,7 +279,8 @@ def _row_blocks(blocks: _Blocks, *planes: Tensor) -> Iterator[tuple[Tensor, ...]
     samples, features, area = planes[0].shape
     strips = []
     for count, size in blocks:
-        most = pieces(planes[0], size * area * features, count)
+        # Twice what `pieces` takes for the cache: with so many small steps a block, their calls cost more.
+        most = pieces(planes[0], size * area * features // 2, count)
         strips += [(min(most, count - done), size * area) for done in range(0, count, most)]
     return zip(
         *(_split(t.transpose(1, 2).reshape(samples * area, features), strips) for t in planes), strict=True
@@ -335,9 +336,10 @@ def _row_gradients(
         g, centered, size = widen(g), widen(rows) - m, rows.shape[1]
         sum_z = (g * centered).sum(1, keepdim=True).mul_(r)
         sum_one = g.sum(1, keepdim=True)
-        write(centered, torch.addcmul, g, centered, sum_z * r / -size)
-        centered.sub_(sum_one / size)
-        write(target, torch.mul, centered, s)
+        if size == 1:  # a value that is its own mean has no gradient, but for rounding
+            s = s * 0
+        write(centered, torch.addcmul, s * sum_one / -size, centered, s * r * sum_z / -size)
+        write(target, torch.addcmul, centered, g, s)
         along_z.append(sum_z.squeeze(1))
         along_one.append(sum_one.squeeze(1))
     return grad_x, _of(weight, torch.cat(along_z)), _of(bias, torch.cat(along_one))
