@@ -378,7 +378,6 @@ def _check_options(
     group_eps: float,
     backward: Backward,
 ) -> None:
-    check_int("num_features", features, 1)
     check_eps(eps, zero=False)
     check_eps(group_eps, "group_eps", zero=False)
     check_share("alpha_fwd", alpha_fwd)
@@ -421,6 +420,7 @@ class _PowerNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_int("num_features", num_features, 1)
         _check_options(num_features, eps, alpha_fwd, alpha_bkw, warmup_iters, group_num, group_eps, backward)
         self.num_features = num_features
         self.eps = eps
