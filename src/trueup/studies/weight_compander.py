@@ -81,7 +81,9 @@ study = Study(
         Metric("accuracy", higher=True, worst=0.1, unit="%", label="test accuracy"),
         Metric("largest", higher=False, worst=100.0, label="largest weight, in standard deviations"),
         Metric("near_zero", higher=False, worst=1.0, unit="%", label="weights below 0.1 sd"),
-        Metric("near_zero_change", higher=False, worst=1.0, unit="%", label="weights below 0.1 sd, end - start"),
+        Metric(
+            "near_zero_change", higher=False, worst=1.0, unit="%", label="weights below 0.1 sd, end - start"
+        ),
         Metric("nll", higher=False, worst=50.0, label="test NLL"),
     ),
     arms=(
