@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from trueup.lab import compare, judge, read_results
 
@@ -364,6 +365,12 @@ def test_large_seeds_stay_whole(tmp_path: Path) -> None:
     frame.to_csv(path, index=False)
     for seeds in (asked(read_results(path)).seeds, asked(frame).seeds):
         assert seeds == tuple(range(1764130000000000000, 1764130000000000010))
+
+
+def test_conditions_may_be_tensors_of_one_number() -> None:
+    frame = {name: list(column) for name, column in results().items()}
+    frame["condition"] = [torch.tensor(float(c == "noisy")) for c in frame["condition"]]
+    assert json.dumps(asked(frame).to_dict()["conditions"][0]["values"]) == "[0.0, 1.0]"
 
 
 def test_arms_may_be_numbers() -> None:

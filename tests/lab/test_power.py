@@ -39,6 +39,7 @@ def test_seeds_needed_is_the_smallest_number_that_suffices(effect: float, alpha:
 
 def test_an_effect_beyond_measure_is_found() -> None:
     assert power(1e16, 10, 0.025) == 1.0
+    assert power(-1e16, 10, 0.025) == power(float("nan"), 10, 0.025) == 0.0
     assert seeds_needed(1e16, 0.025) == 2
 
 

@@ -583,6 +583,7 @@ def test_torchs_encoder_leaves_its_fast_path_for_padded_batches() -> None:
         fast = model(x, src_key_padding_mask=padding)
     torch.testing.assert_close(fast, model(x, src_key_padding_mask=padding).detach())
     assert encoder.use_nested_tensor  # a copy was converted
+    assert convert(encoder, nn.Dropout, nn.Identity).use_nested_tensor
     before = nn.Sequential(nn.BatchNorm1d(8), encoder)
     assert convert(before, nn.BatchNorm1d, GhostBatchNorm1d)[1].use_nested_tensor
 

@@ -21,7 +21,8 @@ def power(effect_sd: float, n: int, alpha: float) -> float:
         return 0.0
     critical = stats.t.ppf(1 - alpha, n - 1)
     found = float(stats.nct.sf(critical, n - 1, effect_sd * math.sqrt(n)))
-    return 1.0 if math.isnan(found) else found  # an effect beyond what scipy computes: it is always found
+    # NaN for an effect beyond what scipy computes: if it is above 0, it is always found.
+    return float(effect_sd > 0) if math.isnan(found) else found
 
 
 def detectable(n: int, alpha: float, wanted: float = 0.8) -> float:

@@ -540,8 +540,8 @@ def _by_name(items: Sequence[_N], name: str, what: str) -> _N:
 
 
 def plain(value: Any) -> Any:
-    """A NumPy scalar as Python's own, for JSON."""
-    return value.item() if isinstance(value, np.generic) else value
+    """A NumPy scalar, or a 0-d array or tensor, as Python's own, for JSON."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def as_number(value: object) -> float | None:

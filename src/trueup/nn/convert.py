@@ -346,7 +346,11 @@ def _leave_fast_paths(modules: Iterable[nn.Module], new: set[nn.Module]) -> None
     """In eval mode torch's encoder computes its layers itself, from their weights, unless told so."""
 
     def holds_new(layer: nn.Module) -> bool:
-        return isinstance(layer, nn.TransformerEncoderLayer) and not new.isdisjoint(layer.modules())
+        if not isinstance(layer, nn.TransformerEncoderLayer):
+            return False
+        dropouts = layer.dropout, layer.dropout1, layer.dropout2  # which it skips
+        idle = {module for module in dropouts if isinstance(module, nn.Identity)}
+        return not (new - idle).isdisjoint(layer.modules())
 
     for module in modules:
         if holds_new(module):
