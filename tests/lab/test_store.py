@@ -358,6 +358,27 @@ def test_a_store_locked_by_another_program_says_so(path: Path, monkeypatch: pyte
     other.close()
 
 
+def test_a_file_that_another_reads_is_waited_for_when_it_is_first_switched_to_wal(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(path).close()
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("PRAGMA journal_mode = DELETE")
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM cells").fetchone()
+    with monkeypatch.context() as patch:
+        patch.setattr("trueup.lab.store._BUSY_SECONDS", 0.05)
+        with pytest.raises(StoreError, match="another program has kept it locked"):
+            Store(path)
+    release = threading.Timer(0.2, other.execute, ["ROLLBACK"])
+    release.start()
+    with Store(path) as store:
+        store.put("a", CELL, result())
+    release.join()
+    other.close()
+    assert rows(path) == 1
+
+
 # -- several at once -----------------------------------------------------------------------------------------
 def _writer(path: Path, start: object, name: str, n: int) -> None:
     start.wait()  # type: ignore[attr-defined]

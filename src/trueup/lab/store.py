@@ -16,6 +16,7 @@ import io
 import json
 import math
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -267,10 +268,23 @@ class Store:
                     self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
         # Readers and one writer side by side; with NORMAL a killed process loses nothing, a power cut at most
         # the last cells.
-        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._write_ahead()
         self._connection.execute("PRAGMA synchronous = NORMAL")
         with self._transaction():
             pass  # learn now, not after an hour of cells, that the file cannot be written
+
+    def _write_ahead(self) -> None:
+        """Switch the file to WAL. SQLite itself gives up at once if another process reads it just then."""
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
     def _check_schema(self) -> int:
         version = int(self._pragma("user_version"))
