@@ -7,7 +7,7 @@ from trueup.lab.cell import execute
 STUDY = """
 import numpy as np
 from trueup.lab import Arm, Axis, Claim, Condition, ExactClaim, Figure, Metric, Stage, Study
-from trueup.lab import difference, equivalence
+from trueup.lab import difference, equivalence, non_inferiority
 
 GAIN = {gain}
 NOISE = {noise}
@@ -39,6 +39,8 @@ study = Study(
               why="a tenth", primary=True),
         Claim("same", "The control equals plain.", equivalence("control", "plain", "score"), min_effect=0.5,
               why="a half", requires=["better"]),
+        Claim("no-loss", "Ours is not worse.", non_inferiority("ours", "plain", "score"), min_effect=0.1,
+              why="a tenth"),
         ExactClaim("sum", "One and one are two.", deviation=lambda a: abs(1 + a - 2),
                    negative_control=lambda a: abs(1 + a - 3), control_label="three",
                    instances={{"one": {{"a": 1}}}}, tolerance=0.0),

@@ -182,12 +182,15 @@ def test_the_weights_come_back_bit_by_bit_after_an_exception(adaptive: bool) -> 
         sam.restore()
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("scale", [2.0**16, math.inf, math.nan])
-def test_a_scaled_gradient_perturbs_alike_and_one_that_overflowed_not_at_all(scale: float) -> None:
+def test_a_scaled_gradient_perturbs_alike_and_one_that_overflowed_not_at_all(
+    scale: float, adaptive: bool
+) -> None:
     models = network(), network()
     moved = []
     for model, factor in zip(models, (1.0, scale), strict=True):
-        sam = SAM(torch.optim.SGD(model.parameters(), 0.1))
+        sam = SAM(torch.optim.SGD(model.parameters(), 0.1), adaptive=adaptive)
         loss_of(model, *batch()).backward()
         for p in model.parameters():
             p.grad.mul_(factor)

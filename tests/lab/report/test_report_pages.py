@@ -352,6 +352,16 @@ def test_a_sweep_draws_every_seed_and_a_long_series_is_thinned() -> None:
     assert loss[0].note == "one point in 4 drawn"
 
 
+def test_the_mean_of_thinned_seeds_is_of_one_step_to_the_end_of_the_shortest() -> None:
+    outcome = made.study()
+    outcome["series"] = made.series(["Adam"], seeds=2, steps=1000)
+    for entry, length in zip(outcome["series"], (1000, 702), strict=True):  # as of a run that diverged
+        entry["values"] = [float(step) for step in range(length)]
+    loss = figures.of_spec(outcome["figures"][2], outcome)
+    mean = loss[0].figure["data"][1]
+    assert mean["x"] == mean["y"] == [*range(0, 702, 4), 701]
+
+
 def test_roles_differ_in_shape_not_only_in_colour() -> None:
     looks = figures.style(made.study()["arms"] + [{"name": "second", "role": "control"}])
     assert len({symbol for _, symbol, _ in looks.values()}) == 5
