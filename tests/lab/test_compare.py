@@ -111,6 +111,14 @@ def test_too_few_seeds_say_how_many_a_new_comparison_takes() -> None:
     assert asked(results()).fresh_seeds is None
 
 
+def test_one_seed_says_nothing_of_the_spread_so_only_the_fewest_are_told() -> None:
+    result = asked(results().query("seed < 1"))
+    assert result.fresh_seeds is None
+    assert result.sentence.endswith(
+        "cannot tell: too few seeds; 6 fresh seeds are the fewest that can decide."
+    )
+
+
 def test_the_sentence() -> None:
     frame = {
         "arm": ["a"] * 6 + ["b"] * 6,

@@ -69,7 +69,7 @@ def test_more_seeds_count_from_the_nearest_line_of_decision(
 def test_more_seeds_bring_at_least_the_fewest_that_can_decide() -> None:
     assert more_seeds(judge([5.0, 5.1, 4.9], 0.1)) == 3
     assert more_seeds(judge([5.0, 5.1, 4.9], 0.1, alpha=0.005)) == 5
-    assert more_seeds(judge([5.0], 0.1)) == 5
+    assert more_seeds(judge([5.0], 0.1)) is None  # one seed says nothing of the spread
     assert more_seeds(judge([5.0, 5.0], 0.1)) == 4  # no spread yet: enough to see one
 
 

@@ -90,11 +90,16 @@ class Comparison:
             text += f": {self.judgement.note}"
         if fresh := self.fresh_seeds:
             text += f"; about {fresh:,} fresh seeds, judged on their own, would decide an effect of this size"
+        elif self.judgement.n == 1:
+            text += (
+                f"; {verdict.fewest_seeds(self.judgement.alpha)} fresh seeds are the fewest that can decide"
+            )
         return text + "."
 
     @property
     def fresh_seeds(self) -> int | None:
-        """About how many seeds a new comparison would need; ``None`` if seeds do not help, or are not needed.
+        """About how many seeds a new comparison would need; ``None`` if seeds do not help, or are not needed,
+        and for a single seed, which says nothing of the spread.
 
         None of those seen counts: adding to them until the answer pleases finds gains that are none.
         """

@@ -51,7 +51,8 @@ def more_seeds(judgement: Judgement, links: Sequence[Judgement] = ()) -> int | N
 
     The effect is the distance of the mean from the nearest line of decision; an ordering needs what its most
     demanding undecided link needs. ``None``: seeds do not help (decided, a problem that did not arise, a
-    grid's edge), the mean lies on the line, or more than a thousand seeds would be needed.
+    grid's edge), a single seed says nothing of the spread, the mean lies on the line, or more than a thousand
+    seeds would be needed.
 
     >>> from trueup.lab.verdict import judge
     >>> more_seeds(judge([1.0, -0.4, 0.9, -0.1, 0.8, -0.2], 0.1, alpha=0.025))
@@ -65,9 +66,9 @@ def more_seeds(judgement: Judgement, links: Sequence[Judgement] = ()) -> int | N
         return None if None in each else max(more for more in each if more is not None)
     if judgement.note not in ("", "uneven seeds", "too few seeds") or judgement.mean is None:
         return None
-    fewest = max(1, fewest_seeds(judgement.alpha) - judgement.n)
     if judgement.n < 2:
-        return fewest  # one seed says nothing of the spread
+        return None
+    fewest = max(1, fewest_seeds(judgement.alpha) - judgement.n)
     m = judgement.margin
     distance = {
         "superiority": abs(judgement.mean - m),
