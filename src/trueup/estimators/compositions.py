@@ -28,7 +28,7 @@ from torch import Tensor
 
 Shrinkage: TypeAlias = Literal["clr", "basis"] | float | None
 
-_ROWS = 1024  # samples whose log-ratios are held at a time
+_ROWS = 128  # samples whose log-ratios are held at a time
 _TILE = 64  # edge of the blocks in which a matrix is scaled or mirrored
 
 
@@ -349,6 +349,7 @@ def _one_plain_matrix(matrix: Tensor) -> bool:
 
 def _covariance_by_blas(X: Tensor, ddof: int, assume_centered: bool) -> NDArray[np.float64]:
     samples, parts = X.shape
+    share = 1 / (samples - ddof)
     # Column-major, of which BLAS fills the upper triangle: the lower one of the result.
     total = np.zeros((parts, parts), order="F")
     # Sums of squares about a point near the mean, so that one pass does and little cancels.
@@ -358,10 +359,9 @@ def _covariance_by_blas(X: Tensor, ddof: int, assume_centered: bool) -> NDArray[
         from_near = rows.log()
         from_near.sub_(from_near.mean(1, keepdim=True)).sub_(near)
         offset += from_near.sum(0)
-        total = blas.dsyrk(1.0, from_near.numpy().T, beta=1.0, c=total, overwrite_c=True)
+        total = blas.dsyrk(share, from_near.numpy().T, beta=1.0, c=total, overwrite_c=True)
     if not assume_centered:
-        total = blas.dsyr(-1.0 / samples, offset.numpy(), a=total, overwrite_a=True)
-    total *= 1.0 / (samples - ddof)
+        total = blas.dsyr(-share / samples, offset.numpy(), a=total, overwrite_a=True)
     return _mirrored(total.T)
 
 
