@@ -73,6 +73,13 @@ def test_a_constant_filter_gives_zeros_and_a_bounded_gradient() -> None:
     torch.testing.assert_close(grad, 100 * (direction - direction.mean(1, keepdim=True)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_of_the_mean_of_a_constant_filter_is_not_blown_up(dtype: torch.dtype) -> None:
+    for value in (0.1, 1 / 3, 0.7, 12.3, 1000.1):
+        for n in (2, 9, 18, 27, 75, 147, 288, 1152):
+            assert not scaled_standardize_weight(torch.full((1, n), value, dtype=dtype), eps=1e-12).any()
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_constants_give_a_normal_variance_one(activation: str) -> None:
     function = getattr(nn.functional, activation, lambda z: z)

@@ -68,14 +68,22 @@ def test_shift_and_scale_of_a_filter_have_no_effect(form: dict[str, bool]) -> No
 
 
 def test_a_constant_filter_gives_zeros_and_a_bounded_gradient(form: dict[str, bool]) -> None:
-    # the mean of halves is exact, so that the variance is 0 and not 1e-34
-    weight = torch.full((2, 8), 0.5, dtype=torch.float64, requires_grad=True)
+    weight = torch.full((2, 27), 0.7, dtype=torch.float64, requires_grad=True)
     got = standardize_weight(weight, eps=1e-4, **form)
-    torch.testing.assert_close(got, torch.zeros_like(got))
+    assert torch.equal(got, torch.zeros_like(got))
     direction = torch.randn_like(got)
     (grad,) = torch.autograd.grad(got, weight, direction)
     amplified = 1e-4**-0.5 if form["eps_inside"] else 1e4
     torch.testing.assert_close(grad, (direction - direction.mean(1, keepdim=True)) * amplified)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_of_the_mean_of_a_constant_filter_is_not_blown_up(
+    dtype: torch.dtype, form: dict[str, bool]
+) -> None:
+    for value in (0.1, 1 / 3, 0.7, 12.3, 1000.1):
+        for n in (2, 9, 18, 27, 75, 147, 288, 1152):
+            assert not standardize_weight(torch.full((1, n), value, dtype=dtype), **form).any()
 
 
 def test_the_variance_is_exact_far_from_zero() -> None:

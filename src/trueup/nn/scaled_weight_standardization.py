@@ -106,6 +106,8 @@ def scaled_standardize_weight(
         )
     filters = widen(weight).flatten(1)
     centered = filters - filters.mean(1, keepdim=True)
+    # Once more: of a constant filter the mean's rounding is left, which a small floor would blow up.
+    centered = centered - centered.mean(1, keepdim=True)
     scale = gamma * centered.square().sum(1, keepdim=True).clamp_min(eps).rsqrt()
     if gain is not None:
         scale = scale * gain.unsqueeze(1)

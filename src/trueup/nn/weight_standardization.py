@@ -68,6 +68,8 @@ def standardize_weight(
         standardized = F.layer_norm(filters, (n,), factor, None, eps * share)
     else:
         centered = filters - filters.mean(1, keepdim=True)
+        # Once more: of a constant filter the mean's rounding is left, which its own root would blow up.
+        centered = centered - centered.mean(1, keepdim=True)
         var = centered.square().sum(1, keepdim=True) / (n - 1 if unbiased else n)
         # The root has no derivative at 0, where the quotient has one.
         std = var.clamp_min(torch.finfo(var.dtype).tiny).sqrt()
