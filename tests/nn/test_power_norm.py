@@ -256,6 +256,20 @@ def test_an_evaluated_layer_maps_over_batches_of_images() -> None:
     torch.testing.assert_close(torch.func.vmap(layer)(images), torch.stack([layer(x) for x in images]))
 
 
+@pytest.mark.parametrize("overflow", [math.inf, math.nan])
+def test_a_gradient_that_overflowed_leaves_no_trace(overflow: float) -> None:
+    """As when a loss scaler tries too large a scale: that step is skipped, and the next one is right."""
+    layer = build()
+    for _ in range(3):
+        step(layer, *torch.randn(2, 2, 3, 6, dtype=torch.float64))
+    before = layer.ema_gz.clone()
+    direction = torch.ones(2, 3, 6, dtype=torch.float64)
+    direction[0, 0, 0] = overflow  # of one channel
+    step(layer, torch.randn(2, 3, 6, dtype=torch.float64), direction)
+    assert before.any()
+    assert torch.equal(layer.ema_gz, before)
+
+
 def test_the_layer_used_twice_before_the_backward() -> None:
     """Each backward pulls by the nu of its own forward, and each moves ema_gz."""
     layer = build()

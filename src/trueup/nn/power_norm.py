@@ -263,7 +263,9 @@ class _Normalize(torch.autograd.Function):
                 total = total.clone()
                 all_reduce(total, group=ctx.group)
             mean_gz = total * share if weight is None else total * weight * share
-            ctx.ema_gz.add_(mean_gz - nu * forward_scale.square() * energy)
+            change = mean_gz - nu * forward_scale.square() * energy
+            # A gradient that overflowed, as a loss scaler's may, must not stay in all that follow.
+            ctx.ema_gz.add_(torch.where(change.isfinite().all(), change, 0.0))
         grad_weight = None if weight is None else sum_gz.to(weight.dtype)
         grad_bias = None if bias is None else sum_g.to(bias.dtype)
         return grad_x, grad_weight, grad_bias, *[None] * 8
