@@ -100,8 +100,8 @@ def sharded(rank: int) -> None:
     models = []
     for shard in (False, True):
         torch.manual_seed(0)
-        # 5 rows on two processes; a layer norm's vectors are one unit each, in two pieces
-        model = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5))
+        # 5 rows on two processes, and 1; a layer norm's vectors are one unit each, in two pieces
+        model = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 1))
         if shard:
             fully_shard(model, mesh=mesh)
         (model(x) * x.sum(1, keepdim=True)).square().sum().backward()

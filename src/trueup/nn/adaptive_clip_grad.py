@@ -18,6 +18,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 __all__ = ["adaptive_clip_grad_"]
 
@@ -76,7 +77,15 @@ def adaptive_clip_grad_(
         for grad, like, factor in zip(
             grads, weight_norms, factors.split([n.numel() for n in weight_norms]), strict=True
         ):
-            grad.mul_(factor.view_as(like))
+            _scale_(grad, factor.view_as(like))
+
+
+def _scale_(grad: Tensor, factor: Tensor) -> None:
+    if isinstance(factor, DTensor) and isinstance(grad, DTensor) and factor.numel() == 1:
+        # One unit, which DTensor would not multiply in place by its whole factor where it is sharded.
+        grad.to_local().mul_(factor.full_tensor())
+    else:
+        grad.mul_(factor)
 
 
 def _unit_norms(x: Tensor, dtype: torch.dtype) -> Tensor:
