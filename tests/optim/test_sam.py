@@ -342,6 +342,16 @@ def test_parameters_without_a_gradient_stay() -> None:
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
+def test_what_is_maximized_is_perturbed_to_where_it_is_lowest(adaptive: bool) -> None:
+    p, q = (nn.Parameter(torch.tensor([3.0, 4.0])) for _ in range(2))
+    groups = [{"params": [p]}, {"params": [q], "maximize": True}]
+    p.grad, q.grad = torch.tensor([1.0, -2.0]), torch.tensor([-1.0, 2.0])  # of a loss and of its negative
+    with SAM(torch.optim.SGD(groups, 0.1), 0.5, adaptive=adaptive).perturbed():
+        assert p.tolist() != [3.0, 4.0]
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
 def test_no_value_is_read_from_an_accelerator(adaptive: bool) -> None:
     with FakeTensorMode():  # reading a value of a fake tensor raises
         p = nn.Parameter(torch.empty(5, 4, device="cuda"))

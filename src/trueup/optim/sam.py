@@ -136,37 +136,43 @@ class SAM:
         """
         if self._perturbed:
             raise RuntimeError("the weights are perturbed already: call restore() before perturb()")
-        listed = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        params = list(dict.fromkeys(listed))  # one listed twice is one
+        # One listed twice is one. What is maximised is at its worst downhill.
+        signs = {
+            p: -1 if group.get("maximize") else 1
+            for group in self.optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        }
+        params = list(signs)
         if not params:
             raise RuntimeError(
                 "SAM needs gradients to perturb by; got none: call backward() before perturb()"
             )
         grads = [_dense(p.grad) for p in params]
         try:
-            self._climb(params, grads, self._norm(params, grads))
+            self._climb(params, grads, list(signs.values()), self._norm(params, grads))
         except BaseException:
             if self._perturbed:
                 self.restore()
             raise
 
-    def _climb(self, params: list[Tensor], grads: list[Tensor], norm: Tensor) -> None:
+    def _climb(self, params: list[Tensor], grads: list[Tensor], signs: list[int], norm: Tensor) -> None:
         scale = self.rho / (norm + 1e-12)
         if norm.is_cpu:
             climbs, factor = bool(norm.isfinite()), scale.item()
-            for p, g in zip(params, grads, strict=True):
+            for p, g, sign in zip(params, grads, signs, strict=True):
                 self._keep([p])  # one at a time: the weight is still in the cache when it moves
                 if climbs and self.adaptive:
-                    p.addcmul_(_wide(p).square(), _wide(g), value=factor)
+                    p.addcmul_(_wide(p).square(), _wide(g), value=sign * factor)
                 elif climbs:
-                    p.add_(g, alpha=factor)
+                    p.add_(g, alpha=sign * factor)
             return
         # Elsewhere no value is read, so that nothing waits for the device.
         self._keep(params)
         finite = norm.isfinite()
-        for p, g in zip(params, grads, strict=True):
+        for p, g, sign in zip(params, grads, signs, strict=True):
             direction = _wide(p).square().mul_(g) if self.adaptive else _wide(g)
-            step = direction * scale.to(p.device)
+            step = direction * (sign * scale.to(p.device))
             p.add_(torch.where(finite.to(p.device), step, 0.0))
 
     def _keep(self, params: list[Tensor]) -> None:
