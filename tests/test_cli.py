@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -259,6 +260,40 @@ def test_compare_counts_a_diverged_run_at_the_worst_value(trueup):
     code, out, _ = trueup("compare", "results.csv", *arguments, "--worst", "0.1")
     assert code == 0
     assert "by 0.13" in out  # one of ten seeds is better by 0.85, not by 0.05
+    assert "Diverged or worse, and so counted as 0.1: 1 of sgd." in " ".join(out.split())
+
+
+def test_compare_says_which_way_is_better(trueup):
+    results("results.csv", 0.05)
+    arguments = ["--metric", "acc", "--baseline", "sgd", "--method", "adamp", "--min-effect", "0.01"]
+    assert "acc: higher is better (else: --lower)" in trueup("compare", "results.csv", *arguments)[1]
+    assert "acc: lower is better" in trueup("compare", "results.csv", *arguments, "--lower")[1]
+
+
+def test_compare_averages_over_the_columns_named(trueup):
+    rows = [
+        f"{arm},{seed},{place},{0.9 + (0.05 if arm == 'adamp' else 0) + seed / 1000 * (arm == 'sgd')}"
+        for arm in ("sgd", "adamp")
+        for seed in range(8)
+        for place in ("a", "b")
+    ]
+    Path("results.csv").write_text("\n".join(["arm,seed,dataset,acc", *rows]) + "\n")
+    arguments = ["--metric", "acc", "--baseline", "sgd", "--method", "adamp", "--min-effect", "0.01"]
+    code, _, err = trueup("compare", "results.csv", *arguments)
+    assert code == 2
+    assert "(--condition): dataset" in err
+    code, out, _ = trueup("compare", "results.csv", *arguments, "--condition", "dataset")
+    assert code == 0
+    assert "8 seeds" in out
+
+
+def test_a_run_that_is_interrupted_says_that_nothing_is_lost(trueup):
+    code, _, err = trueup("run", write_study("raise KeyboardInterrupt"), "--store", "s.sqlite")
+    assert code in (1, 130)  # in a worker it is that cell's failure
+    with mock.patch("trueup.lab.runner.run", side_effect=KeyboardInterrupt):
+        code, _, err = trueup("run", "tiny.py", "--store", "s.sqlite")
+    assert code == 130
+    assert "every finished cell is kept; the same command goes on from there" in err
 
 
 def test_compare_names_the_column_that_is_missing(trueup):

@@ -9,7 +9,8 @@ import math
 import os
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,9 +85,6 @@ def main() -> None:
     except (EngineError, FetchError, FileNotFoundError, ReportError, StoreError, ValueError) as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("\nstopped: every finished cell is kept; the same command goes on from there")
-        sys.exit(130)
 
 
 def _print_indented(text: str, by: int = 4) -> None:
@@ -315,6 +313,16 @@ def _device(name: str) -> str:
     return name
 
 
+@contextmanager
+def _stopped_in_words() -> Iterator[None]:
+    """Here, because typer would end the process without a word."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print("\nstopped: every finished cell is kept; the same command goes on from there")
+        raise typer.Exit(130) from None
+
+
 def _run_all(refs: Sequence[StudyRef], path: Path, options: Options, workers: int) -> list[dict[str, Any]]:
     from trueup.lab import runner
     from trueup.lab.engine import LocalEngine
@@ -323,7 +331,7 @@ def _run_all(refs: Sequence[StudyRef], path: Path, options: Options, workers: in
     outcomes = []
     for ref in refs:
         _check_data(ref, options.scale)
-    with Store(path) as store, LocalEngine(workers) as engine:
+    with _stopped_in_words(), Store(path) as store, LocalEngine(workers) as engine:
         for ref in refs:
             study = ref.load()
             console.print(f"[bold]{study.slug}[/]  {escape(study.question)}")
@@ -495,6 +503,10 @@ def compare(
     control: Annotated[
         list[str] | None, typer.Option(help="The simplest thing that could explain the gain; repeatable.")
     ] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(help="A column whose values are averaged over in each seed; repeatable."),
+    ] = None,
     worst: Annotated[
         float | None,
         typer.Option(help="What a diverged run (nan, inf) scores: chance accuracy, log of the classes."),
@@ -520,8 +532,11 @@ def compare(
         min_effect=min_effect,
         control=control or None,
         worst=worst,
+        conditions=condition or None,
     )
-    console.print(f"\n{_chip(comparison.word)}\n{escape(str(comparison))}\n")
+    console.print(f"\n{_chip(comparison.word)}\n{escape(str(comparison))}")
+    better = "higher is better (else: --lower)" if higher else "lower is better"
+    console.print(f"{escape(metric)}: {better}\n", style="dim")
     if html is not None:
         from trueup.lab.report import write_comparison
 

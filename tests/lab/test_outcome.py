@@ -5,7 +5,7 @@ import json
 import pytest
 from toy import InlineEngine
 
-from trueup.lab import runner
+from trueup.lab import ledger, runner
 from trueup.lab.engine import StudyRef
 from trueup.lab.store import Store
 
@@ -87,3 +87,47 @@ def test_seeds_that_change_nothing_ask_for_an_exact_claim(tmp_path):
     claim = outcome(tmp_path, text, "constant.py")["claims"][0]
     assert claim["outcome"] == "invalid"
     assert "exact claim" in claim["note"]
+
+
+REQUIRED = """
+from trueup.lab import Arm, Claim, Metric, Study, difference, equivalence
+
+GAIN = {{"plain": 0.0, "ours": 1.0, "control": 0.0}}
+
+def cell(run):
+    if run.arm == "control" and {crash}:
+        raise RuntimeError("no control today")
+    return {{"score": GAIN[run.arm] + {noise} * run.rng(run.arm).normal()}}
+
+study = Study(
+    slug="required", question="Is it so?", cell=cell, metrics=[Metric("score", higher=True, worst=-99.0)],
+    arms=[Arm("plain", "baseline"), Arm("ours", "method"), Arm("control", "control")],
+    claims=[
+        Claim("base", "As good.", equivalence("control", "plain", "score"), min_effect=0.3, why="so"),
+        Claim("middle", "Better.", difference("ours", "plain", "score"), min_effect=0.1, why="a tenth",
+              requires=["base"]),
+        Claim("top", "Better.", difference("ours", "plain", "score"), min_effect=0.1, why="a tenth",
+              requires=["middle"], primary=True),
+    ],
+)
+"""
+
+
+def test_a_claim_waits_for_all_that_what_it_requires_requires(tmp_path):
+    document = outcome(tmp_path, REQUIRED.format(crash=False, noise=0.3), "chain.py")
+    # at ten seeds the gain is plain, and the equivalence below it open
+    assert {cell["seed"] for cell in document["cells"]} == {
+        seed for look in document["looks"] for seed in look["seeds"]
+    }
+    assert len({cell["seed"] for cell in document["cells"]}) == 20
+
+
+def test_a_control_that_crashed_leaves_the_claim_incomplete_and_unpublished(tmp_path):
+    text = REQUIRED.format(crash=True, noise=0.1).replace('requires=["base"]', "requires=[]")
+    document = outcome(tmp_path, text, "crashed.py")
+    middle = next(claim for claim in document["claims"] if claim["name"] == "middle")
+    assert middle["outcome"] == "incomplete"
+    assert "control control" in middle["note"]
+    assert len({cell["seed"] for cell in document["cells"]}) == 10  # more seeds do not mend a crash
+    with pytest.raises(ledger.LedgerError, match="is incomplete"):
+        ledger.publish(document, tmp_path / "ledger.json")

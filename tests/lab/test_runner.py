@@ -126,6 +126,17 @@ def test_a_winner_at_the_edge_widens_the_grid_for_every_arm_once(tmp_path, store
     assert "edge" in better["note"]
 
 
+def test_no_grid_grows_where_one_arm_would_get_more_trials_than_another(tmp_path, store):
+    path = Path(write_toy(tmp_path, best=10.0))
+    own = 'Arm("ours", "method", tune=[Axis("lr", (1.0,)), Axis("beta", (0.1, 0.2, 0.3))])'
+    path.write_text(path.read_text().replace('Arm("ours", "method")', own))
+    outcome = runner.run(StudyRef("file", str(path)), store, InlineEngine())
+    assert {len(tuning["trials"]) for tuning in outcome["tuning"]} == {3}
+    plain = next(tuning for tuning in outcome["tuning"] if tuning["arm"] == "plain")
+    assert plain["edge"] == ["lr"]  # so that what rests on it is not decided
+    assert claim(outcome, "better")["outcome"] != "reproduced"
+
+
 def test_trials_that_a_wider_grid_asks_for_again_are_run_and_counted_once(tmp_path, store):
     ref = toy(tmp_path, best=10.0)
     for options in (Options(), Options(fresh=True)):

@@ -96,6 +96,11 @@ def test_a_claim_may_name_its_controls() -> None:
     assert one.controls(one.statistical[0]) == ()
 
 
+def test_a_claim_about_a_control_does_not_ask_it_to_beat_itself() -> None:
+    one = study(claims=[claim(contrast=contrasts.difference("same-updates", "large", "acc"))])
+    assert one.controls(one.statistical[0]) == ()
+
+
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     # metrics, axes, conditions
     (lambda: Metric("acc", higher=True, worst=math.nan), "metric 'acc': worst must be finite, got nan"),
@@ -137,6 +142,28 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         "demo: condition 'k' is declared",
     ),
     (lambda: study(stages=[Stage("t", dict), Stage("t", dict)]), "demo: stage 't' is declared twice"),
+    (
+        lambda: study(tune=[Axis("k", (0.1, 0.2))], conditions=[Condition("k", (1, 2))]),
+        "demo: arm 'large' has 'k' twice among its axes, its settings and the study's conditions",
+    ),
+    (lambda: study(tune=[Axis("k", (1,)), Axis("k", (2,))]), "demo: arm 'large' has 'k' twice"),
+    (
+        lambda: study(
+            arms=[Arm("large", "baseline"), Arm("ghost", "method", {"k": 1}), Arm("same-updates", "control")],
+            conditions=[Condition("k", (1, 2))],
+        ),
+        "demo: arm 'ghost' has 'k' twice",
+    ),
+    (
+        lambda: study(
+            claims=[
+                claim(
+                    contrast=contrasts.difference("same-updates", "large", "acc"), controls=["same-updates"]
+                )
+            ]
+        ),
+        "claim 'gain': arm 'same-updates' cannot be its own control",
+    ),
     (lambda: study(scales={"tiny": {}}), "demo: unknown scale 'tiny'; scales are smoke, desk, paper"),
     (lambda: study(cell=None), "demo: arms need a cell function and at least one metric"),
     (lambda: study(metrics=[]), "demo: arms need a cell function and at least one metric"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -374,3 +375,13 @@ def test_arms_that_differ_by_the_margin_are_rarely_called_equivalent() -> None:
     assert found.count("reproduced") <= 0.03 * STUDIES
     assert found.count("contradicted") <= 0.03 * STUDIES
     assert found.count("reproduced") >= 0.015 * STUDIES
+
+
+def test_thousands_of_seeds_are_judged_within_memory() -> None:
+    d = np.random.default_rng(0).standard_normal(3000)
+    tracemalloc.start()
+    t, flips = verdict.pvalues(d, 0.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert flips == pytest.approx(t, abs=0.02)
+    assert peak < 500e6  # all the sign flips at once are 2 GB

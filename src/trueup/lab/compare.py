@@ -94,7 +94,11 @@ class Comparison:
             text += (
                 f"; {verdict.fewest_seeds(self.judgement.alpha)} fresh seeds are the fewest that can decide"
             )
-        return text + "."
+        text += "."
+        if diverged := Counter(row.arm for row in self.rows if row.diverged):
+            runs = ", ".join(f"{count} of {arm}" for arm, count in diverged.items())
+            text += f" Diverged or worse, and so counted as {numerals.number(self.worst)}: {runs}."
+        return text
 
     @property
     def fresh_seeds(self) -> int | None:
@@ -452,7 +456,11 @@ def _check_pairs(
     for (arm, seed, condition), count in counts.items():
         if count > 1:
             others = [c for c in columns if c not in ("arm", "seed", metric, *over)]
-            mend = f"; if a column tells them apart, pass conditions= ({_listed(others)})" if others else ""
+            mend = (
+                f"; if a column tells them apart, pass conditions= (--condition): {_listed(others)}"
+                if others
+                else ""
+            )
             raise ValueError(
                 f"{count} rows of arm {arm!r}, {_place(seed, condition)}: one is expected{mend}; "
                 "if one is a repeat, keep the first run of each seed"

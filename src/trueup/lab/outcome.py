@@ -92,6 +92,8 @@ def judge_claims(study: Study, evidence: Evidence) -> list[Judged]:
         judgement = verdict.with_requirements(result.judgement, required)
         if isinstance(claim, Claim):
             judgement = verdict.with_edges(judgement, _edge_roles(study, claim, evidence))
+        if judgement.outcome == "reproduced":
+            judgement = verdict.with_controls(judgement, result.controls)
         controls = result.controls if judgement.outcome == "reproduced" else {}
         judged[claim.name] = replace(result, judgement=judgement, controls=controls)
     return list(judged.values())
@@ -100,7 +102,10 @@ def judge_claims(study: Study, evidence: Evidence) -> list[Judged]:
 def undecided(study: Study, evidence: Evidence) -> bool:
     """Does a primary claim, or one that a primary claim requires, want the next look?"""
     judged = {j.claim.name: j for j in judge_claims(study, evidence)}
-    wanted = {name for claim in study.claims if claim.primary for name in (claim.name, *claim.requires)}
+    wanted: set[str] = set()
+    for claim in reversed(study.claims):  # a claim requires earlier ones only
+        if claim.primary or claim.name in wanted:
+            wanted |= {claim.name, *claim.requires}
     return any(judged[name].wants_more_seeds for name in wanted)
 
 

@@ -433,7 +433,7 @@ class _Session:
                 for name, side in edges(axes[arm, condition], winner.hyper).items():
                     if name in shared:
                         hit.setdefault((condition, name), set()).add(side)
-        return {
+        wider = {
             (arm, condition): tuple(
                 widen(axis, hit[condition, axis.name])
                 if (condition, axis.name) in hit and axis.ordered
@@ -442,6 +442,12 @@ class _Session:
             )
             for (arm, condition), own in axes.items()
         }
+        # An arm with axes of its own would get other numbers of trials: then no grid grows.
+        grown = {
+            (condition, len(self.study.grid(self.study.arm(arm), own)))
+            for (arm, condition), own in wider.items()
+        }
+        return wider if len(grown) == len({condition for condition, _ in grown}) else dict(axes)
 
     def plan(self, workers: int) -> Plan:
         study, plan = self.study, Plan()

@@ -448,6 +448,18 @@ class Study:
             raise StudyError(
                 f"{self.slug}: claim {self.statistical[0].name!r} is statistical but there are no arms"
             )
+        for arm in self.arms:
+            names = [
+                *(axis.name for axis in self.axes(arm)),
+                *(c.name for c in self.conditions),
+                *arm.settings,
+            ]
+            twice = sorted({n for n in names if names.count(n) > 1})
+            if twice:
+                raise StudyError(
+                    f"{self.slug}: arm {arm.name!r} has {twice[0]!r} twice among its axes, its settings and "
+                    "the study's conditions; one would silently hide the other: rename one"
+                )
         known: list[str] = []
         for stage in self.stages:
             for name in stage.inputs:
@@ -510,6 +522,8 @@ class Study:
                 for name in claim.controls or ():
                     if self.arm(name).role != "control":
                         raise StudyError(f"claim {claim.name!r}: arm {name!r} is not a control")
+                    if name in claim.contrast.arms[:1]:
+                        raise StudyError(f"claim {claim.name!r}: arm {name!r} cannot be its own control")
         if self.statistical and not any(arm.role == "control" for arm in self.arms):
             raise StudyError(
                 f"{self.slug}: a training claim needs a control arm: "
@@ -520,7 +534,8 @@ class Study:
         """The control arms that a reproduced gain of this claim must also beat."""
         if claim.controls is not None:
             return claim.controls
-        return tuple(arm.name for arm in self.arms if arm.role == "control")
+        claimed = claim.contrast.arms[:1]
+        return tuple(arm.name for arm in self.arms if arm.role == "control" and arm.name not in claimed)
 
 
 class _Named(Protocol):

@@ -88,7 +88,13 @@ def pvalues(d: np.ndarray, m: float) -> tuple[float, float]:
     x = np.asarray(d, dtype=float) - m
     t = stats.ttest_1samp(x, 0, alternative="greater").pvalue
     flips = stats.permutation_test(
-        (x,), np.mean, permutation_type="samples", alternative="greater", n_resamples=9999, rng=0
+        (x,),
+        np.mean,
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=9999,
+        rng=0,
+        batch=None if len(x) <= 1000 else max(1, 1_000_000 // len(x)),  # else all at once: gigabytes
     ).pvalue
     return float(t), float(flips)
 
@@ -223,6 +229,14 @@ def survival(controls: Sequence[Judgement]) -> Survival | None:
     if all(outcome == "reproduced" for outcome in outcomes):
         return "survives"
     return "explained" if "contradicted" in outcomes else "undecided"
+
+
+def with_controls(judgement: Judgement, controls: Mapping[str, Judgement]) -> Judgement:
+    """A control whose runs failed leaves the claim incomplete: more seeds do not mend that."""
+    for arm, control in controls.items():
+        if control.outcome == "incomplete":
+            return replace(judgement, outcome="incomplete", note=f"control {arm}: {control.note}")
+    return judgement
 
 
 def exact(
