@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.nn.utils import parametrizations
 
 from trueup.models import CifarResNet
 from trueup.nn import (
+    BatchChannelNorm2d,
     Conversion,
     EvoNorm2dB0,
     EvoNorm2dS0,
@@ -740,3 +742,24 @@ def test_the_tutorial_runs() -> None:
     for block in blocks:
         exec(block, scope)
     assert isinstance(scope["gated"].act, nn.Identity)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_hooks_before_loading_go_to_the_counterpart(inplace: bool) -> None:
+    seen: list[nn.Module] = []
+    model = nn.Sequential(nn.BatchNorm2d(4))
+    model[0].register_load_state_dict_pre_hook(lambda module, *_: seen.append(module))
+    converted = convert(model, nn.BatchNorm2d, GhostBatchNorm2d, inplace=inplace)
+    gc.collect()  # the replaced module is gone
+    converted.load_state_dict(converted.state_dict())
+    assert seen == [converted[0]]
+
+
+def test_statistics_that_the_counterpart_keeps_deeper_down_are_not_lost() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(8))
+    with pytest.raises(
+        ValueError, match="keeps its statistics in a part of its own, 'bn', and convert would lose"
+    ):
+        convert(model, nn.BatchNorm2d, BatchChannelNorm2d, num_groups=4, channel_affine="channel")
+    made = BatchChannelNorm2d(8, num_groups=4)
+    made.bn.load_state_dict(model[0].state_dict())  # as the message says

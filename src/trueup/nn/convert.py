@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -301,6 +302,15 @@ def _check_statistics(module: nn.Module, path: str, new: nn.Module, model_trains
             f"{kinds}: the first is in eval mode while the model trains, so it is frozen at its running "
             f"statistics; the second has no {dropped[0]} to be frozen at: call .train() on it, or keep it"
         )
+    parts = [
+        n for n, part in new.named_modules() if part not in (new, module) and "running_mean" in part._buffers
+    ]
+    if dropped and parts:
+        raise ValueError(
+            f"{kinds}: the second keeps its statistics in a part of its own, {parts[0]!r}, and convert would "
+            "lose the first's: put the second in yourself, and load the first's state dict into its "
+            f"{parts[0]!r}"
+        )
     local = bool(new._buffers) and getattr(new, "process_group", None) is None
     if isinstance(module, nn.SyncBatchNorm) and not isinstance(new, nn.SyncBatchNorm) and local:
         raise ValueError(
@@ -339,6 +349,10 @@ def _take_over(new: dict[str, Any], old: dict[str, Any], module: nn.Module, coun
 
 def _with_hooks(new: nn.Module, module: nn.Module) -> nn.Module:
     vars(new).update({name: vars(module)[name] for name in _HOOKS})
+    hook: Any
+    for hook in new._load_state_dict_pre_hooks.values():
+        if getattr(hook, "with_module", False):
+            hook.module = weakref.ref(new)  # it was the module that the hook was registered at
     return new
 
 
