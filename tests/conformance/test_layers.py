@@ -55,7 +55,7 @@ def step(layer: nn.Module, x: Tensor, seed: int = 2) -> list[Tensor]:
     x = x.detach().requires_grad_()
     ys = outputs(layer(x))
     generator = torch.Generator().manual_seed(seed)
-    directions = [torch.randn(y.shape, generator=generator).to(y) for y in ys]
+    directions = [torch.randn(y.shape, generator=generator, device="cpu").to(y) for y in ys]
     torch.autograd.backward(ys, directions)
     grads = [x.grad, *(p.grad for p in layer.parameters())]
     return [*(y.detach() for y in ys), *grads, *(b.clone() for b in layer.buffers())]
@@ -402,6 +402,16 @@ def test_shapes_propagate_on_the_meta_device(case: Case, training: bool) -> None
     got = outputs(case.layer(device="meta").train(training)(case.example().to("meta")))
     want = outputs(case.build(training=training)(case.example()))
     assert [(y.shape, y.dtype, y.device.type) for y in got] == [(y.shape, y.dtype, "meta") for y in want]
+
+
+def test_the_default_device_does_not_matter(case: Case, training: bool) -> None:
+    """`torch.set_default_device` is for what users make; what we make belongs to the input."""
+    layer, x = case.build(training=training), case.example()
+    want = step(layer, x)
+    layer = case.build(training=training)
+    with torch.device("meta"):
+        got = step(layer, x)
+    assert_same(got, want, rtol=0, atol=0)
 
 
 def test_buffers_change_only_in_training(case: Case, training: bool) -> None:

@@ -147,6 +147,14 @@ def test_as_many_weights_a_filter_as_the_norm_has() -> None:
     assert sum(model.get_parameter(name).numel() for name in names) == affine
 
 
+def test_what_is_drawn_does_not_depend_on_the_default_device() -> None:
+    layer, masks = nn.Conv1d(2, 8, 3), []
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            masks.append(random_parameter_mask(layer, generator=torch.Generator().manual_seed(0))["weight"])
+    assert torch.equal(*masks)
+
+
 def test_every_weight_is_as_likely() -> None:
     mask = random_parameter_mask(nn.Conv1d(2, 8000, 3), generator=torch.Generator().manual_seed(0))["weight"]
     torch.testing.assert_close(mask.float().mean(0), torch.full((2, 3), 1 / 3), rtol=0, atol=0.03)

@@ -346,6 +346,15 @@ def as_mask(lengths: list[int], steps: int = 7) -> Tensor:
     return torch.arange(steps).unsqueeze(1) < torch.tensor(lengths)
 
 
+@pytest.mark.parametrize("lengths", [LENGTHS, torch.tensor(LENGTHS)])
+def test_lengths_do_not_follow_the_default_device(lengths: list[int] | Tensor) -> None:
+    layer, x = shaken(LayerNormGRU(3, 5)), random(7, 4, 3)
+    want = layer(x, lengths=lengths)
+    with torch.device("meta"):
+        got = layer(x, lengths=lengths)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("layer_type", LAYERS)
 @pytest.mark.parametrize("how", ["lengths", "boolean mask", "float mask", "list"])
 def test_lengths_are_each_sequence_alone(layer_type: type[nn.Module], how: str) -> None:

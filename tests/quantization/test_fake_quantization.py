@@ -122,6 +122,14 @@ def test_forward_mode_and_second_derivatives_pass_straight_through(quantize) -> 
 
 
 @pytest.mark.parametrize("quantize", ALL)
+def test_the_result_is_where_the_input_is(quantize) -> None:
+    x = values(4, 8)
+    with torch.device("meta"):  # as by torch.set_default_device
+        got = quantize(x, group_size=8)
+    assert torch.equal(got, quantize(x, group_size=8))
+
+
+@pytest.mark.parametrize("quantize", ALL)
 @pytest.mark.parametrize("shape", [(0,), (0, 8), (8,), (2, 3, 8)])
 def test_any_number_of_groups_and_any_layout(quantize, shape: tuple[int, ...]) -> None:
     x = values(*shape)

@@ -204,8 +204,8 @@ def random_parameter_mask(
                 f"per_channel={per_channel}"
             )
         # The largest of independent draws are a uniform choice without replacement.
-        chosen = torch.rand(filters.shape, generator=generator).topk(per_channel).indices
-        mask = torch.zeros(filters.shape, dtype=torch.bool).scatter_(1, chosen, True)
+        chosen = torch.rand(filters.shape, generator=generator, device="cpu").topk(per_channel).indices
+        mask = torch.zeros(filters.shape, dtype=torch.bool, device="cpu").scatter_(1, chosen, True)
         masks[f"{name}.weight".lstrip(".")] = mask.view(layer.weight.shape).to(layer.weight.device)
     if not masks:
         raise ValueError("the model has no Conv1d, Conv2d or Conv3d to draw weights from")

@@ -171,7 +171,8 @@ class Recurrent(nn.Module):
             return None
         time = 1 if self.batch_first else 0
         steps, batch = input.shape[time], input.shape[1 - time]
-        lengths = torch.as_tensor(lengths)
+        if not isinstance(lengths, Tensor):
+            lengths = torch.tensor(lengths, device="cpu")
         # An empty list, of an empty batch, has no dtype to judge.
         if batch and (lengths.is_floating_point() or lengths.dtype == torch.bool):
             raise TypeError(f"lengths must be integers; got {lengths.dtype}")
@@ -188,8 +189,8 @@ class Recurrent(nn.Module):
                 raise ValueError(
                     f"lengths must be between 0 and the input's {steps} steps; got {shortest} to {longest}"
                 )
-        kept = torch.arange(steps) < lengths.unsqueeze(1)
-        return (kept if self.batch_first else kept.t()).to(input.device)
+        kept = torch.arange(steps, device="cpu") < lengths.unsqueeze(1)
+        return (kept if self.batch_first else kept.t()).to(input.device, non_blocking=True)
 
     def extra_repr(self) -> str:
         words = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"

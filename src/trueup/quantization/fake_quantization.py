@@ -135,7 +135,7 @@ class _StraightThrough(torch.autograd.Function):
         groups = x.reshape(-1, group_size)
         if not x.is_cpu or torch.compiler.is_compiling():
             return quantize(_wide(groups)).to(x.dtype).view(x.shape)
-        output = torch.empty(groups.shape, dtype=x.dtype)
+        output = torch.empty_like(groups)
         for start, rows in _blocks(groups):
             output[start : start + len(rows)] = quantize(_wide(rows))
         return output.view(x.shape)
