@@ -180,6 +180,20 @@ def test_device_route_never_synchronises(case: Case, hyper: dict[str, Any]) -> N
             assert all(value.device.type == "cuda" for value in optimizer.state[param].values())
 
 
+@pytest.mark.parametrize(("case", "hyper"), VARIANTS)
+def test_the_default_device_does_not_matter(case: Case, hyper: dict[str, Any]) -> None:
+    """`torch.set_default_device` is for what users make; what we make belongs to the parameter."""
+    for route in routes(case):
+        params, others = start(), start()
+        optimizer = case.build(params, **hyper, **route)
+        for step in range(STEPS):
+            feed(params, step)
+            with torch.device("meta"):
+                optimizer.step()
+        train(case.build(others, **hyper, **route), others, range(STEPS))
+        close(params, others, rtol=0, atol=0)
+
+
 class Allocations(TorchDispatchMode):
     """Bytes of the largest tensor that an operation allocated."""
 

@@ -135,14 +135,14 @@ def test_low_precision_decides_as_float64(dtype: torch.dtype) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    shape=st.lists(st.integers(0, 5), min_size=2, max_size=4),
+    shape=st.lists(st.integers(1, 5), min_size=2, max_size=4),
     kind=st.sampled_from(["random", "channel", "layer", "zero"]),
     block=st.integers(1, 40),
     seed=st.integers(0, 1000),
 )
 def test_routes_decide_alike(shape: list[int], kind: str, block: int, seed: int) -> None:
     p, g = randn(*shape, seed=seed), randn(*shape, seed=seed + 1)
-    if kind == "zero" or not p.numel():
+    if kind == "zero":
         g = torch.zeros_like(g)
     elif kind != "random":
         g = orthogonal_to(p, g, shape[0] if kind == "channel" else 1)
@@ -153,10 +153,16 @@ def test_routes_decide_alike(shape: list[int], kind: str, block: int, seed: int)
         patch.setattr(blocks, "BLOCK", block)
         patch.setattr(radial, "BLOCK", block)
         view = radial.invariant_view(p.flatten(), g.flatten(), shape[0], 0.1, 1e-8, Scratch())
-    if p.numel():
-        assert (view is not None) == (ratio < 1)
-    if kind == "zero" and p.numel():
+    assert (view is not None) == (ratio < 1)
+    if kind == "zero":
         assert view.rows == shape[0]
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)])
+def test_without_elements_nothing_is_projected(shape: tuple[int, ...]) -> None:
+    update, ratio = project_radial(*torch.empty(3, *shape).unbind())
+    assert update.shape == shape
+    assert ratio == 1
 
 
 @settings(deadline=None, max_examples=60)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from trueup.optim.blocks import Scratch, split
-from trueup.optim.radial import View, decay_list, invariant_view, project_list, radial_blocks
+from trueup.optim.radial import View, invariant_view, project_and_decay, radial_blocks
 from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_decays, check_range, number
 
 
@@ -197,9 +197,8 @@ class AdamP(TwoRouteOptimizer):
         updates = torch._foreach_lerp(exp_avgs, grads, 1 - beta1) if group["nesterov"] else exp_avgs
         updates = torch._foreach_div(updates, denominators)
 
-        ratios = project_list(params, grads, updates, group["delta"], group["wd_ratio"], eps)
-        if group["weight_decay"]:
-            decay_list(params, ratios, lr * group["weight_decay"])
+        decay = lr * group["weight_decay"] if group["weight_decay"] else 0.0
+        project_and_decay(params, grads, updates, group["delta"], group["wd_ratio"], eps, decay)
         step_sizes = torch._foreach_reciprocal(_bias_corrections(beta1, steps))
         torch._foreach_mul_(step_sizes, lr)
         torch._foreach_mul_(updates, step_sizes)

@@ -16,6 +16,7 @@ float32 or better: in bfloat16 one with weight 0.001 would not move.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -60,13 +61,13 @@ def correction(base: Any, t: Any) -> Any:
     return 1 - base**t
 
 
-def clipped(grad: Tensor, largest: float | Tensor, limit: float | Tensor) -> Tensor:
-    """The gradient with every entry above the limit in size scaled by limit / largest."""
+def clipped(grad: Tensor, limit: float | Tensor, ratio: float | Tensor) -> Tensor:
+    """The gradient with every entry above the limit in size scaled by the ratio, limit / largest."""
     # This jumps: an entry at the limit stays, the next number above it becomes limit^2 / largest. So where an
     # entry lies within rounding of the limit, right implementations differ in that weight, by up to about
     # lr (1 - limit / largest); all else agrees to rounding. Limits must therefore be as exact as numbers are:
     # with 1 - 0.999^t in plain float32, 1e-5 off, entries of one tensor in 7000 change sides at each step.
-    return torch.where(grad.abs() > limit, grad * (limit / largest), grad)
+    return torch.where(grad.abs() > limit, grad * ratio, grad)
 
 
 def largest_entry(grad: Tensor) -> Tensor:
@@ -95,6 +96,39 @@ def norm_of(grad: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(grad, dtype=dtype)
     # One operation more for a shard: what follows mixes it with plain scalars.
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def largest_entries(grads: list[Tensor]) -> Tensor:
+    """`largest_entry` of each, (number,)."""
+    if _has_list_kernels(grads):
+        return torch.stack(torch._foreach_norm(grads, math.inf)).to(accumulation_dtype(grads[0].dtype))
+    return torch.stack([largest_entry(grad) for grad in grads])
+
+
+def norms_of(grads: list[Tensor]) -> Tensor:
+    """`norm_of` each, (number,)."""
+    if _has_list_kernels(grads):
+        return torch.stack(torch._foreach_norm(grads, 2, accumulation_dtype(grads[0].dtype)))
+    return torch.stack([norm_of(grad) for grad in grads])
+
+
+def _has_list_kernels(tensors: list[Tensor]) -> bool:
+    """Whether torch's norms of a list are exact, fast and of whole tensors: not on a CPU, nor of shards."""
+    return not any(t.is_cpu or isinstance(t, DTensor) or not t.numel() for t in tensors)
+
+
+def copy_list(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy each source into its target."""
+    if any(isinstance(target, DTensor) for target in targets):  # for which there is no such kernel
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
+    else:
+        torch._foreach_copy_(targets, sources)
+
+
+def scale(tensors: list[Tensor] | tuple[Tensor, ...], factors: Tensor) -> None:
+    """Multiply each tensor by its number of ``factors``, (number,), in place."""
+    torch._foreach_mul_(tensors, list(factors.unbind()))
 
 
 def check_optimizer(name: str, optimizer: object) -> None:
@@ -177,6 +211,8 @@ class GradientTransform:
 
     @torch.no_grad()
     def _transform(self) -> None:
+        # Side by side: on a device the launch of a kernel costs more than it does to a tensor's few numbers.
+        alike: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
         for group in self.optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -190,9 +226,16 @@ class GradientTransform:
                 if p not in self.state:
                     zero = torch.zeros((), dtype=accumulation_dtype(p.dtype), device=p.device)
                     self.state[p] = {name: zero.clone() for name in self.state_names}
-                self._apply(p, p.grad, self.state[p])
+                alike[p.device, p.dtype].append(p)
+        for params in alike.values():
+            grads = [p.grad for p in params if p.grad is not None]
+            columns = [[self.state[p][name] for p in params] for name in self.state_names]
+            after = self._apply(params, grads, *(torch.stack(column) for column in columns))
+            for column, values in zip(columns, after, strict=True):
+                torch._foreach_copy_(column, list(values.unbind()))
 
-    def _apply(self, param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
+    def _apply(self, params: list[Tensor], grads: list[Tensor], *state: Tensor) -> tuple[Tensor, ...]:
+        """Change gradients of one device and dtype; from their numbers, each (number,), to the next ones."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[int, dict[str, Tensor]]:
@@ -253,14 +296,18 @@ class AdaClip(GradientTransform):
         super().__init__(optimizer)
         self.gamma = gamma
 
-    def _apply(self, param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
-        largest = largest_entry(grad)
+    def _apply(self, params: list[Tensor], grads: list[Tensor], *state: Tensor) -> tuple[Tensor, ...]:
+        step, average = state
+        largest = largest_entries(grads)
         finite = largest.isfinite()
-        state["step"] += finite
-        average, limit = clip_limit(largest, state["max"], self.gamma, state["step"])
-        state["max"] = torch.where(finite, average, state["max"])
-        above = (grad.abs().to(limit.dtype) > limit) & finite
-        grad.mul_(torch.where(above, limit / (largest + (largest == 0)), 1.0))
+        step = step + finite
+        new, limit = clip_limit(largest, average, self.gamma, step)
+        ratio = limit / (largest + (largest == 0))
+        # Nothing is above infinity.
+        limit = torch.where(finite, limit, math.inf)
+        for grad, most, factor in zip(grads, limit, ratio, strict=True):
+            grad.mul_(torch.where(grad.abs().to(most.dtype) > most, factor, 1.0))
+        return step, torch.where(finite, new, average)
 
 
 class AdaGN(GradientTransform):
@@ -298,19 +345,18 @@ class AdaGN(GradientTransform):
         self.gammas = gammas
         self.eps = eps
 
-    def _apply(self, param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
-        norm = norm_of(grad)
+    def _apply(self, params: list[Tensor], grads: list[Tensor], *state: Tensor) -> tuple[Tensor, ...]:
+        step, first, second = state
+        norm = norms_of(grads)
         finite = norm.square().isfinite()
-        state["step"] += finite
-        first, second, factor = norm_factor(
-            norm, state["norm"], state["norm_sq"], self.gammas, self.eps, state["step"]
-        )
-        state["norm"] = torch.where(finite, first, state["norm"])
-        state["norm_sq"] = torch.where(finite, second, state["norm_sq"])
-        # In float32 at least: a factor may be beyond float16.
-        wide = grad.to(norm.dtype).mul_(torch.where(finite, factor, 1.0))
-        if wide.dtype != grad.dtype:
-            grad.copy_(wide)
+        step = step + finite
+        new_first, new_second, factor = norm_factor(norm, first, second, self.gammas, self.eps, step)
+        for grad, own in zip(grads, torch.where(finite, factor, 1.0), strict=True):
+            # In float32 at least: a factor may be beyond float16.
+            wide = grad.to(norm.dtype).mul_(own)
+            if wide.dtype != grad.dtype:
+                grad.copy_(wide)
+        return step, torch.where(finite, new_first, first), torch.where(finite, new_second, second)
 
 
 class MomentumReset(GradientTransform):
@@ -344,14 +390,15 @@ class MomentumReset(GradientTransform):
         super().__init__(optimizer)
         self.interval = interval
 
-    def _apply(self, param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
-        state["step"] += 1
-        keep = state["step"] % self.interval != 0
-        for name, value in self.optimizer.state.get(param, {}).items():
-            if not isinstance(value, Tensor) or name.startswith("max_") or name in _STEP_SIZES:
-                continue
-            kept = keep.to(value.device)
-            if name == "mu_product":  # NAdam's bias correction, which starts from 1
-                value.mul_(kept).add_(~kept)
-            elif name == "step" or value.shape == param.shape:
-                value.mul_(kept)
+    def _apply(self, params: list[Tensor], grads: list[Tensor], *state: Tensor) -> tuple[Tensor, ...]:
+        step = state[0] + 1
+        for param, keep in zip(params, step % self.interval != 0, strict=True):
+            for name, value in self.optimizer.state.get(param, {}).items():
+                if not isinstance(value, Tensor) or name.startswith("max_") or name in _STEP_SIZES:
+                    continue
+                kept = keep.to(value.device)
+                if name == "mu_product":  # NAdam's bias correction, which starts from 1
+                    value.mul_(kept).add_(~kept)
+                elif name == "step" or value.shape == param.shape:
+                    value.mul_(kept)
+        return (step,)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from trueup.optim.blocks import BLOCK, Scratch, split, split_rows
 
@@ -77,80 +78,106 @@ def project_radial(
             "project_radial needs param, grad and update of one shape; got "
             f"{tuple(param.shape)}, {tuple(grad.shape)} and {tuple(update.shape)}"
         )
-    if param.dim() < 2:
+    if param.dim() < 2 or not param.numel():
         return update, torch.ones((), dtype=accumulation_dtype(param.dtype), device=param.device)
-    coefficient, ratio = radial_coefficient(param, grad, update, delta, wd_ratio, eps)
-    return update.clone().addcmul_(param, coefficient, value=-1), ratio
+    (coefficient,), ratios = radial_coefficients([param], [grad], [update], delta, wd_ratio, eps)
+    return update.clone().addcmul_(param, coefficient, value=-1), ratios[0]
 
 
-def radial_coefficient(
-    param: Tensor, grad: Tensor, update: Tensor, delta: float, wd_ratio: float, eps: float
-) -> tuple[Tensor, Tensor]:
-    """How much of `param` to subtract from `update`, shape (rows, 1, ...), and the decay ratio, 0-d.
-
-    Each row's coefficient is <param, update> / (||param|| + eps)^2, with dot and norm over the row or, in the
-    layer view, over the tensor: the layer's sums are the rows' summed, so one pass serves both views.
-    """
-    dtype = accumulation_dtype(param.dtype)
-    p, g, u = param.to(dtype), grad.to(dtype), update.to(dtype)
-    # Sums over dimensions, not over a flattened view: a row's elements may lie in any order (channels_last).
-    inner = tuple(range(1, param.dim()))
-    gp, gg, pp, pu = ((a * b).sum(inner, keepdim=True) for a, b in ((g, p), (g, g), (p, p), (p, u)))
-    row_length = param.numel() // max(1, param.size(0))
-    by_row = orthogonal(gp, gg.sqrt(), pp.sqrt(), row_length, delta, eps).all()
-    coefficient = along(pu, pp.sqrt(), eps)
-
-    gp, gg, pp, pu = gp.sum(), gg.sum(), pp.sum(), pu.sum()
-    by_layer = orthogonal(gp, gg.sqrt(), pp.sqrt(), param.numel(), delta, eps)
-    of_layer = torch.where(by_layer, along(pu, pp.sqrt(), eps), 0.0)
-    ratio = torch.where(by_row | by_layer, torch.full_like(gp, wd_ratio), torch.ones_like(gp))
-    return torch.where(by_row, coefficient, of_layer), ratio
-
-
-def orthogonal(dot: Tensor, g_norm: Tensor, p_norm: Tensor, length: int, delta: float, eps: float) -> Tensor:
-    """|cos| < delta / sqrt(length), from <g, p>, ||g|| and ||p||.
-
-    Multiplied out, so that a zero norm with eps = 0, and any NaN, compare false: no projection.
-    """
-    return dot.abs() < delta / math.sqrt(max(1, length)) * g_norm.clamp_min(eps) * p_norm.clamp_min(eps)
-
-
-def along(dot: Tensor, p_norm: Tensor, eps: float) -> Tensor:
-    """<n, u> / (||p|| + eps), the multiple of p in u. Divided twice: eps squared may underflow."""
-    norm = p_norm + eps
-    return dot / norm / norm
-
-
-# The device route: lists of tensors, no value read.
-
-
-def project_list(
+def project_and_decay(
     params: list[Tensor],
     grads: list[Tensor],
     updates: Sequence[Tensor],
     delta: float,
     wd_ratio: float,
     eps: float,
-) -> list[Tensor | float]:
-    """Project each of `updates` in place where its parameter calls for it; the factors for weight decay."""
-    ratios: list[Tensor | float] = []
-    for param, grad, update in zip(params, grads, updates):
-        if param.dim() < 2:
-            ratios.append(1.0)
-            continue
-        coefficient, ratio = radial_coefficient(param, grad, update, delta, wd_ratio, eps)
-        update.addcmul_(param, coefficient, value=-1)
-        ratios.append(ratio)
-    return ratios
+    decay: float | Tensor,
+) -> None:
+    """The device route: project each update whose parameter calls for it, then shrink the parameters.
+
+    In place, and no value is read. A parameter shrinks by `decay` of itself, a projected one by `wd_ratio` of
+    that.
+    """
+    matrices = [i for i, param in enumerate(params) if param.dim() > 1]
+    coefficients: list[Tensor] = []
+    ratios = None
+    if matrices:
+        p, g, u = ([column[i] for i in matrices] for column in (params, grads, updates))
+        coefficients, ratios = radial_coefficients(p, g, u, delta, wd_ratio, eps)
+    for i, coefficient in zip(matrices, coefficients):
+        updates[i].addcmul_(params[i], coefficient, value=-1)
+    if isinstance(decay, Tensor) or decay:
+        if ratios is not None:
+            # So that 1 - decay x ratio is not itself rounded to a low precision.
+            for i, amount in zip(matrices, (ratios * decay).unbind()):
+                params[i].addcmul_(params[i], amount, value=-1)
+        for i in sorted(set(range(len(params))) - set(matrices)):
+            params[i].mul_(1 - decay)
 
 
-def decay_list(params: list[Tensor], ratios: list[Tensor | float], amount: float | Tensor) -> None:
-    """param <- param (1 - amount ratio), without rounding 1 - amount ratio itself to a low precision."""
-    for param, ratio in zip(params, ratios):
-        if isinstance(ratio, Tensor):
-            param.addcmul_(param, ratio * amount, value=-1)
-        else:
-            param.mul_(1 - amount * ratio)
+def radial_coefficients(
+    params: list[Tensor],
+    grads: list[Tensor],
+    updates: list[Tensor],
+    delta: float,
+    wd_ratio: float,
+    eps: float,
+) -> tuple[list[Tensor], Tensor]:
+    """How much of each parameter to take off its update, (rows, 1, ...), and the decay ratios, (number,).
+
+    Each row's coefficient is <param, update> / (||param|| + eps)^2, with dot and norm over the row or, in the
+    layer view, over the tensor: the layer's sums are the rows' summed, so one pass serves both views. All
+    tensors together, in few operations, since on a device the launch of one costs more than its work.
+    """
+    rows = [_row_sums(*tensors) for tensors in zip(params, grads, updates)]
+    layers = [sums.sum(1, keepdim=True) for sums in rows]
+    row_lengths = [param.numel() // param.size(0) for param in params]
+    by_row, of_rows = _test_view(rows, row_lengths, delta, eps)
+    by_layer, of_layers = _test_view(layers, [param.numel() for param in params], delta, eps)
+    of_layer = torch.where(by_layer, torch.cat(of_layers), 0.0)
+    coefficients = [
+        _beside(torch.where(passes, by_rows, whole).view(-1, *[1] * (param.dim() - 1)), param)
+        for param, passes, by_rows, whole in zip(params, by_row, of_rows, of_layer)
+    ]
+    return coefficients, torch.where(by_row | by_layer, torch.full_like(of_layer, wd_ratio), 1.0)
+
+
+def _row_sums(param: Tensor, grad: Tensor, update: Tensor) -> Tensor:
+    """<g, p>, <g, g>, <p, p> and <p, u> of each row, (4, rows), of the whole tensor where it is sharded."""
+    dtype = accumulation_dtype(param.dtype)
+    p, g, u = param.to(dtype), grad.to(dtype), update.to(dtype)
+    # Sums over dimensions, not over a flattened view: a row's elements may lie in any order (channels_last).
+    inner = tuple(range(1, param.dim()))
+    sums = torch.stack([(a * b).sum(inner) for a, b in ((g, p), (g, g), (p, p), (p, u))])
+    return sums.full_tensor() if isinstance(sums, DTensor) else sums
+
+
+def _test_view(
+    sums: list[Tensor], lengths: list[int], delta: float, eps: float
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Of each tensor: does every row pass |cos| < delta / sqrt(length)? And its rows' multiples of p in u.
+
+    The first is multiplied out, so that a zero norm with eps = 0, and any NaN, compare false: no projection.
+    """
+    gp, gg, pp, pu = (list(column) for column in zip(*(s.unbind() for s in sums)))
+    p_norms = torch._foreach_sqrt(pp)
+    limits = torch._foreach_clamp_min(torch._foreach_sqrt(gg), eps)
+    torch._foreach_mul_(limits, [delta / math.sqrt(length) for length in lengths])
+    torch._foreach_mul_(limits, torch._foreach_clamp_min(p_norms, eps))
+    excess = torch._foreach_sub(torch._foreach_abs(gp), limits)
+    passes = torch.stack([values.amax() for values in excess]) < 0
+    # <n, u> / (||p|| + eps), divided twice: eps squared may underflow.
+    norms = torch._foreach_add(p_norms, eps)
+    return passes, torch._foreach_div(torch._foreach_div(pu, norms), norms)
+
+
+def _beside(rows: Tensor, param: Tensor) -> Tensor:
+    """A value a row, sharded as the rows of the parameter are, so that it may meet that in an operation."""
+    if not isinstance(param, DTensor):
+        return rows
+    mesh = param.device_mesh
+    whole = DTensor.from_local(rows, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return whole.redistribute(mesh, [p if p.is_shard(0) else Replicate() for p in param.placements])
 
 
 # The blocked route: the same decision and projection, reading values, on flat tensors in memory order.
@@ -168,8 +195,6 @@ def invariant_view(
     param: Tensor, grad: Tensor, rows: int, delta: float, eps: float, scratch: Scratch
 ) -> View | None:
     """The view of `param` that passes the test, its `rows` channels or the whole; None if neither does."""
-    if param.numel() == 0:
-        return None
     length = param.numel() // rows
     # The first row alone, nearly always, is enough to refuse the channel view.
     if _orthogonal_norm(param[:length], grad[:length], delta, eps) is not None:

@@ -17,15 +17,15 @@ restoring the weights bit by bit.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer
 
-from trueup.optim.gradient_transforms import check_optimizer, norm_of
+from trueup.optim.gradient_transforms import check_optimizer, copy_list, norm_of, norms_of
 from trueup.optim.radial import accumulation_dtype
 
 
@@ -169,18 +169,18 @@ class SAM:
             return
         # Elsewhere no value is read, so that nothing waits for the device.
         self._keep(params)
-        finite = norm.isfinite()
+        finite, zero, scales = norm.isfinite(), norm.new_zeros(()), {1: scale, -1: -scale}
         for p, g, sign in zip(params, grads, signs, strict=True):
             direction = _wide(p).square().mul_(g) if self.adaptive else _wide(g)
-            step = direction * (sign * scale.to(p.device))
-            p.add_(torch.where(finite.to(p.device), step, 0.0))
+            step = direction * scales[sign].to(p.device)
+            p.add_(torch.where(finite.to(p.device), step, zero.to(p.device)))
 
     def _keep(self, params: list[Tensor]) -> None:
         for p in params:
             copy = self._copies.get(p)
             if copy is None or (copy.shape, copy.dtype, copy.device) != (p.shape, p.dtype, p.device):
                 self._copies[p] = torch.empty_like(p)
-        _copy([self._copies[p] for p in params], params)
+        copy_list([self._copies[p] for p in params], params)
         self._perturbed += params
 
     @torch.no_grad()
@@ -192,31 +192,25 @@ class SAM:
         """
         if not self._perturbed:
             raise RuntimeError("nothing to restore: call perturb() first")
-        _copy(self._perturbed, [self._copies[p] for p in self._perturbed])
+        copy_list(self._perturbed, [self._copies[p] for p in self._perturbed])
         self._perturbed = []
 
     def _norm(self, params: list[Tensor], grads: list[Tensor]) -> Tensor:
         """Of all gradients as one vector (times the weights if adaptive), 0-d, in float32 or better."""
-        device = params[0].device
-        norms = [
-            norm_of(_wide(p) * g if self.adaptive else g).to(device)
-            for p, g in zip(params, grads, strict=True)
-        ]
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        if self.adaptive:  # one product at a time
+            norms = [norm_of(_wide(p) * g).reshape(1) for p, g in zip(params, grads, strict=True)]
+        else:
+            alike: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+            for g in grads:
+                alike[g.device, g.dtype].append(g)
+            norms = [norms_of(members) for members in alike.values()]
+        norm: Tensor = torch.linalg.vector_norm(torch.cat([n.to(params[0].device) for n in norms]))
         return norm
 
 
 def _wide(t: Tensor) -> Tensor:
     # A half type has not the range for products, nor for gradients times a factor for unscaled ones.
     return t.to(accumulation_dtype(t.dtype))
-
-
-def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
-    if any(isinstance(target, DTensor) for target in targets):  # for which there is no such kernel
-        for target, source in zip(targets, sources, strict=True):
-            target.copy_(source)
-    else:
-        torch._foreach_copy_(targets, sources)
 
 
 def _dense(grad: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from trueup.optim.blocks import Scratch, split
-from trueup.optim.radial import decay_list, invariant_view, project_list, radial_blocks
+from trueup.optim.radial import invariant_view, project_and_decay, radial_blocks
 from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_range, number
 
 
@@ -147,9 +147,8 @@ class SGDP(TwoRouteOptimizer):
             updates = buffers
         else:
             updates = [buffer.clone() for buffer in buffers]
-        ratios = project_list(params, grads, updates, group["delta"], group["wd_ratio"], eps)
-        if group["weight_decay"]:
-            decay_list(params, ratios, lr * group["weight_decay"] / (1 - momentum))
+        decay = lr * group["weight_decay"] / (1 - momentum) if group["weight_decay"] else 0.0
+        project_and_decay(params, grads, updates, group["delta"], group["wd_ratio"], eps, decay)
         if isinstance(lr, Tensor):
             torch._foreach_sub_(params, torch._foreach_mul(updates, lr))
         else:

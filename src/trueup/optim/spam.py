@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from trueup.optim.blocks import Scratch, split
-from trueup.optim.gradient_transforms import correction, norm_of
+from trueup.optim.gradient_transforms import copy_list, correction, norm_of, norms_of, scale
 from trueup.optim.two_route import (
     Flat,
     Group,
@@ -125,7 +125,7 @@ class SPAM(TwoRouteOptimizer):
         lr, decay, (beta1, beta2) = float(group["lr"]), group["weight_decay"], group["betas"]
         for _, param, grad, (step, exp_avg, exp_avg_sq) in flats:
             # False for NaN as well.
-            if param.numel() == 0 or not norm_of(grad).item() ** 2 <= torch.finfo(step.dtype).max:
+            if not norm_of(grad).item() ** 2 <= torch.finfo(step.dtype).max:
                 continue
             step += 1
             t = step.item()
@@ -165,30 +165,41 @@ class SPAM(TwoRouteOptimizer):
     def _step_foreach(
         self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
     ) -> None:
-        for param, grad, step, exp_avg, exp_avg_sq in zip(params, grads, *state):
-            if param.numel() == 0:
-                continue
-            lr, (beta1, beta2) = number(group["lr"]), group["betas"]
-            finite = norm_of(grad).square().isfinite()
-            acts = finite.to(step.dtype)
-            grad = torch.where(finite, grad, 0.0).to(exp_avg.dtype)
-            step += acts
-            clips, reset, warm = self._now(group, step)
-            grad = torch.where(clips, _clip(grad, exp_avg_sq, group["spike_threshold"]), grad)
-            keep = 1 - (reset & finite).to(step.dtype)
-            if group["maximize"]:
-                grad = -grad
-            exp_avg.mul_(keep).lerp_(grad, acts * (1 - beta1))
-            exp_avg_sq.mul_(keep).lerp_(grad.square(), acts * (1 - beta2))
-            # Before its first finite gradient a tensor has taken no step, whose corrections would be 0.
-            t = step.clamp(min=1)
-            size = acts * warm * lr * correction(beta2, t).sqrt() / correction(beta1, t)
-            # 1 is added where nothing acts: eps may be 0, and 0 / 0 times 0 is NaN.
-            root = exp_avg_sq.sqrt().add_(group["eps"] + (1 - acts))
-            weight = param.to(exp_avg.dtype)
-            weight.sub_(exp_avg / root * size).mul_(1 - acts * lr * group["weight_decay"])
-            if param.dtype != exp_avg.dtype:
-                param.copy_(weight)
+        lr, (beta1, beta2) = number(group["lr"]), group["betas"]
+        steps, exp_avgs, exp_avg_sqs = state
+        finite = norms_of(grads).square().isfinite()
+        acts = finite.to(steps[0].dtype)
+        step = torch.stack(steps) + acts
+        torch._foreach_copy_(steps, list(step.unbind()))
+        clips, reset, warm = self._now(group, step)
+        zero = step.new_zeros(())
+        grads = [
+            torch.where(is_finite, grad, zero).to(m.dtype)
+            for grad, m, is_finite in zip(grads, exp_avgs, finite)
+        ]
+        if group["spike_threshold"]:
+            grads = [
+                torch.where(clip, _clip(grad, v, group["spike_threshold"]), grad)
+                for grad, v, clip in zip(grads, exp_avg_sqs, clips)
+            ]
+        keep = 1 - (reset & finite).to(step.dtype)
+        scale(exp_avg_sqs, keep * (1 - acts * (1 - beta2)))
+        torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
+        scale(exp_avgs, keep * (1 - acts * (1 - beta1)))
+        torch._foreach_add_(exp_avgs, grads, alpha=(beta1 - 1) if group["maximize"] else (1 - beta1))
+        # Before its first finite gradient a tensor has taken no step, whose corrections would be 0.
+        t = step.clamp(min=1)
+        roots = torch._foreach_sqrt(exp_avg_sqs)
+        # 1 is added where nothing acts: eps may be 0, and 0 / 0 times 0 is NaN.
+        torch._foreach_add_(roots, list((group["eps"] + (1 - acts)).unbind()))
+        # Infinite where nothing acts: the step is 0.
+        scale(roots, correction(beta1, t) / (acts * warm * lr * correction(beta2, t).sqrt()))
+        weights = [param.to(m.dtype) for param, m in zip(params, exp_avgs)]
+        torch._foreach_addcdiv_(weights, exp_avgs, roots, -1)
+        if group["weight_decay"]:
+            scale(weights, 1 - acts * lr * group["weight_decay"])
+        if weights[0] is not params[0]:
+            copy_list(params, weights)
 
 
 def _clip(grad: Tensor, exp_avg_sq: Tensor, threshold: float) -> Tensor:

@@ -27,10 +27,12 @@ from trueup.optim.blocks import Scratch, split
 from trueup.optim.gradient_transforms import (
     clip_limit,
     clipped,
+    copy_list,
     correction,
-    largest_entry,
+    largest_entries,
     norm_factor,
-    norm_of,
+    norms_of,
+    scale,
 )
 from trueup.optim.two_route import (
     Flat,
@@ -150,8 +152,6 @@ class StableSPAM(TwoRouteOptimizer):
         lr, eps, weight_decay = float(group["lr"]), group["eps"], group["weight_decay"]
         sign = -1.0 if group["maximize"] else 1.0
         for _, param, grad, (step, total, average, first, second, *moments) in flats:
-            if param.numel() == 0:
-                continue
             largest = _largest(grad)
             # False for NaN as well.
             if not largest * largest * grad.numel() <= torch.finfo(average.dtype).max:
@@ -175,7 +175,7 @@ class StableSPAM(TwoRouteOptimizer):
             for p, g, m, v, *largest_v in split(param, grad, *moments):
                 g = g.to(m.dtype)
                 scaled = scratch.like(m, "gradient")
-                torch.mul(clipped(g, largest, limit) if spiked else g, sign * factor, out=scaled)
+                torch.mul(clipped(g, limit, limit / largest) if spiked else g, sign * factor, out=scaled)
                 # The kernel takes tensors of one dtype: half types are stepped in a wider copy.
                 weight = p if p.dtype == m.dtype else scratch.like(m, "weight").copy_(p)
                 torch._fused_adamw_(
@@ -218,68 +218,68 @@ class StableSPAM(TwoRouteOptimizer):
     def _step_foreach(
         self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
     ) -> None:
-        for tensors in zip(params, grads, *state):
-            if tensors[0].numel():
-                self._step_tensor(group, *tensors)
-
-    def _step_tensor(
-        self,
-        group: Group,
-        param: Tensor,
-        grad: Tensor,
-        step: Tensor,
-        total: Tensor,
-        average: Tensor,
-        first: Tensor,
-        second: Tensor,
-        exp_avg: Tensor,
-        exp_avg_sq: Tensor,
-        max_exp_avg_sq: Tensor | None = None,
-    ) -> None:
         lr, eps, beta2 = number(group["lr"]), group["eps"], group["betas"][1]
-        largest = largest_entry(grad)
-        finite = (largest.square() * grad.numel()).isfinite()
+        *counts, exp_avgs, exp_avg_sqs = state[:7]
+        step, total, average, first, second = (torch.stack(column) for column in counts)
+
+        largest = largest_entries(grads)
+        # As soon as the sum of so many squares might be infinite, a gradient counts as such.
+        most = torch.stack(torch._foreach_mul(largest.unbind(), [math.sqrt(g.numel()) for g in grads]))
+        finite = most.square().isfinite()
         # A gradient that is not finite becomes one of zeros, and every change below is multiplied by 0.
         acts = finite.to(largest.dtype)
-        grad = torch.where(finite, grad, 0.0).to(exp_avg.dtype)
         largest = torch.where(finite, largest, 0.0)
-        total += acts
+        total = total + acts
         beta1, gammas, reset, t = self._now(group, total, step + 1)
-        reset = (reset & finite).to(acts.dtype)
+        keep = 1 - (reset & finite).to(acts.dtype)
         # Before its first finite gradient a tensor has taken no step, whose corrections would be 0.
         t = t.clamp(min=1)
-
         new_average, limit = clip_limit(largest, average, group["gammas"][2], t)
         # The limit is 0 where the largest entry is: nothing is above it.
-        grad = clipped(grad, largest + (largest == 0), limit)
-        new_first, new_second, factor = norm_factor(norm_of(grad), first, second, gammas, eps, t)
-        averages, news = [average, first, second], [new_average, new_first, new_second]
-        kept = [torch.where(finite, new, old) for new, old in zip(news, averages, strict=True)]
-        torch._foreach_copy_(averages, kept)
-        grad = grad * (-factor if group["maximize"] else factor)
+        ratio, zero = limit / (largest + (largest == 0)), limit.new_zeros(())
+        grads = [
+            clipped(torch.where(is_finite, g, zero).to(m.dtype), own_limit, own_ratio)
+            for g, m, is_finite, own_limit, own_ratio in zip(grads, exp_avgs, finite, limit, ratio)
+        ]
+        new_first, new_second, factor = norm_factor(norms_of(grads), first, second, gammas, eps, t)
+        step = step * keep + acts
+        averages = [
+            torch.where(finite, new, old)
+            for new, old in ((new_average, average), (new_first, first), (new_second, second))
+        ]
+        for column, values in zip(counts, (step, total, *averages)):
+            torch._foreach_copy_(column, list(values.unbind()))
 
-        keep = 1 - reset
-        if group["reset_mode"] == "paper":
-            exp_avg.mul_(keep)
-            exp_avg_sq.mul_(keep)
-        step.mul_(keep).add_(acts)
-        exp_avg.lerp_(grad, acts * (1 - beta1))
-        exp_avg_sq.lerp_(grad.square(), acts * (1 - beta2))
-        square = exp_avg_sq
-        if max_exp_avg_sq is not None:
-            torch.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
-            square = max_exp_avg_sq
+        # Full-size operations from here, each with a number a tensor.
+        paper = group["reset_mode"] == "paper"
+        remains = keep if paper else torch.ones_like(keep)
+        scale(grads, -factor if group["maximize"] else factor)
+        scale(exp_avg_sqs, remains * (1 - acts * (1 - beta2)))
+        torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
+        scale(exp_avgs, remains * (1 - acts * (1 - beta1)))
+        scale(grads, acts * (1 - beta1))
+        torch._foreach_add_(exp_avgs, grads)
+        del grads  # the copies of this step: their memory serves the roots
+        squares = exp_avg_sqs
+        if group["amsgrad"]:
+            torch._foreach_maximum_(state[7], exp_avg_sqs)
+            squares = state[7]
         k = step.clamp(min=1)
+        roots = torch._foreach_sqrt(squares)
+        scale(roots, correction(beta2, k).rsqrt())
         # 1 is added where nothing acts: eps may be 0, and 0 / 0 times 0 is NaN.
-        root = (square.sqrt() / correction(beta2, k).sqrt()).add_(eps + (1 - acts))
-        size = acts * lr / correction(beta1, k)
-        weight = param.to(exp_avg.dtype)
-        weight.mul_(1 - acts * lr * group["weight_decay"]).sub_(exp_avg / root * size)
-        if param.dtype != exp_avg.dtype:
-            param.copy_(weight)
-        if group["reset_mode"] == "official":
-            exp_avg.mul_(keep)
-            exp_avg_sq.mul_(keep)
+        torch._foreach_add_(roots, list((eps + (1 - acts)).unbind()))
+        # Infinite where nothing acts: the step is 0.
+        scale(roots, correction(beta1, k) / (acts * lr))
+        weights = [param.to(m.dtype) for param, m in zip(params, exp_avgs)]
+        if group["weight_decay"]:
+            scale(weights, 1 - acts * lr * group["weight_decay"])
+        torch._foreach_addcdiv_(weights, exp_avgs, roots, -1)
+        if weights[0] is not params[0]:
+            copy_list(params, weights)
+        if not paper:
+            scale(exp_avgs, keep)
+            scale(exp_avg_sqs, keep)
 
 
 def _largest(grad: Tensor) -> float:
@@ -294,6 +294,6 @@ def _norm(grad: Tensor, dtype: torch.dtype, largest: float, limit: float | None)
     for (block,) in split(grad):
         block = block.to(dtype)
         if limit is not None:
-            block = clipped(block, largest, limit)
+            block = clipped(block, limit, limit / largest)
         total += torch.dot(block, block).item()
     return math.sqrt(total)

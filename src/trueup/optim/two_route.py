@@ -29,7 +29,7 @@ Group = dict[str, Any]
 
 
 class Flat(NamedTuple):
-    """A CPU parameter with its gradient and state, flat in one memory order.
+    """A CPU parameter with its gradient and state, flat in one memory order. It is not empty.
 
     `rows` is the parameter's size along dimension 0, or 0 if it has less than two dimensions.
     """
@@ -77,7 +77,7 @@ class TwoRouteOptimizer(Optimizer):
     def _step_foreach(
         self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
     ) -> None:
-        """Step lists of tensors without reading any value."""
+        """Step lists of tensors, all of one device and dtype and none empty, without reading any value."""
 
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters with hyperparameters of their own, as `torch.optim.Optimizer.add_param_group`.
@@ -118,38 +118,42 @@ class TwoRouteOptimizer(Optimizer):
             grads: list[Tensor] = []
             state: list[list[Tensor]] = [[] for _ in self._names(group)]
             self._init_group(group, params, grads, *state)
-            if torch.compiler.is_compiling():
-                self._step_foreach(group, params, grads, *state)
-            else:
-                self._step_eagerly(group, params, grads, state)
+            tensors = list(zip(params, grads, *state))
+            self._step_lists(
+                group, tensors if torch.compiler.is_compiling() else self._step_cpu(group, tensors)
+            )
         return loss
 
-    def _step_eagerly(
-        self, group: Group, params: list[Tensor], grads: list[Tensor], state: list[list[Tensor]]
-    ) -> None:
+    def _step_cpu(self, group: Group, members: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+        """Step what takes the blocked route; return the rest. Each member: parameter, gradient, state."""
         shaped = [name not in self.scalars for name in self._names(group)]
-        # kernels that take lists of tensors are fast only where those are of one device and dtype
-        alike: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = defaultdict(list)
         flats: dict[torch.dtype, list[Flat]] = defaultdict(list)
-        for tensors in zip(params, grads, *state):
+        rest = []
+        for tensors in members:
             param = tensors[0]
+            flat = None
             if takes_blocks(param, group["foreach"]):
                 flat = in_memory_order(*tensors[:2], *compress(tensors[2:], shaped))
-                if flat is not None:
-                    rest = iter(flat[2:])
-                    own = tuple(
-                        next(rest) if whole else t for t, whole in zip(tensors[2:], shaped, strict=True)
-                    )
-                    rows = param.size(0) if param.dim() > 1 else 0
-                    flats[param.dtype].append(Flat(rows, flat[0], flat[1], own))
-                    continue
-            alike[param.device, param.dtype].append(tensors)
+            if flat is None:
+                rest.append(tensors)
+                continue
+            whole = iter(flat[2:])
+            own = tuple(next(whole) if big else t for t, big in zip(tensors[2:], shaped, strict=True))
+            rows = param.size(0) if param.dim() > 1 else 0
+            flats[param.dtype].append(Flat(rows, flat[0], flat[1], own))
         scratch = Scratch()
         with np.errstate(all="ignore"):  # NaN and infinity propagate silently, as in torch
             for of_dtype in flats.values():
                 self._step_blocks(group, scratch, of_dtype)
-        for members in alike.values():
-            self._step_foreach(group, *(list(column) for column in zip(*members)))
+        return rest
+
+    def _step_lists(self, group: Group, members: list[tuple[Tensor, ...]]) -> None:
+        # kernels that take lists of tensors are fast only where those are of one device and dtype
+        alike: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = defaultdict(list)
+        for tensors in members:
+            alike[tensors[0].device, tensors[0].dtype].append(tensors)
+        for of_kind in alike.values():
+            self._step_foreach(group, *(list(column) for column in zip(*of_kind)))
 
     # torch.compile knows this method by its name: it runs it outside the graph and maps the lists it fills.
     def _init_group(
@@ -163,6 +167,8 @@ class TwoRouteOptimizer(Optimizer):
                     f"{type(self).__name__} needs dense gradients; got layout {param.grad.layout}: build the "
                     "embedding with sparse=False, or give it an optimizer of its own (torch.optim.SparseAdam)"
                 )
+            if not param.numel():
+                continue
             own = self.state[param]
             for name in self._names(group):
                 if name not in own:
