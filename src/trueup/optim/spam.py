@@ -178,10 +178,13 @@ class SPAM(TwoRouteOptimizer):
             for grad, m, is_finite in zip(grads, exp_avgs, finite)
         ]
         if group["spike_threshold"]:
-            grads = [
-                torch.where(clip, _clip(grad, v, group["spike_threshold"]), grad)
-                for grad, v, clip in zip(grads, exp_avg_sqs, clips)
-            ]
+            # To clamp at the root is to clip by the square: nothing jumps between them.
+            limits = torch._foreach_sqrt(exp_avg_sqs)
+            torch._foreach_mul_(limits, math.sqrt(group["spike_threshold"]))
+            torch._foreach_add_(limits, list(torch.where(clips, 0.0, math.inf).to(step.dtype).unbind()))
+            grads = list(torch._foreach_minimum(grads, limits))
+            torch._foreach_neg_(limits)
+            torch._foreach_maximum_(grads, limits)
         keep = 1 - (reset & finite).to(step.dtype)
         scale(exp_avg_sqs, keep * (1 - acts * (1 - beta2)))
         torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
