@@ -16,6 +16,7 @@ As in the official code: group scaling, warm-up by psi_B, backward by psi_B (``b
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from itertools import repeat
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -79,7 +80,8 @@ def power_norm(
 
     A batch without a token (empty, or all padding) is divided by ``running_phi`` and moves no state.
     Statistics are taken in float32 or better whatever the input's dtype. The gradient is not that of the
-    forward, by design, and cannot be differentiated again.
+    forward, by design, and cannot be differentiated again. On CUDA devices Triton does the passes over the
+    tokens, where it is installed; sums then differ by rounding.
 
     Raises:
         TypeError: the input is not floating point, or the mask not boolean.
@@ -166,6 +168,25 @@ class _Statistics(NamedTuple):
 def _statistics(
     x: Tensor, keep: Tensor | None, groups: int, eps: float, group: ProcessGroup | None
 ) -> _Statistics:
+    kernels = _kernels(x)
+    rms, total, kept = (kernels.squares if kernels else _squares)(x, keep, groups, eps)
+    positions = torch.full((1,), len(x), dtype=total.dtype, device=x.device)
+    real_total, tokens = total, positions
+    if keep is not None:
+        real_total, tokens = kept, keep.sum(0, keepdim=True).to(total.dtype)
+    if group is not None:
+        together = torch.cat([total, real_total, positions, tokens])
+        all_reduce(together, group=group)
+        total, real_total, positions, tokens = together.split([len(total), len(total), 1, 1])
+    real = tokens > 0
+    share = torch.where(real, 1 / positions.clamp(min=1), torch.zeros_like(positions)).expand_as(total)
+    return _Statistics(rms, real_total / tokens.clamp(min=1), total * share, share, real)
+
+
+def _squares(
+    x: Tensor, keep: Tensor | None, groups: int, eps: float
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """``rms`` of each row's groups (None without), and the sums of u^2 over all rows and over kept ones."""
     rms, sums, kept = [], [], []
     for part, real in _strips(x, keep):
         squares = widen(part).square()
@@ -177,20 +198,25 @@ def _statistics(
         if real is not None:
             # Left out by value: padding may hold anything here, even NaN.
             kept.append(squares.masked_fill(~real.unsqueeze(1), 0).sum(0))
-    total = torch.stack(sums).sum(0)
-    positions = torch.full((1,), len(x), dtype=total.dtype, device=x.device)
-    real_total, tokens = total, positions
-    if keep is not None:
-        real_total, tokens = torch.stack(kept).sum(0), keep.sum(0, keepdim=True).to(total.dtype)
-    if group is not None:
-        together = torch.cat([total, real_total, positions, tokens])
-        all_reduce(together, group=group)
-        total, real_total, positions, tokens = together.split([len(total), len(total), 1, 1])
-    real = tokens > 0
-    share = torch.where(real, 1 / positions.clamp(min=1), torch.zeros_like(positions)).expand_as(total)
-    return _Statistics(
-        _joined(rms) if groups else None, real_total / tokens.clamp(min=1), total * share, share, real
+    return (
+        _joined(rms) if groups else None,
+        torch.stack(sums).sum(0),
+        torch.stack(kept).sum(0) if kept else None,
     )
+
+
+def _kernels(x: Tensor) -> Any:
+    """The module of Triton kernels if they take these rows: plain, on a CUDA device, float32 or less."""
+    if not x.is_cuda or x.dtype == torch.float64 or not x.numel() or torch.compiler.is_compiling():
+        return None
+    # Tensors that stand for others have no memory of their own.
+    if type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return None
+    if find_spec("triton") is None:
+        return None
+    from trueup.nn import power_norm_triton
+
+    return power_norm_triton
 
 
 def _strips(x: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
@@ -239,6 +265,8 @@ class _Normalize(torch.autograd.Function):
     ) -> Tensor:
         scale = forward_scale if weight is None else forward_scale * weight
         shift = scale.new_zeros(()) if bias is None else bias.to(scale.dtype)
+        if kernels := _kernels(x):
+            return cast(Tensor, kernels.normalized(x, rms, scale, shift))
         output = torch.empty_like(x)
         for part, factor, y in _strips(x, rms, output):
             write(y, torch.addcmul, shift, _times(widen(part), factor), scale)
@@ -291,6 +319,8 @@ class _Gradients(torch.autograd.Function):
     def forward(
         grad: Tensor, x: Tensor, rms: Tensor | None, scale: Tensor, pull: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if kernels := _kernels(x):
+            return cast(tuple[Tensor, Tensor, Tensor], kernels.gradients(grad, x, rms, scale, pull))
         grad_x, along_z, along_one = torch.empty_like(x), [], []
         for g, part, factor, dx in _strips(grad, x, rms, grad_x):
             g, u = widen(g), _times(widen(part), factor)
