@@ -74,6 +74,7 @@ def main() -> int:
 
     progress, results, failures = Console(stderr=True), [], 0
     for name in arguments.names or NAMES:
+        before = len(results)
         try:
             with progress.status(f"{name} ..."):
                 for result in results_of(name, arguments.rounds):
@@ -85,6 +86,9 @@ def main() -> int:
             failures += 1
             progress.print(f"[red]{name} could not run[/]")
             progress.print_exception()
+        else:
+            if len(results) == before:
+                progress.print(f"{name}: nothing to measure on this machine")
     # Piped into a file, the table keeps its full width instead of an 80-column guess.
     Console(width=None if sys.stdout.isatty() else 160).print(table_of(results))
     if arguments.json:

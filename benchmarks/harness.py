@@ -113,7 +113,11 @@ def _time(row: Row, rounds: int) -> Result:
 
 
 def _seconds(call: Callable[[], object], repeats: int) -> float:
+    # A CUDA device works on after the call: wait for it, before and after.
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    wait()
     start = time.perf_counter()
     for _ in range(repeats):
         call()
+    wait()
     return max((time.perf_counter() - start) / repeats, 1e-9)

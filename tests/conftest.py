@@ -1,6 +1,7 @@
 """Options of the whole test run.
 
-``--golden-dir DIR`` holds the adapters against the reference values in DIR instead of ``tests/golden``.
+``--golden-dir DIR`` holds the adapters against the reference values in DIR instead of ``tests/golden``;
+``--device cuda`` computes them there.
 
 ``--shapes`` checks the jaxtyping shapes in trueup's signatures while the tests run. The hook breaks
 full-graph compilation, so it is for a run of its own, over golden values, mathematics and doctests, as in
@@ -22,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Path(__file__).parent / "golden",
         help="folder of the <slug>.npz reference values (default: tests/golden)",
     )
+    parser.addoption("--device", default="cpu", help="where golden values are computed (default: cpu)")
     parser.addoption("--shapes", action="store_true", help="check shapes in trueup's signatures")
 
 

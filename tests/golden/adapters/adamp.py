@@ -24,10 +24,10 @@ def run(optimizer_class: type[torch.optim.Optimizer], case: Any, foreach: bool) 
             param.grad = torch.tensor(case.inputs[f"grad{i}.t{t}"])
         optimizer.step()
         for i, param in enumerate(params):
-            out[f"out.p{i}.t{t}"] = param.detach().numpy().copy()
+            out[f"out.p{i}.t{t}"] = param.detach().cpu().clone()
     for i, param in enumerate(params):
         for name, value in optimizer.state[param].items():
-            out[f"out.state_{name}{i}"] = int(value) if name == "step" else value.numpy()
+            out[f"out.state_{name}{i}"] = int(value) if name == "step" else value.cpu()
     return out
 
 
