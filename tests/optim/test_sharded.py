@@ -100,6 +100,23 @@ def test_ddp_and_fsdp2_equal_one_process(tmp_path: Path) -> None:
     in_processes(compare, folder=tmp_path)
 
 
+def shard_a_part(rank: int) -> None:
+    for name, build in OPTIMIZERS.items():
+        for sharp in (False, True):
+            alone, sharded = network(), network()
+            train(alone, build(alone.parameters()), slice(None), sharp)
+            fully_shard(sharded[0], mesh=init_device_mesh("cpu", (2,)))
+            # Both see all inputs: what is not sharded is not averaged either.
+            train(sharded, build(sharded.parameters()), slice(None), sharp)
+            torch.testing.assert_close(
+                whole(sharded), whole(alone), rtol=1e-9, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}"
+            )
+
+
+def test_one_optimizer_takes_sharded_and_whole_parameters(tmp_path: Path) -> None:
+    in_processes(shard_a_part, folder=tmp_path)
+
+
 def spoil(rank: int) -> None:
     """A shard with a number that is not finite makes every process skip the tensor."""
     for value in (math.nan, math.inf):
