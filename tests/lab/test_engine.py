@@ -306,11 +306,13 @@ def test_a_map_left_early_stops_its_cells_and_frees_the_engine(folder: Path, ref
 
 
 PARENT = """
-import sys
+import signal, sys
 from dataclasses import replace
 from trueup.lab.cell import Cell
 from trueup.lab.engine import LocalEngine, StudyRef, Task
 if __name__ == "__main__":
+    # A shell starts its background jobs deaf to Ctrl-C, and what they start inherits it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     ref = StudyRef("file", sys.argv[1])
     cell = Cell("probe", "smoke", 1, "report", arm="a", hyper=(("what", "sleep"),))
     cells = [replace(cell, seed=int(seed)) for seed in sys.argv[2:]]
