@@ -34,6 +34,8 @@ VARIANTS = [
 FULLEST = [
     pytest.param(case, max(case.variants.values(), key=len), id=case.optimizer.__name__) for case in CASES
 ]
+# Those that look at norms, to skip a gradient that is not finite.
+SKIPPING = [p for p in VARIANTS if p.values[0].skips_nonfinite]
 ROUTES = [pytest.param(False, id="blocked"), pytest.param(True, id="foreach")]
 
 
@@ -143,6 +145,27 @@ def test_routes_are_equal(case: Case, hyper: dict[str, Any], dtype: torch.dtype)
         results.append([*params, *state])
     tolerance = {"rtol": 2e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-14}
     close(results[0], results[-1], **tolerance)
+
+
+@pytest.mark.parametrize(("case", "hyper"), SKIPPING)
+def test_norms_of_lists_are_those_of_each(
+    case: Case, hyper: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An accelerator's kernels take the norms of all gradients at once; a CPU has them too, though slower."""
+    for value in (1.0, torch.nan, torch.inf):
+        results = []
+        for on_cpu in (True, False):
+            with monkeypatch.context() as patch:
+                if not on_cpu:
+                    patch.setattr(Tensor, "is_cpu", False)
+                params = start()
+                optimizer = case.build(params, **hyper, foreach=True)
+                for step in range(STEPS):
+                    feed(params, step)
+                    params[0].grad[1, 2] *= value if step == 2 else 1.0
+                    optimizer.step()
+                results.append(params)
+        close(results[1], results[0], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(("case", "hyper"), FULLEST)
@@ -455,9 +478,6 @@ def test_nan_reaches_the_weight(case: Case, hyper: dict[str, Any]) -> None:
         optimizer.step()
         assert params[0][0, 0].isnan()
         assert params[1].isfinite().all()
-
-
-SKIPPING = [p for p in VARIANTS if p.values[0].skips_nonfinite]
 
 
 # The last is finite, but not its square.

@@ -351,6 +351,27 @@ def test_what_is_maximized_is_perturbed_to_where_it_is_lowest(adaptive: bool) ->
         assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize("spoiled", [False, True])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_accelerators_perturb_as_a_cpu_does(
+    adaptive: bool, spoiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    perturbed = []
+    for on_cpu in (True, False):
+        if not on_cpu:
+            monkeypatch.setattr(Tensor, "is_cpu", False)
+        generator = torch.Generator().manual_seed(0)
+        p, q = (nn.Parameter(torch.randn(3, 4, generator=generator)) for _ in range(2))
+        p.grad, q.grad = torch.randn(2, 3, 4, generator=generator)
+        if spoiled:
+            p.grad[0, 0] = torch.inf
+        groups = [{"params": [p]}, {"params": [q], "maximize": True}]
+        with SAM(torch.optim.SGD(groups, 0.1), 0.5, adaptive=adaptive).perturbed():
+            perturbed.append([p.detach().clone(), q.detach().clone()])
+        assert torch.equal(p, perturbed[0][0]) == spoiled
+    torch.testing.assert_close(perturbed[1], perturbed[0])
+
+
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_no_value_is_read_from_an_accelerator(adaptive: bool) -> None:
     with FakeTensorMode():  # reading a value of a fake tensor raises
