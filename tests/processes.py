@@ -26,5 +26,6 @@ def _run(rank: int, number: int, folder: str, function: Callable[..., Any], args
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=number)
     torch.save(function(rank, *args), f"{folder}/returned-{rank}.pt")
     dist.destroy_process_group()
-    # FSDP2 leaves a thread of torch's behind, and now and then Python's own way out aborts over it.
+    # Whoever still holds the group keeps gloo's threads alive. One that asks for Python's lock while Python
+    # goes away is unwound by force, through code that may not throw: now and then that aborts the process.
     os._exit(0)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from processes import in_processes
 from trueup.nn import (
     BatchChannelNorm1d,
     BatchChannelNorm2d,
@@ -337,11 +337,9 @@ def test_each_micro_batch_moves_the_estimates() -> None:
 CUTS = [3, 1]
 
 
-def share(rank: int, address: str, folder: str) -> None:
+def share(rank: int) -> dict[Any, Any]:
     """One process's rows of a batch, by both forms; then without a group under DistributedDataParallel."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    found = {}
+    found: dict[Any, Any] = {}
     for estimate in (True, False):
         layer, x, direction = joined(estimate, dist.group.WORLD)
         part = x.split(CUTS)[rank].clone().requires_grad_()
@@ -374,8 +372,7 @@ def share(rank: int, address: str, folder: str) -> None:
     for _ in range(2):
         model(x.split(CUTS)[rank])
     found["local"] = alone.bn.running_mean.clone()
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 def joined(estimate: bool, group: dist.ProcessGroup | None) -> tuple[nn.Module, Tensor, Tensor]:
@@ -386,8 +383,7 @@ def joined(estimate: bool, group: dist.ProcessGroup | None) -> tuple[nn.Module, 
 
 
 def test_two_processes_are_one_on_the_joined_batch(tmp_path: Path) -> None:
-    mp.spawn(share, (f"file://{tmp_path}/meeting", str(tmp_path)), nprocs=2)
-    processes = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    processes = in_processes(share, folder=tmp_path)
     for estimate in (True, False):
         layer, x, direction = joined(estimate, None)
         x.requires_grad_()

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations
 
+from processes import in_processes
 from trueup.models import CifarResNet
 from trueup.nn import (
     BatchChannelNorm2d,
@@ -523,17 +526,15 @@ def test_refuses_what_would_change_the_meaning(
     assert model[0] is layer
 
 
-def test_refuses_a_model_that_is_wrapped_for_distributed_training(tmp_path) -> None:
-    from torch.distributed.fsdp import fully_shard
+def convert_wrapped(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (1,))
+    for wrapped in (nn.parallel.DistributedDataParallel(Net()), fully_shard(Net(), mesh=mesh)):
+        with pytest.raises(ValueError, match="change the model first, and wrap the changed one"):
+            convert(wrapped, nn.BatchNorm2d, GhostBatchNorm2d)
 
-    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        mesh = torch.distributed.init_device_mesh("cpu", (1,))
-        for wrapped in (nn.parallel.DistributedDataParallel(Net()), fully_shard(Net(), mesh=mesh)):
-            with pytest.raises(ValueError, match="change the model first, and wrap the changed one"):
-                convert(wrapped, nn.BatchNorm2d, GhostBatchNorm2d)
-    finally:
-        torch.distributed.destroy_process_group()
+
+def test_refuses_a_model_that_is_wrapped_for_distributed_training(tmp_path: Path) -> None:
+    in_processes(convert_wrapped, folder=tmp_path, number=1)
 
 
 @pytest.mark.bad_input  # no process group, only something in its place

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from processes import in_processes
 from trueup import nn as layers
 from trueup.nn import (
     EvoNorm2dB0,
@@ -323,10 +323,8 @@ def test_activation_checkpointing_moves_it_once_and_changes_nothing(use_reentran
         assert torch.equal(plain[0].running_var, checkpointed[0].running_var) == same
 
 
-def train_apart(rank: int, folder: str, x: Tensor, direction: Tensor) -> None:
+def train_apart(rank: int, x: Tensor, direction: Tensor) -> dict[str, list[Tensor]]:
     """One of two processes, with its part of the batch: layers by cut and variant, then data-parallel."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     results: dict[str, list[Tensor]] = {}
     for cuts in ([3, 2], [5, 0]):
         for variant, kind in BATCH.items():
@@ -358,14 +356,12 @@ def train_apart(rank: int, folder: str, x: Tensor, direction: Tensor) -> None:
         model(x.split([3, 2])[rank]).backward(direction.split([3, 2])[rank])
         model(x)  # the buffers are given out before a forward
         results[f"ddp{group is None}"] = [model.module.running_var, model.module.weight.grad]
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 def test_two_processes_equal_one_on_the_joined_batch(tmp_path: Path) -> None:
     x, direction = example((5, 3, 4, 4)), example((5, 3, 4, 4))
-    mp.spawn(train_apart, (str(tmp_path), x, direction), nprocs=2)
-    ours, theirs = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    ours, theirs = in_processes(train_apart, x, direction, folder=tmp_path)
     for variant, kind in BATCH.items():
         torch.manual_seed(1)
         layer = randomized(kind(3, dtype=x.dtype))

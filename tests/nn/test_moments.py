@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
+from processes import in_processes
 from trueup.nn.moments import (
     across_processes,
     group_moments,
@@ -123,26 +123,21 @@ def test_pooling_keeps_the_digits_and_can_be_differentiated() -> None:
 # ---- across_processes ----
 
 
-def share(rank: int, address: str, x: Tensor, cuts: list[int], folder: str) -> None:
+def share(rank: int, x: Tensor, cuts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """One process's part of the rows of x, and what it learns of the whole."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=len(cuts))
     rows = x.split(cuts)[rank]
     mean, var = rows.mean(0), rows.var(0, correction=0)
     found = across_processes(mean, var, len(rows), dist.group.WORLD)
     # Zero is a count that carries no mean: on a process without rows it is nan here, and must not spread.
     assert mean.isnan().all() == (len(rows) == 0)
-    torch.save([torch.as_tensor(value) for value in found], f"{folder}/{cuts}-{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.mark.filterwarnings("ignore:var.*degrees of freedom")
 @pytest.mark.parametrize("cuts", [[5, 2], [7, 0]])
 def test_two_processes_know_the_moments_of_the_whole(tmp_path: Path, cuts: list[int]) -> None:
     x = 100 + 1e-2 * torch.randn(7, 4)
-    mp.spawn(share, (f"file://{tmp_path}/meeting", x, cuts, str(tmp_path)), nprocs=2)
-    for rank in range(2):
-        mean, var, count = torch.load(tmp_path / f"{cuts}-{rank}.pt")
+    for mean, var, count in in_processes(share, x, cuts, folder=tmp_path):
         torch.testing.assert_close(mean.double(), x.double().mean(0), rtol=3e-7, atol=0)
         torch.testing.assert_close(var.double(), x.double().var(0, correction=0), rtol=5e-3, atol=0)
         assert count == 7

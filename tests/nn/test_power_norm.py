@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from processes import in_processes
 from trueup.nn import PowerNorm1d, PowerNorm2d, convert, power_norm
 
 
@@ -372,9 +373,7 @@ def shares(t: int) -> tuple[Tensor, Tensor, Tensor]:
     return x, direction, torch.rand(sum(SIZES[t]), 5, generator=generator) < 0.3
 
 
-def run_process(rank: int, rendezvous: str, weights: dict[str, Tensor], results: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+def run_process(rank: int, weights: dict[str, Tensor]) -> tuple[Any, ...]:
     layer = PowerNorm1d(6, group_num=2, warmup_iters=2, process_group=dist.group.WORLD, dtype=torch.float64)
     layer.load_state_dict(weights)
     joined = []
@@ -390,15 +389,13 @@ def run_process(rank: int, rendezvous: str, weights: dict[str, Tensor], results:
     model(inputs[0]).sum().backward()
     before = [b.clone() for b in local.buffers()]
     model(inputs[1]).sum().backward()
-    torch.save((joined, before, inputs[1], list(local.buffers()), local.weight.grad), f"{results}/{rank}.pt")
-    dist.destroy_process_group()
+    return joined, before, inputs[1], list(local.buffers()), local.weight.grad
 
 
 def test_two_processes_are_one_with_the_joined_batch(tmp_path: Path) -> None:
     layer = build(group_num=2, warmup_iters=2)
-    arguments = (f"file://{tmp_path}/rendezvous", layer.state_dict(), str(tmp_path))
-    mp.spawn(run_process, arguments, nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    weights = layer.state_dict()
+    ranks = in_processes(run_process, weights, folder=tmp_path)
     for t in range(len(SIZES)):
         want = step(layer, *shares(t))
         first, second = (rank[0][t] for rank in ranks)
@@ -411,7 +408,7 @@ def test_two_processes_are_one_with_the_joined_batch(tmp_path: Path) -> None:
     (_, zero, _, _, grad), (_, one, x, after, same) = ranks
     assert not torch.allclose(zero[0], one[0])
     moved = PowerNorm1d(6, dtype=torch.float64)
-    moved.load_state_dict(arguments[1])
+    moved.load_state_dict(weights)
     for buffer, value in zip(moved.buffers(), zero, strict=True):
         buffer.copy_(value)
     moved(x).sum().backward()
