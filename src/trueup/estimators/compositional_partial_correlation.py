@@ -3,8 +3,7 @@
 Closure makes ordinary correlations of proportions spurious (what one part gains, the others lose), and
 correlations of log-ratios depend on the reference part that one happens to choose. Partial correlations do
 neither: given all other parts, the correlation of two parts is the same for every reference, lies in [-1, 1]
-    and
-may be negative. It comes from the pseudo-inverse of the covariance of the centred log-ratios (see
+and may be negative. It comes from the pseudo-inverse of the covariance of the centred log-ratios (see
 ``compositions``). Like ordinary partial correlations it is not subcompositionally coherent: leave a part out,
 and the others are no longer given that part.
 
