@@ -324,7 +324,7 @@ def test_exact_claims_and_their_negative_control() -> None:
         "sum",
         "Adds up.",
         deviation=lambda a: a - 1,
-        instances={"one": {"a": 1.0}, "nan": {"a": math.nan}},
+        instances={"one": {"a": 1.0}, "nan": {"a": math.nan}, "signed": {"a": 0.5}},
         tolerance=0.0,
         negative_control=lambda a: a + 1,
         control_label="plus",
@@ -336,6 +336,9 @@ def test_exact_claims_and_their_negative_control() -> None:
     assert execute(exact, replace(cell, kind="exact-control")).numbers == {"deviation": 2.0}
     not_a_number = execute(exact, replace(cell, instance="nan"))
     assert (not_a_number.status, not_a_number.numbers) == ("ok", {})
+    signed = execute(exact, replace(cell, instance="signed"))
+    assert signed.status == "failed"
+    assert "'sum', instance 'signed': a deviation must be >= 0, got -0.5, which would pass" in signed.error
 
 
 def test_cost_claims_interleave_their_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,6 +228,20 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         lambda: study(claims=[claim(contrast=contrasts.difference("ghost", "large", "acc", at={"k": 1}))]),
         "unknown condition 'k'; declared: none",
     ),
+    (
+        lambda: study(
+            conditions=[Condition("k", (2, 3))],
+            claims=[claim(contrast=contrasts.spread("ghost", "large", "acc", "k", at={"k": 1}))],
+        ),
+        "claim 'gain' is about k=1, which no cell runs; condition 'k' has the values (2, 3)",
+    ),
+    (
+        lambda: study(
+            conditions=[Condition("k", (2, 3))],
+            claims=[claim(contrast=contrasts.monotone("ghost", "acc", "j"))],
+        ),
+        "unknown condition 'j'; declared: 'k'",
+    ),
     (lambda: study(claims=[claim(controls=["large"])]), "claim 'gain': arm 'large' is not a control"),
     (lambda: study(claims=[claim(controls=["nobody"])]), "unknown arm 'nobody'"),
     (

@@ -199,6 +199,11 @@ def _compute(study: Study, cell: Cell, run: Run, artefact: str) -> CellResult:
         assert isinstance(claim, ExactClaim)
         function = claim.deviation if cell.kind == "exact" else claim.negative_control
         value = float(function(**claim.instances[cell.instance]))
+        if value < 0:
+            raise StudyError(
+                f"exact claim {cell.arm!r}, instance {cell.instance!r}: a deviation must be >= 0, got "
+                f"{value:g}, which would pass any tolerance; return its absolute value"
+            )
         # JSON has no NaN and no infinity: no number is stored, which fails the claim as they do
         return CellResult("ok", numbers={"deviation": value} if math.isfinite(value) else {})
     if cell.kind == "cost":

@@ -81,7 +81,8 @@ class Contrast:
         value: ``value(cells)`` for the :class:`SeedCells` of one seed; positive supports the claim.
         test: ``superiority`` (d > m), ``equivalence`` (-m < d < m) or ``non-inferiority`` (d > -m).
         scale: ``difference``; ``log`` (d is a log ratio and m becomes log(1 + min_effect)); ``correlation``.
-        arms: arms whose cells are needed; ``metrics``: and metrics; ``conditions``: and conditions.
+        arms: arms whose cells are needed; ``metrics``: and metrics; ``conditions``: and conditions, swept;
+            ``at``: and conditions, each at one value.
         links: for an ordering, the pairwise contrasts of which all must hold.
         against: builds the same contrast with a control in place of the baseline; ``None`` where the claim
             is no gain over something.
@@ -95,6 +96,7 @@ class Contrast:
     arms: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
+    at: At = field(default_factory=dict)
     links: tuple[Contrast, ...] = ()
     against: Callable[[str], Contrast] | None = field(default=None, compare=False)
     text: str = ""
@@ -142,7 +144,7 @@ def log_ratio(better: str, worse: str, metric: str, at: At | None = None) -> Con
         scale="log",
         arms=(better, worse),
         metrics=(metric,),
-        conditions=tuple(at or ()),
+        at=at or {},
         against=lambda control: log_ratio(better, control, metric, at),
         text=f"{better} / {worse}, {metric}",
         metric=metric,
@@ -171,7 +173,7 @@ def ordering(chain: str, metric: str, at: At | None = None) -> Contrast:
         ),
         arms=tuple(names),
         metrics=(metric,),
-        conditions=tuple(at or ()),
+        at=at or {},
         links=links,
         against=lambda control: difference(names[-1], control, metric, at),
         text=f"{chain}, {metric}",
@@ -191,7 +193,8 @@ def monotone(arm: str, metric: str, over: str, *, improves: bool = True, at: At 
         value,
         arms=(arm,),
         metrics=(metric,),
-        conditions=(over, *(at or ())),
+        conditions=(over,),
+        at=at or {},
         text=f"smallest step of {arm} over {over}, {metric}",
         metric=metric,
     )
@@ -219,7 +222,7 @@ def rank_correlation(
         value,
         scale="correlation",
         arms=(arm,),
-        conditions=tuple(at or ()),
+        at=at or {},
         text=f"{method} of {x} and {y}, {arm}",
     )
 
@@ -237,7 +240,8 @@ def spread(steadier: str, other: str, metric: str, over: str, at: At | None = No
         value,
         arms=(steadier, other),
         metrics=(metric,),
-        conditions=(over, *(at or ())),
+        conditions=(over,),
+        at=at or {},
         against=lambda control: spread(steadier, control, metric, over, at),
         text=f"spread over {over}: {other} - {steadier}, {metric}",
         metric=metric,
@@ -271,7 +275,7 @@ def _two_arms(a: str, b: str, metric: str, at: At | None, test: Test) -> Contras
         test=test,
         arms=(a, b),
         metrics=(metric,),
-        conditions=tuple(at or ()),
+        at=at or {},
         against=(lambda control: _two_arms(a, control, metric, at, test)) if test == "superiority" else None,
         text=f"{a} - {b}, {metric}",
         metric=metric,

@@ -519,6 +519,13 @@ class Study:
                     self.metric(name)
                 for condition in claim.contrast.conditions:
                     _by_name(self.conditions, condition, "condition")
+                for condition, value in claim.contrast.at.items():
+                    values = _by_name(self.conditions, condition, "condition").values
+                    if value not in values:
+                        raise StudyError(
+                            f"claim {claim.name!r} is about {condition}={value!r}, which no cell runs; "
+                            f"condition {condition!r} has the values {values}"
+                        )
                 for name in claim.controls or ():
                     if self.arm(name).role != "control":
                         raise StudyError(f"claim {claim.name!r}: arm {name!r} is not a control")
