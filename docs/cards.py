@@ -91,7 +91,7 @@ def _card(paper: papers.Paper, entry: dict[str, Any] | None) -> str:
         "## Fidelity",
         f"`{paper.fidelity}`: {FIDELITY[paper.fidelity]}. Held against {paper.reference}.",
     ]
-    if paper.fidelity == "reconstructed":
+    if paper.reconstructed:
         parts.append("!!! warning\n    The equations of this method are a reconstruction.")
     modules = {inspect.getmodule(_resolve(name)): None for name in paper.names}
     parts.append("## The idea, and where we depart from the official code")

@@ -68,6 +68,8 @@ def test_list_shows_all_fifty_and_filters(trueup, monkeypatch):
     assert "stale: the code has changed since" in trueup("list", "--room", "optim")[1]
     _, out, _ = trueup("list", "--available")
     assert "adamp" in out
+    assert "reconstructed: the paper's equations could not be confirmed" in out  # weight-compander's
+    assert "reconstructed" not in trueup("list", "--room", "optim")[1]
     assert "tleg" not in out
 
 
@@ -366,6 +368,15 @@ def test_a_replication_is_compared_recorded_and_shown(trueup, published):
     _, out, _ = trueup("ledger")
     assert "replication 1 (" in out
     assert "agrees" in out
+    assert "reconstructed" not in out
+
+
+def test_the_ledger_says_which_method_is_reconstructed(trueup, published, monkeypatch):
+    from dataclasses import replace
+
+    paper = replace(papers.get("tiny"), fidelity="reconstructed")
+    monkeypatch.setattr(papers, "get", lambda slug: paper)
+    assert "reconstructed" in trueup("ledger")[1]
 
 
 def test_a_replication_of_changed_code_is_run_but_not_recorded(trueup, published):

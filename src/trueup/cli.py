@@ -117,7 +117,7 @@ def list_papers(
     table.add_column("paper, and the problem it treats", ratio=1)
     table.add_column("room", style="cyan")
     table.add_column("verdict", no_wrap=True)
-    stale = False
+    stale = reconstructed = False
     for paper in papers.CATALOGUE:
         if (room and paper.room != room) or (available and paper.state != "available"):
             continue
@@ -127,10 +127,14 @@ def list_papers(
             stale = stale or old
         else:
             state = "not published yet" if paper.state == "available" else "[dim]planned[/]"
+        state += "\n[dim]reconstructed[/]" if paper.reconstructed else ""
+        reconstructed = reconstructed or paper.reconstructed
         table.add_row(f"[bold]{paper.slug}[/]\n  {escape(paper.problem)}", paper.room, state)
     console.print(table)
     if stale:
         console.print("stale: the code has changed since the verdict was published", style="dim")
+    if reconstructed:
+        console.print("reconstructed: the paper's equations could not be confirmed", style="dim")
     console.print("`trueup show SLUG` tells more; `trueup run SLUG` tests it here.", style="dim")
 
 
@@ -480,7 +484,10 @@ def _write_report(path: Path, output: Path | None = None) -> Path:
                 except (OSError, ImportError, ValueError) as error:
                     errors.print(f"[yellow]left out {escape(record['study'])}:[/] {escape(str(error))}")
     entries = ledger.read()
-    catalogue = [asdict(p) | {"state": p.state, "url": p.url} for p in papers.CATALOGUE]
+    catalogue = [
+        asdict(p) | {"state": p.state, "url": p.url, "reconstructed": p.reconstructed}
+        for p in papers.CATALOGUE
+    ]
     marked = {
         p.slug: entries[p.slug] | {"stale": _stale(p, entries)} for p in papers.CATALOGUE if p.slug in entries
     }
@@ -577,7 +584,9 @@ def ledger_show(context: typer.Context) -> None:
         ]
         values = [f"{name} {value:.2g}" for (paper, name), value in q.items() if paper == slug]
         facts += [f"q: {', '.join(values)}"] if values else []
-        chip = _chip(verdict["outcome"], _stale(papers.get(slug), entries))
+        paper = papers.get(slug)
+        chip = _chip(verdict["outcome"], _stale(paper, entries))
+        chip += "  [yellow]reconstructed[/]" if paper.reconstructed else ""
         console.print(f"\n[bold]{slug}[/]  {chip}")
         _print_indented(escape(verdict["sentence"]), 2)
         _print_indented(f"[dim]{'; '.join(facts)}[/]", 2)

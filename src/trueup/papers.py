@@ -62,6 +62,11 @@ class Paper:
         return "available" if self.names else "planned"
 
     @property
+    def reconstructed(self) -> bool:
+        """A method is there, but its equations are not confirmed: to be said wherever it is shown."""
+        return self.state == "available" and self.fidelity == "reconstructed"
+
+    @property
     def study(self) -> str:
         """Dotted name of the paper's study module; it exists once the paper is available."""
         return f"trueup.studies.{self.slug.replace('-', '_')}"

@@ -9,7 +9,11 @@ from trueup.lab.engine import StudyRef
 from trueup.lab.runner import Options
 from trueup.lab.store import Store
 
-PAPERS = [SimpleNamespace(slug="toy", state="available"), SimpleNamespace(slug="later", state="planned")]
+PAPERS = [
+    SimpleNamespace(slug="toy", state="available", reconstructed=False),
+    SimpleNamespace(slug="guess", state="available", reconstructed=True),
+    SimpleNamespace(slug="later", state="planned", reconstructed=False),
+]
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +150,7 @@ def test_the_readme_table_is_renewed_between_its_marks(tmp_path, outcomes, monke
     assert text.endswith("\ntail\n")
     assert "old" not in text
     assert "| `toy` | **reproduced** | survives |" in text
+    assert "| `guess`, reconstructed | not published yet | | |" in text
     assert "| All " not in text  # one primary claim: its own sentence, without the verdict's head
     assert "| Ours beats" in text or "| ours beats" in text or "| Ours " in text
     assert "1 more" in text

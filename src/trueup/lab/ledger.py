@@ -154,8 +154,9 @@ def readme_table(entries: Mapping[str, Any], papers: Sequence[Any]) -> str:
         if paper.state != "available":
             continue
         published = entries.get(paper.slug)
+        name = f"`{paper.slug}`" + (", reconstructed" if paper.reconstructed else "")
         if published is None:
-            lines.append(f"| `{paper.slug}` | not published yet | | |")
+            lines.append(f"| {name} | not published yet | | |")
         else:
             verdict = published["verdict"]
             # the verdict has its own column: "Reproduced at desk scale: all 3 ..." goes on from the colon
@@ -163,7 +164,7 @@ def readme_table(entries: Mapping[str, Any], papers: Sequence[Any]) -> str:
             sentence = sentence[:1].upper() + sentence[1:]
             outcome = "partly reproduced" if verdict["outcome"] == "partly" else verdict["outcome"]
             control = verdict["control"] or "not asked"
-            lines.append(f"| `{paper.slug}` | **{outcome}** | {control} | {sentence} |")
+            lines.append(f"| {name} | **{outcome}** | {control} | {sentence} |")
     planned = sum(paper.state != "available" for paper in papers)
     return "\n".join([*lines, f"| *{planned} more* | planned | | |"])
 

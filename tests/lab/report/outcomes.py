@@ -547,7 +547,8 @@ PAPERS: list[Doc] = [
         "room": room,
         "problem": problem,
         "state": state,
-        "fidelity": "official",
+        "fidelity": "reconstructed" if slug == "power-norm" else "official",
+        "reconstructed": slug == "power-norm",
         "reference": "the authors' code",
         "names": ["trueup.optim.AdamP", "trueup.quantization.fake_quantize_int4_symmetric"]
         if state == "available"

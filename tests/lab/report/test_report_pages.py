@@ -185,6 +185,13 @@ def row(folder: Path, slug: str) -> str:
     )
 
 
+def test_a_reconstructed_method_is_marked(folder: Path) -> None:
+    mark = "reconstructed: the paper's equations could not be confirmed"
+    for slug, marked in (("power-norm", True), ("adamp", False)):
+        assert (">reconstructed<" in row(folder, slug)) == marked
+        assert (mark in html.unescape((folder / f"{slug}.html").read_text(encoding="utf-8"))) == marked
+
+
 def test_a_stale_verdict_is_marked(folder: Path) -> None:
     assert "published: stale" in row(folder, "adamp")
     published = "Published in the ledger: reproduced (stale: the code has changed since)"

@@ -43,7 +43,7 @@ def write_report(
         folder: where; made if missing. Files of an earlier report are replaced, others left alone.
         outcomes: outcome documents, one a study and scale.
         papers: the catalogue's records as mappings: slug, title, authors, year, arxiv, room, problem, state,
-            fidelity, names, usage.
+            fidelity, reconstructed, names, usage.
         ledger: slug -> published outcome document (its cells may be left out) with ``stale`` where the code
             has changed since; it stands in for papers that were not run here.
 
