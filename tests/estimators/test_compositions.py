@@ -85,6 +85,8 @@ def test_precision_is_the_pseudo_inverse():
     torch.testing.assert_close(
         condition, torch.linalg.matrix_norm(covariance, 1) * torch.linalg.matrix_norm(precision, 1)
     )
+    _, of_batch = compositions.log_ratio_precision(covariance.expand(2, -1, -1))
+    torch.testing.assert_close(of_batch, condition.expand(2))
 
 
 @pytest.mark.parametrize("n", [7, 32, 33, 1024, 1025, 2500])

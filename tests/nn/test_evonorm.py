@@ -423,7 +423,8 @@ def test_groups_that_do_not_divide() -> None:
     with pytest.raises(ValueError, match=message):
         EvoNorm2dS0(30)
     assert EvoNorm2dS0(30, adjust_groups=True).groups == 30
-    assert EvoNorm2dS2a(48, adjust_groups=True).groups == 24
+    for kind in SAMPLE.values():
+        assert kind(48, adjust_groups=True).groups == 24
     with pytest.raises(ValueError, match=r"divisible by group_size; got num_features=30, group_size=4"):
         EvoNorm2dS1(30, group_size=4)
     with pytest.raises(ValueError, match=r"evonorm_s needs .*num_features=3, groups=2: pass groups=1"):

@@ -91,6 +91,15 @@ def test_weight_two_is_two_samples_and_zero_is_none(mode: Mode) -> None:
         torch.testing.assert_close(mine.theta, repeated.theta)
 
 
+def test_weights_of_another_dtype_leave_the_features_theirs() -> None:
+    Z, w = separable().float(), torch.rand(30, dtype=torch.float64)
+    for mine, plain in islice(
+        zip(*(large_step_descent(Z, weight=v) for v in (w, w.float())), strict=False), 3
+    ):
+        assert mine.theta.dtype == torch.float32
+        assert torch.equal(mine.theta, plain.theta)
+
+
 def test_start_is_zero_and_is_the_first_iterate() -> None:
     Z = separable()
     theta, margins = next(large_step_descent(Z))
@@ -194,7 +203,8 @@ def test_worst_case_problem() -> None:
     X, y = worst_case_problem(4, dtype=torch.float32)
     assert X.tolist() == [[0.5, -1], [-0.5, -1], [-0.5, -1], [-0.5, -1]]
     assert y.tolist() == [1, -1, -1, -1]
-    assert X.dtype == y.dtype == torch.float32
+    for dtype in (torch.float32, torch.float64):
+        assert all(t.dtype == dtype for t in worst_case_problem(4, dtype=dtype))
     with pytest.raises(ValueError, match="n >= 2"):
         worst_case_problem(1)
 

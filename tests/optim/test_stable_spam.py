@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import math
 import pickle
@@ -37,6 +38,19 @@ def run(optimizer: torch.optim.Optimizer, param: nn.Parameter, grads: Tensor) ->
 
 def weight(dtype: torch.dtype = torch.float64) -> nn.Parameter:
     return nn.Parameter(torch.linspace(-1, 1, 12, dtype=dtype).view(4, 3))
+
+
+def test_defaults_are_those_of_the_official_code_but_for_the_reset() -> None:
+    shared = {"lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.0}
+    own = {
+        StableSPAM: {"eps": 1e-8, "gammas": (0.7, 0.9, 0.999), "reset_interval": 1000, "total_steps": None}
+        | {"eta_min": 0.5, "amsgrad": False, "reset_mode": "paper"},
+        SPAM: {"eps": 1e-6, "spike_threshold": 5000, "warmup_steps": 150, "reset_interval": 500}
+        | {"grad_accu_steps": 20},
+    }
+    for optimizer, defaults in own.items():
+        found = {name: p.default for name, p in inspect.signature(optimizer).parameters.items()}
+        assert {name: found[name] for name in defaults | shared} == defaults | shared
 
 
 def test_adam_with_the_three_transforms_is_stable_spam() -> None:
