@@ -94,7 +94,7 @@ def test_weight_two_is_two_samples_and_zero_is_none(mode: Mode) -> None:
 def test_weights_of_another_dtype_leave_the_features_theirs() -> None:
     Z, w = separable().float(), torch.rand(30, dtype=torch.float64)
     for mine, plain in islice(
-        zip(*(large_step_descent(Z, weight=v) for v in (w, w.float())), strict=False), 3
+        zip(*(large_step_descent(Z, mode="lrgd", weight=v) for v in (w, w.float())), strict=False), 3
     ):
         assert mine.theta.dtype == torch.float32
         assert torch.equal(mine.theta, plain.theta)
