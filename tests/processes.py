@@ -23,6 +23,7 @@ def in_processes(function: Callable[..., Any], *args: Any, folder: Path, number:
 
 def _run(rank: int, number: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    torch.manual_seed(rank)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=number)
     torch.save(function(rank, *args), f"{folder}/returned-{rank}.pt")
     dist.destroy_process_group()

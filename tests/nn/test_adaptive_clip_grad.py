@@ -16,11 +16,6 @@ from trueup.nn import adaptive_clip_grad_
 SHAPES = [(4, 3, 2, 2), (5, 6), (7,), (), (3, 1), (0, 4)]
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def parameter(shape: tuple[int, ...], scale: float = 1.0, dtype: torch.dtype = torch.float64) -> nn.Parameter:
     p = nn.Parameter(torch.randn(shape, dtype=dtype))
     p.grad = torch.randn(shape, dtype=dtype) * scale

@@ -29,11 +29,6 @@ from trueup.nn import (
 LAYERS = {2: BatchChannelNorm1d, 3: BatchChannelNorm1d, 4: BatchChannelNorm2d}
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def build(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, **options: Any) -> nn.Module:
     """A layer whose parameters and statistics are neither ones nor zeros."""
     layer = LAYERS[len(shape)](shape[1], dtype=dtype, num_groups=2, **options)

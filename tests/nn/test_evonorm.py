@@ -38,11 +38,6 @@ SAMPLE = {
 SHAPES = [(3, 8, 7), (3, 8, 4, 3), (1, 8, 2, 2), (2, 8, 2, 3, 2), (4, 8, 1, 1)]
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def printed_b(layer: nn.Module, x: Tensor, left_var: Tensor | None = None) -> Tensor:
     """B0, B1 and B2 as in the paper, in composed operations."""
     space, column = tuple(range(2, x.dim())), (-1, *[1] * (x.dim() - 2))

@@ -29,11 +29,6 @@ CELLS = [LayerNormRNNCell, LayerNormLSTMCell, LayerNormGRUCell]
 KINDS = list(zip(LAYERS, CELLS, strict=True))
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def shaken(module: nn.Module) -> nn.Module:
     """In float64, with weights that are not those that hide mistakes (zeros and ones)."""
     module.double()

@@ -20,11 +20,6 @@ from trueup.nn.moments import (
 )
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def direct(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """The definition, in float64."""
     values = x.double().reshape(len(x), groups, -1)

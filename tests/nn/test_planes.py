@@ -15,11 +15,6 @@ LAYOUTS = pytest.mark.parametrize("layout", ["contiguous", "channels last", "str
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def laid_out(x: Tensor, layout: str) -> Tensor:
     if layout == "contiguous":
         return x.contiguous()

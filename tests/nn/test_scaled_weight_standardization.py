@@ -23,11 +23,6 @@ ACTIVATIONS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def naive(weight: Tensor, gain: Tensor, gamma: float, eps: float) -> Tensor:
     """Equation 1, filter by filter, the floor on the fan-in times the variance."""
     rows = []

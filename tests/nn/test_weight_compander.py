@@ -23,11 +23,6 @@ from trueup.nn import (
 BOUNDS = {"arctan": math.pi / 2, "tanh": 1.0, "softsign": 1.0}
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture(params=BOUNDS)
 def fn(request: pytest.FixtureRequest) -> str:
     return request.param

@@ -14,11 +14,6 @@ from trueup.nn import WeightStandardization, parametrize_weights, standardize_we
 FORMS = [(unbiased, inside) for unbiased in (True, False) for inside in (True, False)]
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture(params=FORMS, ids=lambda form: f"unbiased={form[0]}-inside={form[1]}")
 def form(request: pytest.FixtureRequest) -> dict[str, bool]:
     unbiased, inside = request.param
