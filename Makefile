@@ -5,27 +5,31 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+pip = $(1)/bin/python -m pip --disable-pip-version-check
+
+# A client is a folder of tests/clients with a requirements.txt; it has a virtual environment of its own.
+CLIENTS := $(patsubst tests/clients/%/requirements.txt,%,$(wildcard tests/clients/*/requirements.txt))
+CLIENT_VENVS := .venv-clients
 
 # One thread per test process: two pytest workers share two cores, and results do not depend on the machine.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DELETE_ON_ERROR:
-.PHONY: demo test doctest shapes suite chromium lint types contracts docs bench coverage mutate clean
+.PHONY: demo test doctest shapes suite chromium clients lint types contracts docs bench coverage mutate clean
 
 demo: $(VENV)/installed-cli
 	$(BIN)/trueup run ghost-batch-norm
 
 # ---- installation: a stamp per purpose; editing pyproject.toml or constraints.txt installs again ----
 
-$(VENV)/torch: constraints.txt
+$(VENV)/torch $(CLIENTS:%=$(CLIENT_VENVS)/%/torch): %/torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trueup needs Python 3.11 or later: make PYTHON=...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	test -x $*/bin/python || $(PYTHON) -m venv $*
+	$(call pip,$*) install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	touch $@
 
 $(VENV)/installed-%: pyproject.toml constraints.txt $(VENV)/torch
-	$(PIP) install --quiet -c constraints.txt -e '.[$*]'
+	$(call pip,$(VENV)) install --quiet -c constraints.txt -e '.[$*]'
 	touch $@
 
 # ---- tests: separate processes where a hook would change what is tested ----
@@ -55,6 +59,21 @@ chromium:
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; \
 	} || echo "Chromium is missing and could not be installed: the browser tests will be skipped"
 
+# ---- real clients: other people's trainers and models; not part of continuous integration ----
+
+.PHONY: $(CLIENTS:%=clients-%)
+clients: $(CLIENTS:%=clients-%)
+
+# --no-deps: the file names every package, so one that its users replace (timm's torchvision) can be left out.
+$(CLIENTS:%=$(CLIENT_VENVS)/%/installed): $(CLIENT_VENVS)/%/installed: tests/clients/%/requirements.txt \
+		pyproject.toml constraints.txt $(CLIENT_VENVS)/%/torch
+	$(call pip,$(@D)) install --quiet -c constraints.txt -e . pytest
+	$(call pip,$(@D)) install --quiet --no-deps -r $<
+	touch $@
+
+$(CLIENTS:%=clients-%): clients-%: $(CLIENT_VENVS)/%/installed
+	$(TEST_ENV) HF_HUB_OFFLINE=1 $(CLIENT_VENVS)/$*/bin/pytest -q tests/clients/$*
+
 # ---- habits ----
 
 lint: $(VENV)/installed-dev
@@ -82,4 +101,4 @@ mutate: $(VENV)/installed-mutate
 	$(BIN)/python tests/mutation.py
 
 clean:
-	rm -rf $(VENV) site mutants build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CLIENT_VENVS) site mutants build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

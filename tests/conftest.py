@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# They need environments of their own: `make clients`.
+collect_ignore = ["clients"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

@@ -1,0 +1,12 @@
+from enum import Enum
+
+
+class InterpolationMode(Enum):
+    """The keys of a table of timm's."""
+
+    NEAREST = "nearest"
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+    BOX = "box"
+    HAMMING = "hamming"
+    LANCZOS = "lanczos"
