@@ -363,8 +363,9 @@ class MomentumReset(GradientTransform):
     """Zero an optimizer's moments every few steps, and start their bias correction again.
 
     Zeroed are the tensors of the parameter's shape in the optimizer's state, except running maxima
-    (``max_exp_avg_sq``) and step sizes that the optimizer keeps, and its count ``step``; the gradient is not
-    touched.
+    (``max_exp_avg_sq``) and step sizes that the optimizer keeps, and its count ``step``, be it a tensor or a
+    Python number, of each parameter or of a group; the gradient is not touched. A group's count starts again
+    with the parameter of the group that has stepped most often.
 
     Args:
         optimizer: whose steps it precedes.
@@ -390,10 +391,24 @@ class MomentumReset(GradientTransform):
         super().__init__(optimizer)
         self.interval = interval
 
+    def _transform(self) -> None:
+        super()._transform()
+        for group in self.optimizer.param_groups:
+            stepping = [p for p in group["params"] if p.grad is not None]
+            if "step" in group and stepping:
+                device = stepping[0].device
+                steps = [self.state[p]["step"].to(device, torch.float32) for p in stepping]
+                if torch.stack(steps).amax() % self.interval == 0:
+                    group["step"] *= 0
+
     def _apply(self, params: list[Tensor], grads: list[Tensor], *state: Tensor) -> tuple[Tensor, ...]:
         step = state[0] + 1
         for param, keep in zip(params, step % self.interval != 0, strict=True):
-            for name, value in self.optimizer.state.get(param, {}).items():
+            own = self.optimizer.state.get(param, {})
+            for name, value in own.items():
+                if name == "step" and not isinstance(value, Tensor):
+                    own[name] = value * int(keep)  # reads the device, once per count that is not on it
+                    continue
                 if not isinstance(value, Tensor) or name.startswith("max_") or name in _STEP_SIZES:
                     continue
                 kept = keep.to(value.device)
