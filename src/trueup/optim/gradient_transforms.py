@@ -25,9 +25,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from trueup.optim.blocks import BLOCK, in_memory_order, split, takes_blocks
+from trueup.optim.blocks import BLOCK, accumulation_dtype, in_memory_order, split, takes_blocks
 from trueup.optim.normalized_gd import NormalizedGD
-from trueup.optim.radial import accumulation_dtype
 from trueup.optim.two_route import check_count, check_decays, check_range
 
 Scalar = TypeVar("Scalar", float, Tensor)
@@ -115,15 +114,6 @@ def norms_of(grads: list[Tensor]) -> Tensor:
 def _has_list_kernels(tensors: list[Tensor]) -> bool:
     """Whether torch's norms of a list are exact, fast and of whole tensors: not on a CPU, nor of shards."""
     return not any(t.is_cpu or isinstance(t, DTensor) or not t.numel() for t in tensors)
-
-
-def copy_list(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy each source into its target."""
-    if any(isinstance(target, DTensor) for target in targets):  # for which there is no such kernel
-        for target, source in zip(targets, sources, strict=True):
-            target.copy_(source)
-    else:
-        torch._foreach_copy_(targets, sources)
 
 
 def scale(tensors: list[Tensor] | tuple[Tensor, ...], factors: Tensor) -> None:

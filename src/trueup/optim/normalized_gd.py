@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from trueup.optim.radial import accumulation_dtype
+from trueup.optim.blocks import accumulation_dtype
 from trueup.optim.two_route import check_range, number
 
 
@@ -261,11 +261,14 @@ class NormalizedGD(Optimizer):
             for group in self.param_groups
         ]
         for group, of_param in zip(self.param_groups, grads, strict=True):
+            # In float32 at least: large steps may be beyond float16, and torch rounds alpha to the dtype of
+            # both lists.
+            wide = [grad.to(accumulation_dtype(grad.dtype)) for grad in of_param.values()]
             if isinstance(group["lr"], Tensor):
-                for param, grad in of_param.items():
+                for param, grad in zip(of_param, wide):
                     param.sub_(grad * number(group["lr"]))
             elif of_param:
-                torch._foreach_add_(list(of_param), list(of_param.values()), alpha=-group["lr"])
+                torch._foreach_add_(list(of_param), wide, alpha=-group["lr"])
         return loss.detach()
 
     def load_state_dict(self, state_dict: StateDict) -> None:

@@ -3,8 +3,9 @@
 The blocked route steps a CPU tensor block by block through cache (`blocks.py`) and may read values. The
 device route steps lists of tensors with `torch._foreach_*` operations and never reads a value back, so that
 it runs without synchronisation on accelerators and inside `torch.compile(opt.step)`. Both must give the
-same numbers; a subclass writes one method for each and this class does what they share: collecting tensors,
-choosing the route, checking input, and loading state.
+same numbers, of half types to the rounding of what they store: they compute in float32. A subclass writes
+one method for each and this class does what they share: collecting tensors, choosing the route, checking
+input, and loading state.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from typing import Any, ClassVar, NamedTuple, SupportsIndex
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from trueup.optim.blocks import Scratch, in_memory_order, takes_blocks
-from trueup.optim.radial import accumulation_dtype
+from trueup.optim.blocks import Scratch, accumulation_dtype, in_memory_order, takes_blocks
 
 Group = dict[str, Any]
 
@@ -77,7 +78,10 @@ class TwoRouteOptimizer(Optimizer):
     def _step_foreach(
         self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
     ) -> None:
-        """Step lists of tensors, all of one device and dtype and none empty, without reading any value."""
+        """Step lists of tensors, none empty and all of one device, without reading any value.
+
+        All are float32, or all float64: copies, where the parameters are of a half type.
+        """
 
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters with hyperparameters of their own, as `torch.optim.Optimizer.add_param_group`.
@@ -152,8 +156,14 @@ class TwoRouteOptimizer(Optimizer):
         alike: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = defaultdict(list)
         for tensors in members:
             alike[tensors[0].device, tensors[0].dtype].append(tensors)
-        for of_kind in alike.values():
-            self._step_foreach(group, *(list(column) for column in zip(*of_kind)))
+        for (_, dtype), of_kind in alike.items():
+            stored = [list(column) for column in zip(*of_kind)]
+            computed = [[t.to(accumulation_dtype(dtype)) for t in column] for column in stored]
+            self._step_foreach(group, *computed)
+            # All but the gradients, which are the second.
+            for column, values in zip((stored[0], *stored[2:]), (computed[0], *computed[2:])):
+                if column[0].dtype != values[0].dtype:
+                    copy_list(column, values)
 
     # torch.compile knows this method by its name: it runs it outside the graph and maps the lists it fills.
     def _init_group(
@@ -233,6 +243,15 @@ class TwoRouteOptimizer(Optimizer):
                 own[name] = torch.as_tensor(
                     own[name], dtype=accumulation_dtype(param.dtype), device=param.device
                 )
+
+
+def copy_list(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy each source into its target."""
+    if any(isinstance(target, DTensor) for target in targets):  # for which there is no such kernel
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
+    else:
+        torch._foreach_copy_(targets, sources)
 
 
 def check_range(
