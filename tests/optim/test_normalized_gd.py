@@ -258,6 +258,16 @@ def test_a_half_type_takes_the_step_of_float32_rounded_once(dtype: torch.dtype, 
     assert torch.equal(p.detach(), expected.to(dtype))
 
 
+def test_a_hook_may_change_what_is_loaded() -> None:
+    optimizer = NormalizedGD(network().parameters(), 0.3)
+    optimizer.register_load_state_dict_pre_hook(lambda _, s: {**s, "state": {}})
+    state = optimizer.state_dict()
+    state["state"] = {0: {"written_by": "somebody"}}
+    for _ in range(2):
+        optimizer.load_state_dict(state)
+    assert not optimizer.state
+
+
 def test_layout_does_not_matter() -> None:
     plain, other = network(), network()
     other[0].weight.data = other[0].weight.data.t().contiguous().t()

@@ -160,7 +160,16 @@ class GradientTransform:
         self._attach()
 
     def _attach(self) -> None:
-        self._handle: RemovableHandle | None = self.optimizer.register_step_pre_hook(self._before_step)
+        inner: Any = self.optimizer
+        # The wrappers of accelerate and of torch.distributed are optimizers that have no hooks of their own.
+        while not hasattr(inner, "_optimizer_step_pre_hooks"):
+            inner = getattr(inner, "optimizer", None) or getattr(inner, "optim", None)
+            if inner is None:
+                raise TypeError(
+                    f"{type(self).__name__} acts by a hook before each step; got a "
+                    f"{type(self.optimizer).__name__} without hooks: attach to the optimizer that it wraps"
+                )
+        self._handle: RemovableHandle | None = inner.register_step_pre_hook(self._before_step)
 
     def remove(self) -> None:
         """Detach: the optimizer's steps are its own again."""

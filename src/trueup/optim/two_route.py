@@ -10,11 +10,14 @@ input, and loading state.
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import compress
 from typing import Any, ClassVar, NamedTuple, SupportsIndex
 
@@ -39,6 +42,13 @@ class Flat(NamedTuple):
     param: Tensor
     grad: Tensor
     state: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Uncast:
+    """A tensor of a state dict, wrapped to keep torch from rounding it to the parameter's dtype."""
+
+    value: Tensor
 
 
 class TwoRouteOptimizer(Optimizer):
@@ -177,8 +187,6 @@ class TwoRouteOptimizer(Optimizer):
                     f"{type(self).__name__} needs dense gradients; got layout {param.grad.layout}: build the "
                     "embedding with sparse=False, or give it an optimizer of its own (torch.optim.SparseAdam)"
                 )
-            if not param.numel():
-                continue
             own = self.state[param]
             for name in self._names(group):
                 if name not in own:
@@ -188,6 +196,8 @@ class TwoRouteOptimizer(Optimizer):
                         if name in self.scalars
                         else torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
                     )
+            if not param.numel():
+                continue
             params.append(param)
             grads.append(param.grad)
             for tensors, name in zip(state, self._names(group)):
@@ -199,8 +209,16 @@ class TwoRouteOptimizer(Optimizer):
         Raises:
             ValueError: it belongs to another optimizer, or to parameters of other shapes.
         """
+        with last_load_hook(self, self._checked):
+            super().load_state_dict(state_dict)
+
+    def _checked(self, _: Optimizer, state_dict: StateDict) -> StateDict:
+        """The state dict after the user's hooks, refused or with its tensors in their own precision."""
         name = type(self).__name__
-        needed = self.defaults.keys() - self.optional.keys()
+        # `defaults` alone would not do: torch adds keys of its own there.
+        lineage: tuple[Any, ...] = type(self).__mro__
+        arguments = {key for kind in lineage for key in inspect.signature(kind).parameters}
+        needed = (arguments & self.defaults.keys()) - self.optional.keys()
         for group in state_dict["param_groups"]:
             if missing := sorted(needed - group.keys()):
                 raise ValueError(
@@ -224,25 +242,40 @@ class TwoRouteOptimizer(Optimizer):
                         f"{name}.load_state_dict needs {key} of the parameter's shape {tuple(param.shape)}; "
                         f"got {tuple(own[key].shape)}: pass the saved run's parameters, in their order"
                     )
-        super().load_state_dict(state_dict)
-        # torch rounds what it loads to the parameter's dtype, all but what is called step: undo that.
-        for index, param in zip(saved, params):
-            for name, value in (state_dict["state"].get(index) or {}).items():
-                dtype = self._dtype(name, param)
-                if isinstance(value, Tensor) and name in self.state[param] and dtype != param.dtype:
-                    self.state[param][name] = value.to(param.device, dtype)
+        uncast = {
+            index: {key: _Uncast(value) if isinstance(value, Tensor) else value for key, value in own.items()}
+            for index, own in state_dict["state"].items()
+            if index in saved
+        }
+        return {**state_dict, "state": {**state_dict["state"], **uncast}}
 
     def __setstate__(self, state: StateDict) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in self.optional.items():
                 group.setdefault(name, value)
-        for param, own in self.state.items():
-            # A Python int in official code, and maybe on another device in a checkpoint.
-            for name in self.scalars & own.keys():
-                own[name] = torch.as_tensor(
-                    own[name], dtype=accumulation_dtype(param.dtype), device=param.device
-                )
+            for param in group["params"]:
+                own = self.state.get(param, {})
+                for name, loaded in own.items():
+                    if isinstance(loaded, _Uncast):
+                        own[name] = loaded.value.to(param.device, self._dtype(name, param))
+                # A Python int in official code, and maybe on another device in a checkpoint.
+                for name in self.scalars & own.keys():
+                    own[name] = torch.as_tensor(
+                        own[name], dtype=self._dtype(name, param), device=param.device
+                    )
+
+
+@contextmanager
+def last_load_hook(
+    optimizer: Optimizer, hook: Callable[[Optimizer, StateDict], StateDict | None]
+) -> Iterator[None]:
+    """Run a pre-hook of `load_state_dict` after all others, within this context."""
+    handle = optimizer.register_load_state_dict_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def copy_list(targets: list[Tensor], sources: list[Tensor]) -> None:
