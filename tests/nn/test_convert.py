@@ -1286,11 +1286,17 @@ def test_the_tutorial_runs() -> None:
     pytest.importorskip("transformers", reason="the tutorial converts a Hugging Face model")
     page = Path(__file__).parents[2] / "docs" / "tutorials" / "convert.md"
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     scope: dict[str, object] = {"__name__": "tutorial"}
     for block in blocks:
         exec(block, scope)
     assert isinstance(scope["gated"].act, nn.Identity)
+    net, converted = scope["net"], scope["ghost_net"]
+    assert list(converted.state_dict()) == list(net.state_dict())
+    x = torch.randn(4, 3, 6, 6)
+    assert (converted.train()(x) >= 0).all()
+    converted.load_state_dict(net.state_dict())
+    torch.testing.assert_close(converted.eval()(x), net.eval()(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
