@@ -151,6 +151,51 @@ def test_infinities_that_are_kept_leave_the_others_alone(quantize) -> None:
 
 
 @pytest.mark.parametrize("quantize", ALL)
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_an_infinity_or_nan_that_is_not_kept_makes_its_group_nan(quantize, bad: float) -> None:
+    x = values(2, 16)
+    x[0, ::5] = bad
+    options = {} if quantize is fake_quantize_int4 else {"keep_top": 3}
+    y = quantize(x, group_size=16, **options)
+    assert y[0].isnan().all()
+    assert y[1].isfinite().all()
+    if quantize is not fake_quantize_int4:
+        y = quantize(x, group_size=16, keep_top=4)
+        torch.testing.assert_close(y[0, ::5], x[0, ::5], equal_nan=True)
+        assert y.isfinite().sum() == 32 - 4
+
+
+@pytest.mark.parametrize("quantize", ALL)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_largest_values_of_a_type_are_quantised_as_any_others(quantize, dtype: torch.dtype) -> None:
+    """Their range is beyond the type, and so may be the last level."""
+    limit = torch.finfo(dtype).max
+    unit = torch.tensor(
+        [[-1.0, 1.0, 0.5, 0.3, -0.7, 0.0], [0.0, 1.0, 0.6, 0.2, 0.9, 0.5]], dtype=torch.float64
+    )
+    x = (torch.cat([unit, -unit]) * limit).to(dtype)
+    options = {} if quantize is fake_quantize_int4 else {"keep_top": 0}
+    y = quantize(x, group_size=6, **options)
+    # A power of two scales all of it exactly, to where nothing overflows.
+    wide = x.to(torch.promote_types(dtype, torch.float32))
+    want = quantize(wide / 256, group_size=6, **options).clamp(-limit / 256, limit / 256) * 256
+    assert y.isfinite().all()
+    assert torch.equal(y, want.to(dtype))
+
+
+def test_int4_codes_of_the_largest_values_and_of_none() -> None:
+    limit = torch.finfo(torch.float32).max
+    codes, scale, zero = int4_codes(torch.tensor([-limit, -0.4 * limit, 0.0, limit]), group_size=4)
+    assert codes.tolist() == [0, 5, 8, 15]
+    torch.testing.assert_close(scale.double(), torch.tensor([[2 / 15 * limit]], dtype=torch.float64))
+    assert zero.item() == 8
+    for bad in (torch.inf, -torch.inf, torch.nan):
+        codes, scale, zero = int4_codes(torch.tensor([1.0, bad, -2.0, 0.0]), group_size=4)
+        assert codes.tolist() == [0, 0, 0, 0]
+        assert (scale * (codes - zero)).isnan().all()
+
+
+@pytest.mark.parametrize("quantize", ALL)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types_are_scaled_in_float32(quantize, dtype: torch.dtype) -> None:
     x = values(4, 32, dtype=dtype)
