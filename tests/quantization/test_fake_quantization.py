@@ -463,28 +463,12 @@ def test_gpt2s_transposed_layers_are_named_and_not_passed_over() -> None:
         vocab_size=40, n_embd=32, n_layer=1, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=1
     )
     net = transformers.GPT2LMHeadModel(config)
-    with pytest.raises(
-        ValueError, match=r"'transformer\.h\.0\.attn\.c_attn' is a Conv1D, .*no plain nn\.Linear"
-    ):
+    with pytest.raises(ValueError, match=r"transformer\.h\.0\.attn\.c_attn\.weight: Conv1D, \(32, 96\)"):
         quantize_linear_(net, group_size=32)
     assert not any(isinstance(m, FakeQuantLinear) for m in net.modules())
     quantize_linear_(net, group_size=32, skip=["*.attn", "*.mlp"])
     assert isinstance(net.lm_head, FakeQuantLinear)
     assert net.lm_head.weight is net.transformer.wte.weight
-
-
-@pytest.mark.bad_input
-def test_layers_that_are_no_plain_linear_ones_are_not_passed_over() -> None:
-    class Own(nn.Linear):
-        pass
-
-    for odd in (Own(8, 8), nn.MultiheadAttention(8, 2), nn.LazyLinear(8)):
-        net = nn.ModuleList([nn.Linear(8, 8), odd])
-        with pytest.raises(ValueError, match=rf"layer '1' is a {type(odd).__name__}"):
-            quantize_linear_(net, group_size=8)
-        assert type(net[0]) is nn.Linear
-        quantize_linear_(net, group_size=8, skip="1")
-        assert type(net[0]) is FakeQuantLinear
 
 
 @pytest.mark.bad_input
@@ -516,7 +500,7 @@ def test_a_model_that_cannot_be_quantised_is_left_alone() -> None:
     with pytest.raises(ValueError, match="no FakeQuantLinear"):
         dequantize_(net)
     net[1].forward = net[1].forward  # as hooks of some libraries do
-    with pytest.raises(ValueError, match="layer '1' has a forward pass of its own"):
+    with pytest.raises(ValueError, match=r"1\.weight: Linear, with a forward pass of its own"):
         quantize_linear_(net, group_size=2, keep_top=1)
     assert all(type(layer) is nn.Linear for layer in net)
     del net[1].forward
