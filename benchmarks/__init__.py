@@ -1,1 +1,4 @@
-"""Speed and memory against peers: `python -m benchmarks [NAME...]`. Figures, not tests."""
+"""Speed and memory against peers: `python -m benchmarks [NAME...]`. Figures, not tests.
+
+`benchmarks/results/` keeps whole runs; `--against FILE` prints one of them beside a new one.
+"""

@@ -1,4 +1,7 @@
-"""EvoNorm against the composed form, and against batch normalisation with the activation it replaces."""
+"""EvoNorm against the composed form, and against batch normalisation with the activation it replaces.
+
+Channels-last input is worked on as it lies: its peer is the same layer on contiguous input.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,12 @@ def rows() -> Iterator[Row]:
     images, directions = torch.randn(2, 32, 64, 56, 56)
     images.requires_grad_()
 
-    def step(layer: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    def step(
+        layer: Callable[[Tensor], Tensor], x: Tensor = images, direction: Tensor = directions
+    ) -> Callable[[], None]:
         def run() -> None:
-            images.grad = None
-            layer(images).backward(directions)
+            x.grad = None
+            layer(x).backward(direction)
 
         return run
 
@@ -32,6 +37,12 @@ def rows() -> Iterator[Row]:
     what = "EvoNorm2dB0 forward + backward, 32x64x56x56"
     yield Row(what, "composed as in timm", 0.25, step(b0), step(lambda x: composed_b0(b0, x)))
     yield Row(what, pair, 2.1, step(b0), step(bn_silu()))
+
+    last = [t.detach().contiguous(memory_format=torch.channels_last) for t in (images, directions)]
+    last[0].requires_grad_()
+    for name, layer in (("S0", s0), ("B0", b0)):
+        what = f"EvoNorm2d{name} forward + backward, 32x64x56x56, channels last"
+        yield Row(what, "contiguous", 1.3, step(layer, *last), step(layer))
 
 
 def bn_silu() -> nn.Module:

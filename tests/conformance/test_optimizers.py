@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import trueup.optim
 from conformance.optimizers import CASES, STEPPED_BY_CLOSURE, Case
 from trueup.optim import blocks
-from trueup.optim.radial import accumulation_dtype
+from trueup.optim.blocks import accumulation_dtype
 
 SHAPES = [(4, 6), (3, 2, 3, 3), (5,), (1, 8), (6, 1), (), (0, 3), (3, 0)]
 STEPS = 4
@@ -145,6 +145,61 @@ def test_routes_are_equal(case: Case, hyper: dict[str, Any], dtype: torch.dtype)
         results.append([*params, *state])
     tolerance = {"rtol": 2e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-14}
     close(results[0], results[-1], **tolerance)
+
+
+@pytest.mark.parametrize(("scale", "size"), [(0.0, 4), (1e-6, 4), (1.0, blocks.BLOCK), (1e4, 4)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("case", "hyper"), VARIANTS)
+def test_routes_are_equal_in_half_precision(
+    case: Case,
+    hyper: dict[str, Any],
+    dtype: torch.dtype,
+    scale: float,
+    size: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the same weights and state, each step's results differ by the rounding of what is stored."""
+    if not case.two_routes:
+        return
+    shrink_blocks(monkeypatch, size)
+    eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).smallest_normal
+    blocked, foreach = start(dtype=dtype), start(dtype=dtype)
+    one = case.build(blocked, **hyper, foreach=False)
+    other = case.build(foreach, **hyper, foreach=True)
+    for step in range(STEPS):
+        before = [param.detach().double() for param in blocked]
+        feed(blocked, step, scale)
+        feed(foreach, step, scale)
+        one.step()
+        other.step()
+        for p, q, old in zip(blocked, foreach, before, strict=True):
+            if not p.numel():
+                continue
+            # In float16 the square of a large gradient is infinite, and infinity times a beta of 0 is NaN.
+            assert torch.equal(p.isnan(), q.isnan())
+            assert p.isfinite().all() or (scale > 1 and not case.optimizer.wide)
+            # The blocked route rounds the update as well, and its momentum, before the weight.
+            slack = eps * (old.abs() + 4 * (p.double() - old).abs().max()) + tiny
+            assert not ((p.double() - q.double()).abs() > slack).any()
+            for name, value in one.state[p].items():
+                expected = other.state[q][name].double()
+                unit = torch.finfo(value.dtype).eps
+                slack = 4 * unit * expected.nan_to_num(0, 0, 0).abs().amax().item() + tiny
+                torch.testing.assert_close(value.double(), expected, rtol=0, atol=slack, equal_nan=True)
+        with torch.no_grad():
+            for p, q in zip(blocked, foreach):
+                q.copy_(p)
+        other.load_state_dict(copy.deepcopy(one.state_dict()))
+
+
+def test_a_zero_gradient_leaves_half_weights_alone() -> None:
+    for case, foreach, dtype in itertools.product(CASES, (False, True), (torch.float16, torch.bfloat16)):
+        params = start(dtype=dtype)
+        optimizer = case.build(params, **({"foreach": foreach} if case.two_routes else {}))
+        for param in params:
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+        close(params, start(dtype=dtype), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("case", "hyper"), SKIPPING)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import gc
 import re
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -195,7 +198,7 @@ class TwoWeights(nn.Module):
         (nn.Linear(3, 3), nn.Linear, TwoWeights, ValueError, r"shape \(3, 3\), the new one \(2,\)"),
         (nn.PReLU(3), nn.PReLU, nn.ReLU, ValueError, "PReLU -> ReLU: the first has a weight, the second no"),
         (nn.RReLU(), nn.RReLU, nn.Linear, TypeError, "in_features"),
-        (nn.Sequential(nn.Tanh()), nn.Sequential, nn.ReLU, ValueError, "Sequential has children"),
+        (nn.Sequential(nn.Tanh()), nn.Sequential, nn.ReLU, ValueError, "Sequential, has children"),
         (nn.Tanh(), "BatchNorm2d", GhostBatchNorm2d, TypeError, "needs module classes.*got 'BatchNorm2d'"),
         (nn.Tanh(), nn.Tanh, nn.ReLU(), TypeError, "needs module classes"),
         (parametrizations.weight_norm(nn.Linear(2, 2)), nn.Linear, Scaled, ValueError, "is parametrised"),
@@ -269,6 +272,13 @@ class Untraceable(Net):
 PAIRS = {"stem.1": "stem.3", "bn1": "act1", "bn2": None}
 
 
+def pasted(refusal: pytest.ExceptionInfo[ValueError]) -> dict[str, str | None]:
+    """The pairs that an error suggests, as somebody would paste them."""
+    suggestion = re.search(r"pairs=(\{\n.*?^\})", str(refusal.value), re.MULTILINE | re.DOTALL)
+    assert suggestion is not None
+    return eval(suggestion[1])
+
+
 @pytest.mark.parametrize("inplace", [True, False])
 def test_fuses_the_norm_with_the_activation_after_it(inplace: bool) -> None:
     model = Net()
@@ -303,8 +313,11 @@ def test_fuses_the_norm_with_the_activation_after_it(inplace: bool) -> None:
 
 def test_a_model_that_cannot_be_traced_names_its_pairs() -> None:
     model = Untraceable()
-    with pytest.raises(ValueError, match=r"cannot trace.*TraceError.*Say it: pairs=\{'stem.1': NAME\}"):
+    with pytest.raises(
+        ValueError, match=r"each of these norms\? torch.fx cannot trace.*TraceError"
+    ) as refusal:
         convert(model, nn.BatchNorm2d, NormSilu)
+    assert "'stem.1': NAME,\n    'bn1': NAME,\n    'bn2': NAME,\n" in str(refusal.value)
     converted = convert(model, nn.BatchNorm2d, NormSilu, pairs=PAIRS)
     x = torch.rand(3, 1, 6, 6)
     torch.testing.assert_close(converted(x), model(x))
@@ -313,8 +326,10 @@ def test_a_model_that_cannot_be_traced_names_its_pairs() -> None:
 
 def test_other_kinds_of_activation_go_when_they_are_named() -> None:
     model = Net(nn.GELU)
-    with pytest.raises(ValueError, match=r"stem\.3 follows, a GELU: pass activation=GELU if it goes"):
+    with pytest.raises(ValueError, match=r"stem\.3 follows, a GELU") as refusal:
         convert(model, nn.BatchNorm2d, NormSilu)
+    assert str(refusal.value).endswith("wherever they follow a norm: activation=(nn.ReLU, nn.SiLU, nn.GELU)")
+    assert isinstance(convert(model, nn.BatchNorm2d, NormSilu, pairs=pasted(refusal)).act1, nn.Identity)
     assert isinstance(convert(model, nn.BatchNorm2d, NormSilu, activation=nn.GELU).act1, nn.Identity)
     # Named by hand, or left alone by hand.
     assert isinstance(convert(model, nn.BatchNorm2d, NormSilu, pairs=PAIRS).act1, nn.Identity)
@@ -375,13 +390,13 @@ class Swish(nn.Module):
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (lambda m, x: m.other(nn.functional.silu(m.bn(x))), "followed by the function silu.*as a module"),
-        (lambda m, x: m.other(m.bn(x).relu_()), "bn is followed by the function relu_"),
+        (lambda m, x: m.other(nn.functional.silu(m.bn(x))), "function silu follows.*a module, nn.SiLU with"),
+        (lambda m, x: m.other(m.bn(x).relu_()), r"bn\? the function relu_ follows.*a module, nn.ReLU with"),
         (lambda m, x: m.other(m.act(h := m.bn(x)) + h), r"bn\? its result goes to act and elsewhere"),
         (lambda m, x: m.act(m.other(m.conv(m.act(m.bn(x)))) + x), "act is also used where no converted norm"),
         (lambda m, x: m.other(m.act(m.bn(x)) + m.bn(x)), r"bn\? it is used in several places"),
         (lambda m, x: m.act(m.bn(x)), r"belongs to other\? torch.fx does not come by it"),
-        (lambda m, x: m.other(m.swish(m.bn(x))), "swish follows, a Swish: pass activation=Swish"),
+        (lambda m, x: m.other(m.swish(m.bn(x))), r"swish follows, a Swish\. Say it"),
         (lambda m, x: m.other(m.act(m.drop(m.bn(x)))), "act follows, but only after drop"),
         (lambda m, x: m.other(nn.functional.silu(m.bn(x).contiguous())), "silu follows, but only after"),
     ],
@@ -393,6 +408,99 @@ def test_refuses_an_activation_that_is_in_doubt(forward, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         convert(model, nn.BatchNorm2d, NormSilu, inplace=True)
     assert [type(module) for module in model.modules()] == kinds
+
+
+class StochasticDepth(nn.Module):
+    """As torchvision's: it keeps or drops the branches of a residual sum, sample by sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * torch.empty(x.shape[0], 1, 1, 1).bernoulli_(0.8) / 0.8
+
+
+class Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.SiLU(), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+        )
+        self.stochastic_depth = StochasticDepth()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.stochastic_depth(self.block(x))
+
+
+def test_one_error_names_all_norms_in_doubt_and_its_pairs_do_no_damage() -> None:
+    model = nn.Sequential(*[Branch() for _ in range(9)])
+    with pytest.raises(ValueError, match="each of these norms") as refusal:
+        convert(model, nn.BatchNorm2d, NormSilu)
+    assert "'3.block.4': None,  # 3.stochastic_depth follows, a StochasticDepth\n" in str(refusal.value)
+    assert "activation=" not in str(refusal.value)
+    pairs = pasted(refusal)
+    assert pairs == {f"{i}.block.4": None for i in range(9)}
+    converted = convert(model, nn.BatchNorm2d, NormSilu, pairs=pairs)
+    assert sum(isinstance(module, StochasticDepth) for module in converted.modules()) == 9
+    assert [module.apply_act for module in converted.modules() if isinstance(module, NormSilu)] == [
+        True, False
+    ] * 9  # fmt: skip
+    x = torch.randn(4, 2, 3, 3)
+    torch.manual_seed(0)
+    want = model(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(converted(x), want)
+
+
+def test_pairs_to_paste_keep_those_given_before() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2), Swish(), nn.BatchNorm2d(2), Swish())
+    with pytest.raises(ValueError, match=r"belongs to 2\? 3 follows, a Swish") as refusal:
+        convert(model, nn.BatchNorm2d, NormSilu, pairs={"0": "1"})
+    assert pasted(refusal) == {"0": "1", "2": None}
+
+
+def test_only_an_activation_that_may_go_is_suggested() -> None:
+    # A sigmoid is a gate, GLU halves the channels, and PReLU's weight would be lost.
+    others = [nn.GELU(), nn.Sigmoid(), nn.GLU(1), nn.PReLU(), nn.Hardswish()]
+    model = nn.Sequential(*[module for act in others for module in (nn.BatchNorm2d(2), act)])
+    with pytest.raises(ValueError, match="each of these norms") as refusal:
+        convert(model, nn.BatchNorm2d, NormSilu)
+    assert pasted(refusal) == {"0": "1", "2": None, "4": None, "6": None, "8": "9"}
+    assert str(refusal.value).endswith("activation=(nn.ReLU, nn.SiLU, nn.GELU, nn.Hardswish)")
+    with pytest.raises(ValueError, match=r"7 follows, a PReLU with parameters or buffers") as refusal:
+        convert(model, nn.BatchNorm2d, NormSilu, activation=nn.PReLU)
+    assert pasted(refusal)["6"] is None
+
+
+def test_an_activation_that_is_used_elsewhere_too_is_not_suggested() -> None:
+    model = Calls(lambda m, x: m.gelu(m.other(m.gelu(m.bn(x))) + x))
+    model.gelu = nn.GELU()
+    with pytest.raises(ValueError, match=r"a GELU that is used elsewhere too: give each") as refusal:
+        convert(model, nn.BatchNorm2d, NormSilu)
+    with pytest.raises(NameError, match="NAME"):
+        pasted(refusal)
+
+
+def test_a_gate_written_as_a_function_stays() -> None:
+    model = Calls(lambda m, x: m.act(m.other(torch.sigmoid(m.bn(x)))))
+    with pytest.raises(ValueError, match=r"belongs to bn\? the function sigmoid follows\. Say") as refusal:
+        convert(model, nn.BatchNorm2d, NormSilu)
+    converted = convert(model, nn.BatchNorm2d, NormSilu, pairs=pasted(refusal))
+    x = torch.randn(3, 2, 4, 4)
+    torch.testing.assert_close(converted(x), model(x))
+
+
+class LeakySilu(nn.SiLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0.1 * x
+
+
+def test_a_subclass_of_an_activation_that_does_something_else_is_in_doubt() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2), LeakySilu())
+    with pytest.raises(ValueError, match=r"1 follows, a LeakySilu") as refusal:
+        convert(model, nn.BatchNorm2d, NormSilu)
+    assert pasted(refusal) == {"0": None}
+    named = convert(model, nn.BatchNorm2d, NormSilu, activation=LeakySilu)
+    assert isinstance(named[1], nn.Identity)
 
 
 def test_pairs_answer_for_the_norms_in_doubt_alone() -> None:
@@ -450,7 +558,7 @@ def test_refuses_an_activation_that_a_module_without_norms_uses_too() -> None:
         ({"pairs": {"bn9": None}}, ValueError, "names 'bn9', which the model does not have"),
         ({"pairs": {"bn1": "act9"}}, ValueError, "names 'act9', which the model does not have"),
         ({"pairs": {"act1": None}}, ValueError, "names 'act1', a SiLU that is not converted"),
-        ({"pairs": PAIRS | {"bn1": "conv1"}}, ValueError, "Conv2d has parameters, which would be lost"),
+        ({"pairs": PAIRS | {"bn1": "conv1"}}, ValueError, "Conv2d has parameters or buffers, which would be"),
         ({"pairs": PAIRS, "apply_act": True}, TypeError, "apply_act must not be given"),
     ],
 )
@@ -554,7 +662,7 @@ def test_refuses_a_forward_pass_that_is_the_objects_own() -> None:
         model = Net()
         layer = model.get_submodule(name)
         layer.forward = lambda x: x
-        with pytest.raises(ValueError, match=f"{name}, a .* has a forward pass of its own"):
+        with pytest.raises(ValueError, match=f"{name}, a .* has a forward of its own"):
             convert(model, nn.BatchNorm2d, NormSilu, inplace=True)
         assert model.get_submodule(name) is layer
 
@@ -610,6 +718,446 @@ def test_what_a_target_is_made_of_is_in_the_mode_of_what_it_replaces() -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.RReLU()).eval()
     converted = convert(model, nn.BatchNorm2d, EvoNorm2dS1, activation=nn.RReLU, groups=2)
     assert not any(module.training for module in converted.modules())
+
+
+# ---- what a module does beyond its kind ----
+
+
+class NormAct(nn.BatchNorm2d):
+    """As timm's: norm, dropout and activation in one, which keeps the names of a norm alone."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.drop: nn.Module = nn.Identity()
+        self.act: nn.Module = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+class GhostNormAct(GhostBatchNorm2d):
+    @classmethod
+    def from_module(cls, module, **options):
+        new = super().from_module(module, **options)
+        new.drop, new.act = module.drop, module.act
+        return new
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
+
+
+def timm_like() -> nn.Sequential:
+    block = nn.Sequential(nn.Conv2d(3, 3, 1), NormAct(3))
+    return nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), NormAct(3), block)
+
+
+def test_a_norm_that_activates_is_refused_by_name() -> None:
+    model = timm_like()
+    kinds = [type(module) for module in model.modules()]
+    message = (
+        r"^2, a NormAct \(and 1 more\), overrides forward of BatchNorm2d.*\(model, \{NormAct: Target\}\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        convert_ghost_batchnorm(model, 4, inplace=True)
+    # Its name alone is not enough: the parts must have a place.
+    with pytest.raises(
+        ValueError, match=r"2, a NormAct, has children that find no place .*, drop, act: name"
+    ):
+        convert(model, {NormAct: GhostBatchNorm2d}, inplace=True)
+    assert [type(module) for module in model.modules()] == kinds
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_norm_that_activates_is_converted_by_a_target_of_its_own(inplace: bool, order: int) -> None:
+    model = timm_like()
+    x = torch.randn(4, 2, 5, 5)
+    model(x)
+    want, names = model.eval()(x), list(model.state_dict())
+    seen: list[str] = []
+    model[2].register_forward_hook(lambda *_: seen.append("norm"))
+    model[2].act.register_forward_hook(lambda *_: seen.append("act"))
+    targets = dict([(nn.BatchNorm2d, GhostBatchNorm2d), (NormAct, GhostNormAct)][::order])
+    converted = convert(model, targets, inplace=inplace, ghost_batch_size=2)
+    assert [type(converted[i]) for i in (1, 2)] == [GhostBatchNorm2d, GhostNormAct]
+    assert list(converted.state_dict()) == names
+    torch.testing.assert_close(converted(x), want, rtol=0, atol=0)
+    assert seen == ["act", "norm"]
+    converted.train()(x).sum().backward()
+    assert all(p.grad is not None for p in converted.parameters())
+
+
+def test_what_a_target_takes_over_is_converted_too() -> None:
+    model = nn.Sequential(NormAct(3))
+    converted = convert(model, {NormAct: GhostNormAct, nn.ReLU: nn.Tanh}, inplace=True)
+    assert isinstance(converted[0].act, nn.Tanh)
+
+
+def test_a_target_may_wrap_what_it_replaces() -> None:
+    class Halved(nn.Module):
+        @classmethod
+        def from_module(cls, module):
+            new = cls()
+            new.inner = module
+            return new
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) / 2
+
+    model = nn.Sequential(nn.Tanh())
+    converted = convert(model, nn.Tanh, Halved)
+    assert isinstance(converted[0].inner, nn.Tanh)
+    x = torch.randn(3)
+    torch.testing.assert_close(converted(x), model(x) / 2)
+
+
+def test_what_a_target_takes_over_stays_as_it_is() -> None:
+    class Cast(GhostNormAct):
+        @classmethod
+        def from_module(cls, module, **options):
+            new = super().from_module(module, **options)
+            new.scale = nn.Linear(1, 1)
+            new.register_buffer("count", torch.zeros(()))
+            return new
+
+    model = nn.Sequential(NormAct(3).half())
+    model[0].act = nn.PReLU(3)
+    converted = convert(model, {NormAct: Cast})
+    assert converted[0].act.weight.dtype == torch.float32
+    assert {t.dtype for t in (converted[0].scale.weight, converted[0].count)} == {torch.float16}
+
+
+class Mixed:
+    def train(self, mode: bool = True):
+        return super().train(False)
+
+
+class After(nn.Module):
+    def train(self, mode: bool = True):
+        return super().train(False)
+
+
+class Scheduled(nn.BatchNorm2d):
+    @property
+    def momentum(self) -> float:
+        return 0.5
+
+    @momentum.setter
+    def momentum(self, value: float) -> None: ...
+
+
+def overriding(name: str) -> type[nn.BatchNorm2d]:
+    method = getattr(nn.BatchNorm2d, name)
+    return type("Own", (nn.BatchNorm2d,), {name: lambda self, *args, **kwargs: method(self, *args, **kwargs)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "overridden"),
+    [
+        *[(overriding(name), name) for name in (
+            "forward", "train", "__call__", "state_dict", "_load_from_state_dict", "get_extra_state", "half",
+        )],
+        (type("Own", (Mixed, nn.BatchNorm2d), {}), "train"),
+        (type("Own", (nn.BatchNorm2d, After), {}), "train"),
+        (type("Own", (overriding("forward"),), {}), "forward"),
+        (Scheduled, "momentum"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("target", [GhostBatchNorm2d, EvoNorm2dS0, nn.GroupNorm])
+def test_refuses_a_subclass_that_overrides_something(
+    kind: type[nn.Module], overridden: str, target: type[nn.Module]
+) -> None:
+    model = nn.Sequential(kind(4))
+    with pytest.raises(
+        ValueError, match=f"0, a .*, overrides {overridden} of BatchNorm2d, which {target.__name__}"
+    ):
+        convert(model, nn.BatchNorm2d, target, inplace=True)
+    assert type(model[0]) is kind
+
+
+def test_refuses_an_object_whose_class_was_changed() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4))
+    model[0].__class__ = overriding("forward")
+    with pytest.raises(ValueError, match="overrides forward"):
+        convert_ghost_batchnorm(model, 4)
+
+
+class Described(nn.BatchNorm2d):
+    """Nothing in it computes."""
+
+    __constants__ = ("number",)
+    number: int = 3
+    log: Callable[[str], None] | None = None
+
+    def __init__(self, num_features: int, number: int) -> None:
+        super().__init__(num_features)
+        self.number = number
+        self.log = print
+
+    def extra_repr(self) -> str:
+        return "of ours"
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, 2.0)
+
+    def fuse(self) -> None: ...
+
+    @property
+    def width(self) -> int:
+        return self.num_features
+
+
+def test_a_subclass_that_overrides_nothing_is_converted() -> None:
+    assert isinstance(convert_ghost_batchnorm(nn.Sequential(Described(4, 5)), 4)[0], GhostBatchNorm2d)
+    assert isinstance(convert(Described(4, 5), Described, GhostBatchNorm2d), GhostBatchNorm2d)
+
+
+def test_a_class_that_is_named_itself_is_the_callers_decision() -> None:
+    kind = overriding("train")
+    assert isinstance(convert(nn.Sequential(kind(4)), kind, GhostBatchNorm2d)[0], GhostBatchNorm2d)
+
+
+def test_torchs_own_subclasses_are_of_their_kind() -> None:
+    kind = nn.modules.batchnorm._BatchNorm
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.SyncBatchNorm(4))
+    converted = convert(model, kind, nn.GroupNorm, num_groups=2)
+    assert [type(module) for module in converted] == [nn.GroupNorm] * 2
+    converted = convert(nn.Sequential(nn.Dropout2d()), nn.modules.dropout._DropoutNd, nn.Identity)
+    assert isinstance(converted[0], nn.Identity)
+
+
+def widened(norm: nn.Module, what: str) -> nn.Module:
+    """The norm as an object of a subclass that has something its kind lacks."""
+    norm.__class__ = type("Widened", (type(norm),), {})
+    if what == "child":
+        norm.extra = nn.Linear(1, 1)
+    elif what == "parameter":
+        norm.extra = nn.Parameter(torch.ones(4))
+    else:
+        norm.register_buffer("extra", torch.ones(4), persistent=False)
+    return norm
+
+
+@pytest.mark.parametrize("what", ["child", "parameter", "buffer"])
+@pytest.mark.parametrize(
+    ("source", "target", "options"),
+    [
+        (nn.BatchNorm2d, GhostBatchNorm2d, {}),
+        (nn.BatchNorm2d, EvoNorm2dS0, {"groups": 2, "apply_act": False}),
+        (nn.BatchNorm2d, nn.GroupNorm, {"num_groups": 2}),
+        (nn.LayerNorm, PowerNorm1d, {}),
+    ],
+)
+def test_refuses_state_that_finds_no_place(source, target, options, what: str) -> None:
+    norm = widened(source(4), what)
+    model = nn.Sequential(norm)
+    message = "0, a Widened.*, has children" if what == "child" else f"0, .* -> {target.__name__}: .* a extra"
+    with pytest.raises(ValueError, match=message):
+        convert(model, source, target, inplace=True, **options)
+    assert model[0] is norm
+
+
+@pytest.mark.parametrize("name", ["train", "_load_from_state_dict", "state_dict", "to"])
+def test_refuses_a_method_that_is_the_objects_own(name: str) -> None:
+    for path in ("bn1", "act1"):
+        model = Net()
+        layer = model.get_submodule(path)
+        setattr(layer, name, lambda *args: None)
+        with pytest.raises(ValueError, match=f"{path}, a .* has a {name} of its own, set on the object"):
+            convert(model, nn.BatchNorm2d, NormSilu, inplace=True)
+        assert model.get_submodule(path) is layer
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_what_was_set_on_the_object_stays(inplace: bool) -> None:
+    model = Net()
+    for layer in (model.bn1, model.act1):
+        layer.qconfig = None  # not to be quantized: absent, the parent's would count
+        layer.layer_id = 3
+        layer._is_hf_initialized = True
+        layer._cache = [1]
+    converted = convert(model, nn.BatchNorm2d, NormSilu, inplace=inplace)
+    for layer in (converted.bn1, converted.act1):
+        assert (layer.qconfig, layer.layer_id, layer._is_hf_initialized) == (None, 3, True)
+        # Neither what only the old layer works with, nor settings that the new one does not have.
+        assert vars(layer).keys().isdisjoint({"_cache", "momentum", "inplace", "track_running_stats"})
+    assert "qconfig" not in vars(converted.bn2)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_what_is_not_saved_stays_unsaved(inplace: bool) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    model[0].register_buffer("running_mean", torch.ones(3), persistent=False)
+    names = list(model.state_dict())
+    converted = convert_ghost_batchnorm(model, 4, inplace=inplace)
+    assert list(converted.state_dict()) == names
+    assert converted[0].running_mean[0] == 1
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_what_is_saved_stays_saved(inplace: bool) -> None:
+    class Unsaved(nn.BatchNorm2d):
+        def __init__(self, num_features: int) -> None:
+            super().__init__(num_features)
+            self.register_buffer("running_mean", self.running_mean, persistent=False)
+
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    names = list(model.state_dict())
+    assert list(convert(model, nn.BatchNorm2d, Unsaved, inplace=inplace).state_dict()) == names
+
+
+def test_new_parameters_of_a_layer_without_any_are_not_frozen() -> None:
+    converted = convert(nn.Sequential(nn.BatchNorm2d(3, affine=False)), nn.BatchNorm2d, OnlyGain)
+    assert converted[0].gain.requires_grad
+
+
+class OnlyGain(nn.Module):
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.weight = self.bias = None
+        self.gain = nn.Parameter(torch.ones(num_features))
+
+
+def test_an_error_leaves_the_hooks_with_the_old_modules() -> None:
+    seen: list[nn.Module] = []
+    model = nn.Sequential(nn.BatchNorm2d(4), NormAct(4))
+    model[0].register_load_state_dict_pre_hook(lambda module, *_: seen.append(module))
+    with pytest.raises(ValueError, match="find no place"):
+        convert(model, {nn.BatchNorm2d: GhostBatchNorm2d, NormAct: GhostBatchNorm2d}, inplace=True)
+    gc.collect()
+    model.load_state_dict(model.state_dict())
+    assert seen == [model[0]]
+
+
+# ---- modules that are held in other ways too ----
+
+
+class Pair(NamedTuple):
+    first: nn.Module
+    second: int
+
+
+class Stages(nn.Module):
+    """As detectron2's ResNet: the stages are registered one by one, and run through a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages: list[nn.Module | list] = []
+        for number in range(2):
+            stage = nn.BatchNorm2d(2)
+            self.add_module(f"res{number}", stage)
+            self.stages.append(stage)
+        self.act = nn.SiLU()
+        self.acts = {"last": [self.act]}
+        self.__dict__["first"] = self.res0
+        self.named = (Pair(self.res0, 1), 2, ((self.res1,), self.res0))
+        self.again = self.named
+        self.both, self.swapped = (self.res0, self.res1), (self.res1, self.res0)
+        self.sums = {"numbers": [1, 2], "self": self}
+        self.stages.append(self.stages)  # a cycle
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages[:2]:
+            x = stage(x)
+        return self.acts["last"][0](x)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_module_in_a_plain_container_is_replaced_there_too(inplace: bool) -> None:
+    model = Stages()
+    x = torch.randn(3, 2, 4, 4)
+    want, old, stages = model(x), model.res0, model.stages
+    tables: list[list[Conversion]] = []
+    converted = convert(model, nn.BatchNorm2d, NormSilu, inplace=inplace, report=tables.append)
+    assert (converted is model) == (converted.stages is stages) == inplace
+    assert [type(converted.res0), type(converted.act)] == [NormSilu, nn.Identity]
+    assert all(a is b for a, b in zip(converted.stages, (converted.res0, converted.res1), strict=False))
+    assert converted.stages[2] is converted.stages
+    assert converted.acts["last"][0] is converted.act
+    assert converted.first is converted.res0
+    named = (Pair(converted.res0, 1), 2, ((converted.res1,), converted.res0))
+    assert converted.named == named
+    assert converted.named[0].first is converted.res0
+    assert converted.again is converted.named
+    assert converted.both == (converted.res0, converted.res1) == converted.swapped[::-1]
+    assert converted.sums["numbers"] == [1, 2]
+    assert converted.sums["self"] is converted
+    torch.testing.assert_close(converted(x), want)
+
+    notes = {row.name: row.note for row in tables[0]}
+    places = "stages[0], first, named[0][0], named[2][1], again[0][0], again[2][1], both[0], swapped[1]"
+    assert f"also in {places};" in notes["res0"]
+    assert notes["act"] == "is in res1; also in acts['last'][0]"
+    if not inplace:
+        assert model.stages[0] is model.first is model.named[0].first is old
+        assert model.acts["last"][0] is model.act
+
+
+def test_a_container_that_is_not_registered_runs_the_new_layers() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2))
+    model.inner = [nn.Sequential(model[0])]
+    converted = convert_ghost_batchnorm(model, 4)
+    assert converted.inner[0][0] is converted[0]
+    assert isinstance(model.inner[0][0], nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_new_layer_holds_new_layers(inplace: bool) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
+    model[0].partners = (model[1],)
+    converted = convert_ghost_batchnorm(model, 4, inplace=inplace)
+    assert converted[0].partners == (converted[1],)
+
+
+def test_a_weak_proxy_is_left_alone() -> None:
+    model = nn.Sequential(nn.Sequential(nn.BatchNorm2d(2)))
+    vars(model[0])["parent"] = weakref.proxy(model)
+    assert isinstance(convert_ghost_batchnorm(model, 4, inplace=True)[0][0], GhostBatchNorm2d)
+
+
+@pytest.mark.parametrize("other", [True, False], ids=["beside others", "alone"])
+@pytest.mark.parametrize("where", ["direct", "list", "deep"])
+def test_refuses_a_norm_that_is_not_registered(where: str, other: bool) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2) if other else nn.Tanh())
+    norm = nn.BatchNorm2d(2)
+    held = {"direct": norm, "list": [norm], "deep": {"a": (nn.Sequential(norm),)}}[where]
+    vars(model[0])["held"] = held
+    path = {"direct": "0.held", "list": r"0.held\[0\]", "deep": r"0.held\['a'\]\[0\].0"}[where]
+    with pytest.raises(ValueError, match=f"^{path}, a BatchNorm2d, is not registered: torch does not see it"):
+        convert_ghost_batchnorm(model, 4)
+
+
+def test_refuses_an_activation_that_is_not_registered() -> None:
+    model = Calls(lambda m, x: m.hidden[0](m.bn(x)))
+    model.hidden = [nn.SiLU()]
+    with pytest.raises(ValueError, match=r"calls a SiLU that is not registered: use nn\.ModuleList"):
+        convert(model, nn.BatchNorm2d, NormSilu)
+
+
+def test_refuses_an_activation_that_a_module_without_norms_holds_in_a_list() -> None:
+    model = Net()
+    model.head = Holder(nn.ReLU())
+    model.head.acts = [model.act1]
+    model.forward = lambda x: model.head(Net.forward(model, x))
+    with pytest.raises(ValueError, match=r"activation act1 or head\.acts\[0\] is also used"):
+        convert(model, nn.BatchNorm2d, NormSilu, inplace=True)
+
+
+def test_a_module_that_runs_a_norm_from_a_list_is_followed() -> None:
+    class Runs(nn.Module):
+        def __init__(self, norm: nn.Module) -> None:
+            super().__init__()
+            self.norms, self.act = [norm], nn.SiLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.norms[0](x))
+
+    model = Calls(lambda m, x: m.runs(x))
+    del model.other
+    model.runs = Runs(model.bn)
+    converted = convert(model, nn.BatchNorm2d, NormSilu)
+    assert isinstance(converted.runs.act, nn.Identity)
+    assert converted.runs.norms[0].apply_act
 
 
 # ---- the report, and several kinds at once ----
@@ -738,11 +1286,17 @@ def test_the_tutorial_runs() -> None:
     pytest.importorskip("transformers", reason="the tutorial converts a Hugging Face model")
     page = Path(__file__).parents[2] / "docs" / "tutorials" / "convert.md"
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     scope: dict[str, object] = {"__name__": "tutorial"}
     for block in blocks:
         exec(block, scope)
     assert isinstance(scope["gated"].act, nn.Identity)
+    net, converted = scope["net"], scope["ghost_net"]
+    assert list(converted.state_dict()) == list(net.state_dict())
+    x = torch.randn(4, 3, 6, 6)
+    assert (converted.train()(x) >= 0).all()
+    converted.load_state_dict(net.state_dict())
+    torch.testing.assert_close(converted.eval()(x), net.eval()(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("inplace", [False, True])

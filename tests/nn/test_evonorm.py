@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from processes import in_processes
@@ -82,8 +84,9 @@ def example(shape: tuple[int, ...], layout: str = "contiguous") -> Tensor:
     return x if layout == "contiguous" else x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def derivatives(y: Tensor, x: Tensor, layer: nn.Module) -> list[Tensor]:
-    direction = torch.sin(torch.arange(y.numel(), dtype=y.dtype)).view(y.shape)
+def derivatives(y: Tensor, x: Tensor, layer: nn.Module, direction: Tensor | None = None) -> list[Tensor]:
+    if direction is None:
+        direction = torch.sin(torch.arange(y.numel(), dtype=y.dtype)).view(y.shape)
     return [y.detach(), *torch.autograd.grad(y, (x, *layer.parameters()), direction)]
 
 
@@ -290,6 +293,52 @@ def test_saves_the_input_and_little_else(layout: torch.memory_format) -> None:
 def test_saves_at_most_4_1_bytes_an_element(kind: type[nn.Module]) -> None:
     x = torch.randn(8, 64, 28, 28, requires_grad=True)
     assert saved_bytes(kind(64), x) <= 4.1 * x.numel()
+
+
+class Copies(TorchDispatchMode):
+    """Counts the copies of tensors of at least so many elements."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements, self.count = elements, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        copying = (
+            torch.ops.aten.clone.default,
+            torch.ops.aten.copy_.default,
+            torch.ops.aten._to_copy.default,
+        )
+        self.count += func in copying and out.numel() >= self.elements
+        return out
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 32, 5, 4), (2, 64, 40, 40), (2, 32, 2, 3, 4)]
+)  # (2, 64, 40, 40): strips
+@pytest.mark.parametrize("variant", ["B0", "B1", "B2", "S0", "S1", "S2"])
+def test_channels_last_is_worked_on_as_it_lies(variant: str, shape: tuple[int, ...]) -> None:
+    """A transposed copy takes as long as five passes over the values."""
+    layer = randomized(getattr(layers, f"EvoNorm2d{variant}")(shape[1], dtype=torch.float64))
+    planes, direction = example(shape), example(shape)
+    want = derivatives(layer(planes.requires_grad_()), planes, layer, direction)
+    rows, direction = (t.detach().movedim(1, -1).contiguous().movedim(-1, 1) for t in (planes, direction))
+    with Copies(rows[0].numel()) as copies:
+        got = derivatives(layer(rows.requires_grad_()), rows, layer, direction)
+    assert copies.count == 0
+    assert got[0].stride() == got[1].stride() == rows.stride()
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("variant", ["B0", "S0"])
+def test_some_channels_of_channels_last_input(variant: str) -> None:
+    """Values with gaps between the places, as `chunk` leaves them, and a gradient in another layout."""
+    layer = randomized(getattr(layers, f"EvoNorm2d{variant}")(32, dtype=torch.float64))
+    x = example((3, 64, 5, 4), "channels_last")[:, 16:48].requires_grad_()
+    got = derivatives(layer(x), x, layer)
+    planes = x.detach().contiguous().requires_grad_()
+    torch.testing.assert_close(got, derivatives(layer(planes), planes, layer))
+    assert got[0].is_contiguous(memory_format=torch.channels_last)
 
 
 # ---- stateful, and distributed ----

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from trueup.nn.moments import widen
-from trueup.nn.planes import affine_planes, as_planes, channels_last, plane_moments, plane_sums, shaped_as
+from trueup.nn.planes import (
+    affine_planes,
+    as_planes,
+    channels_last,
+    dense,
+    plane_moments,
+    plane_sums,
+    shaped_as,
+)
 
 LAYOUTS = pytest.mark.parametrize("layout", ["contiguous", "channels last", "strided"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -54,6 +62,22 @@ def test_no_values_are_no_samples(shape: tuple[int, ...]) -> None:
     nothing = torch.ones(0, 3)
     assert all(t.shape == (0, 3) for t in (*plane_moments(planes), *plane_sums(planes, planes, nothing)))
     assert affine_planes(planes, nothing, nothing, nothing).shape == planes.shape
+
+
+# ---- dense ----
+
+
+@pytest.mark.parametrize("last", [True, False])
+@LAYOUTS
+@DTYPES
+def test_dense_planes(dtype: torch.dtype, layout: str, last: bool) -> None:
+    x = laid_out(torch.randn(3, 4, 5).to(dtype), layout)
+    y = dense(x, last)
+    assert y.dtype == widen(x).dtype
+    assert torch.equal(y, widen(x))
+    assert (y.transpose(1, 2) if last else y).is_contiguous()
+    as_wanted = y.dtype == dtype and layout == ("channels last" if last else "contiguous")
+    assert (y.data_ptr() == x.data_ptr()) == as_wanted
 
 
 # ---- plane_moments ----

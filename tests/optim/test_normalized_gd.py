@@ -247,6 +247,27 @@ def test_resumes_exactly() -> None:
     assert other.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] == pytest.approx(0.15)
 
 
+@pytest.mark.parametrize("lr", [1000.3, torch.tensor(1000.3)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_type_takes_the_step_of_float32_rounded_once(dtype: torch.dtype, lr: float | Tensor) -> None:
+    """A gradient times a large step size is beyond float16 before the weight is subtracted."""
+    p = nn.Parameter(torch.tensor([60000.0, 1.0]).to(dtype))
+    optimizer = NormalizedGD([p], lr)
+    optimizer.step(lambda: -100.0 * p[:1].float() * torch.ones(3) + p[1:].float())
+    expected = torch.tensor([60000.0, 1.0]).to(dtype).float() - float(lr) * p.grad.float()
+    assert torch.equal(p.detach(), expected.to(dtype))
+
+
+def test_a_hook_may_change_what_is_loaded() -> None:
+    optimizer = NormalizedGD(network().parameters(), 0.3)
+    optimizer.register_load_state_dict_pre_hook(lambda _, s: {**s, "state": {}})
+    state = optimizer.state_dict()
+    state["state"] = {0: {"written_by": "somebody"}}
+    for _ in range(2):
+        optimizer.load_state_dict(state)
+    assert not optimizer.state
+
+
 def test_layout_does_not_matter() -> None:
     plain, other = network(), network()
     other[0].weight.data = other[0].weight.data.t().contiguous().t()

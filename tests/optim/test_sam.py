@@ -351,25 +351,30 @@ def test_what_is_maximized_is_perturbed_to_where_it_is_lowest(adaptive: bool) ->
         assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float32, 1.0), (torch.float16, 1e4), (torch.float16, 1e-6), (torch.bfloat16, 1.0)],
+)
 @pytest.mark.parametrize("spoiled", [False, True])
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_accelerators_perturb_as_a_cpu_does(
-    adaptive: bool, spoiled: bool, monkeypatch: pytest.MonkeyPatch
+    adaptive: bool, spoiled: bool, dtype: torch.dtype, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     perturbed = []
     for on_cpu in (True, False):
         if not on_cpu:
             monkeypatch.setattr(Tensor, "is_cpu", False)
         generator = torch.Generator().manual_seed(0)
-        p, q = (nn.Parameter(torch.randn(3, 4, generator=generator)) for _ in range(2))
-        p.grad, q.grad = torch.randn(2, 3, 4, generator=generator)
+        p, q = (nn.Parameter(torch.randn(3, 4, generator=generator).to(dtype)) for _ in range(2))
+        p.grad, q.grad = (scale * torch.randn(2, 3, 4, generator=generator)).to(dtype)
         if spoiled:
             p.grad[0, 0] = torch.inf
         groups = [{"params": [p]}, {"params": [q], "maximize": True}]
         with SAM(torch.optim.SGD(groups, 0.1), 0.5, adaptive=adaptive).perturbed():
             perturbed.append([p.detach().clone(), q.detach().clone()])
         assert torch.equal(p, perturbed[0][0]) == spoiled
-    torch.testing.assert_close(perturbed[1], perturbed[0])
+    close = {"rtol": torch.finfo(dtype).eps, "atol": 0.0} if dtype != torch.float32 else {}
+    torch.testing.assert_close(perturbed[1], perturbed[0], **close)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -139,3 +147,70 @@ def spoil(rank: int) -> None:
 
 def test_a_spoiled_shard_is_seen_by_all(tmp_path: Path) -> None:
     in_processes(spoil, folder=tmp_path)
+
+
+CHECKPOINTED: dict[str, Callable[[Any], Optimizer]] = {
+    # the yardstick: what it survives, ours survive
+    "AdamW": lambda params: torch.optim.AdamW(params, 1e-2, weight_decay=0.1),
+    **{name: build for name, build in OPTIMIZERS.items() if name != "transforms"},
+}
+
+
+def checkpoint(rank: int, folder: str) -> None:
+    """Sharded and whole distributed checkpoints are loaded twice, into a new optimizer, and go on exactly."""
+    half = slice(4 * rank, 4 * rank + 4)
+    for number, build in enumerate(CHECKPOINTED.values()):
+        for full in (False, True):
+            options = StateDictOptions(full_state_dict=full)
+            models = []
+            for interrupted in (False, True):
+                model = network()
+                fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+                optimizer = build(model.parameters())
+                train(model, optimizer, half, sharp=False, steps=5)
+                if interrupted:
+                    path = f"{folder}/{number}-{full}"
+                    dcp.save(get_optimizer_state_dict(model, optimizer, options=options), checkpoint_id=path)
+                    model.zero_grad()
+                    optimizer = build(model.parameters())
+                    for _ in range(2):
+                        state = get_optimizer_state_dict(model, optimizer, options=options)
+                        dcp.load(state, checkpoint_id=path)
+                        set_optimizer_state_dict(model, optimizer, state, options=options)
+                train(model, optimizer, half, sharp=False, steps=5)
+                models.append(model)
+            torch.testing.assert_close(*map(whole, models), rtol=0, atol=0)
+
+
+def test_distributed_checkpoints_of_sharded_models(tmp_path: Path) -> None:
+    in_processes(checkpoint, str(tmp_path / "checkpoints"), folder=tmp_path)
+
+
+def divide(rank: int) -> None:
+    """An optimizer whose state is divided between processes by torch's own wrapper equals one that is not."""
+    half = slice(4 * rank, 4 * rank + 4)
+    for name, build in CHECKPOINTED.items():
+        alone, replicated = network(), DistributedDataParallel(network())
+        train(alone, build(alone.parameters()), slice(None), sharp=False)
+
+        def divided(replicated: nn.Module = replicated, build: Any = build) -> Any:
+            return ZeroRedundancyOptimizer(
+                replicated.parameters(), lambda params, build=build, **_: build(params), lr=1e-2
+            )
+
+        first = divided()
+        train(replicated, first, half, sharp=False, steps=5)
+        first.consolidate_state_dict(to=0)
+        shared = [first.state_dict() if rank == 0 else None]
+        dist.broadcast_object_list(shared, src=0)
+        second = divided()
+        for _ in range(2):
+            second.load_state_dict(copy.deepcopy(shared[0]))
+        train(replicated, second, half, sharp=False, steps=5)
+        torch.testing.assert_close(
+            whole(replicated), whole(alone), rtol=1e-9, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_state_divided_between_processes(tmp_path: Path) -> None:
+    in_processes(divide, folder=tmp_path)

@@ -299,6 +299,63 @@ def test_after_a_reset_an_optimizer_is_as_new(build, hyper) -> None:
     torch.testing.assert_close(run(optimizer, p, grads[5:9]), want, rtol=1e-12, atol=1e-14)
 
 
+class CountingAdam(torch.optim.Optimizer):
+    """Adam that counts its steps in Python: a number of each parameter or, as fused ones do, of the group."""
+
+    def __init__(self, params, by_group: bool = False, zero: object = 0) -> None:
+        super().__init__(params, {"lr": 0.1, **({"step": copy.deepcopy(zero)} if by_group else {})})
+        self.zero = zero
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            if "step" in group:
+                group["step"] += 1
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                own = self.state[p]
+                if not own:
+                    own.update(step=copy.deepcopy(self.zero), m=torch.zeros_like(p), v=torch.zeros_like(p))
+                own["step"] += 1
+                t = group.get("step", own["step"])
+                own["m"].lerp_(p.grad, 0.1)
+                own["v"].lerp_(p.grad**2, 0.001)
+                p.sub_(group["lr"] * (own["m"] / (1 - 0.9**t)) / (own["v"] / (1 - 0.999**t)).sqrt())
+
+
+@pytest.mark.parametrize(
+    "zero", [0, 0.0, torch.zeros((), dtype=torch.float64)], ids=["int", "float", "tensor"]
+)
+@pytest.mark.parametrize("by_group", [False, True])
+def test_a_count_in_python_starts_again(by_group: bool, zero: object) -> None:
+    """With a gradient of 1 every step of Adam is the learning rate, after a reset as well."""
+    p = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = CountingAdam([p], by_group, zero)
+    MomentumReset(optimizer, 50)
+    path = run(optimizer, p, torch.ones(120, 2))
+    torch.testing.assert_close(path.diff(dim=0), torch.full((119, 2), -0.1, dtype=torch.float64))
+    count = optimizer.param_groups[0]["step"] if by_group else optimizer.state[p]["step"]
+    assert count == 21
+    assert type(count) is type(zero)
+
+
+def test_the_count_of_a_group_starts_again_with_its_most_advanced_parameter() -> None:
+    p, late, other = weight(), weight(), weight()
+    optimizer = CountingAdam([{"params": [p, late]}, {"params": [other]}], by_group=True)
+    MomentumReset(optimizer, 4)
+    counts = []
+    for t in range(9):
+        p.grad = torch.ones_like(p)
+        late.grad = torch.ones_like(p) if t > 1 else None
+        other.grad = torch.ones_like(p) if t > 2 else None
+        optimizer.step()
+        counts.append([group["step"] for group in optimizer.param_groups])
+    # A group counts every step of the optimizer; the second one's parameter is at its fourth in the seventh.
+    assert [one for one, _ in counts] == [1, 2, 3, 1, 2, 3, 4, 1, 2]
+    assert [two for _, two in counts] == [1, 2, 3, 4, 5, 6, 1, 2, 3]
+
+
 def test_a_reset_leaves_step_sizes_and_maxima() -> None:
     p, q = weight(), weight()
     rprop, amsgrad = torch.optim.Rprop([p]), torch.optim.Adam([q], amsgrad=True)

@@ -11,18 +11,24 @@ entries of the normalisation layers where they are (``keep``); FedWon has no nor
 McMahan, Moore, Ramage, Hampson, Arcas 2017, arXiv 1602.05629; Li, Jiang, Zhang, Kamp, Dou 2021, arXiv
 2102.07623.
 Counters are not averaged: as in the code of FedBN the server takes those of the first client.
+
+Like `torch.nn.Module.state_dict`, both functions return an `OrderedDict` whose ``_metadata`` holds the
+version of each module. Without it `load_state_dict` would take the state for an old one and migrate it.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
 __all__ = ["broadcast_state", "federated_average"]
 
-State = dict[str, Tensor]
+State = OrderedDict[str, Tensor]
 
 
 @torch.no_grad()
@@ -38,27 +44,29 @@ def federated_average(
     Args:
         clients: state dicts with equal names and shapes, at least one.
         weights: share of each client, >= 0, with the sum 1: such as its share of the samples. None: equal. A
-            client with the share 0 takes no part, even if its values are NaN: so are diverged ones left out.
+            client with the share 0 takes no part in anything, so that one that diverged can be left out.
         server: the server's state before, from which it keeps entries; needed with ``keep``.
         keep: names of modules, or of entries, that are not averaged.
 
     Returns:
-        New tensors. Floating point and complex entries are averaged in double precision and have the first
-        client's dtype; others, such as ``num_batches_tracked``, are the first client's.
+        New tensors, on the devices of the first client that takes part. Floating point and complex entries
+        are averaged in double precision, and have the dtype to which torch promotes those of the clients;
+        others, such as ``num_batches_tracked``, are the first's. The ``_metadata`` of a module comes from the
+        states that its entries come from; a plain dict has none, and fits the version of the others.
 
     Raises:
         ValueError: no client; clients of different names or shapes, or an entry that only some of them count
             in integers; weights that are negative, of another number, or whose sum is not 1; a name to keep
-            that no entry has, without ``server``, or of another shape there.
+            that no entry has, without ``server``, or of another shape there; different versions of a module.
         TypeError: one state dict for clients; a client that is none, or has an entry that is no tensor.
 
     Source: algorithm 1 of McMahan et al. 2017; with ``keep``, FedBN.
 
     >>> clients = [{"fc.weight": torch.tensor([1.0]), "bn.bias": torch.tensor([5.0])},
     ...            {"fc.weight": torch.tensor([3.0]), "bn.bias": torch.tensor([7.0])}]
-    >>> federated_average(clients, weights=[0.25, 0.75])
+    >>> dict(federated_average(clients, weights=[0.25, 0.75]))
     {'fc.weight': tensor([2.5000]), 'bn.bias': tensor([6.5000])}
-    >>> federated_average(clients, server={"bn.bias": torch.tensor([0.0])}, keep=["bn"])
+    >>> dict(federated_average(clients, server={"bn.bias": torch.tensor([0.0])}, keep=["bn"]))
     {'fc.weight': tensor([2.]), 'bn.bias': tensor([0.])}
     """
     if isinstance(clients, Mapping):
@@ -66,15 +74,17 @@ def federated_average(
     clients = list(clients)
     if not clients:
         raise ValueError("federated_average needs the state of at least one client; got none")
-    first = clients[0]
-    for number, client in enumerate(clients):
-        _check_alike(first, client, f"client {number}")
     shares = [1 / len(clients)] * len(clients) if weights is None else [float(w) for w in weights]
     if len(shares) != len(clients) or min(shares) < 0 or not abs(sum(shares) - 1) <= 1e-6:
         raise ValueError(
             f"weights must be {len(clients)} numbers >= 0 with the sum 1, one a client; got {shares}: divide "
             "numbers of samples by their sum"
         )
+    parts = [(share, f"client {i}", clients[i]) for i, share in enumerate(shares) if share]
+    first = parts[0][2]
+    _check_alike(first, first, parts[0][1])
+    for number, client in enumerate(clients):
+        _check_alike(first, client, f"client {number}")
     kept = _kept(first, keep)
     if kept and (server is None or not kept <= server.keys()):
         raise ValueError(
@@ -84,18 +94,21 @@ def federated_average(
         kept_there = {name: server[name] for name in kept}
         _check_alike({name: first[name] for name in kept}, kept_there, "the server")
 
-    average: State = {}
+    average: State = OrderedDict()
     for name, value in first.items():
         if name in kept:
             assert server is not None  # checked above
             average[name] = server[name].clone()
         elif _is_averaged(value):
-            double = torch.promote_types(value.dtype, torch.float64)
-            values = (client[name].to(double) * p for client, p in zip(clients, shares, strict=True) if p)
-            average[name] = sum(values, torch.zeros_like(value, dtype=double)).to(value.dtype)
+            double = torch.complex128 if any(c[name].is_complex() for _, _, c in parts) else torch.float64
+            total = torch.zeros_like(value, dtype=double)
+            for share, _, client in parts:
+                total = total + client[name].to(total) * share
+            average[name] = total.to(reduce(torch.promote_types, (c[name].dtype for _, _, c in parts)))
         else:
             average[name] = value.clone()
-    return average
+    sources = [(who, client, first.keys() - kept) for _, who, client in parts]
+    return _with_metadata(average, *sources, ("the server", server or {}, kept))
 
 
 @torch.no_grad()
@@ -109,22 +122,24 @@ def broadcast_state(
         client: the client's own.
         keep: names of modules, or of entries, that stay the client's.
 
+    Returns:
+        New tensors, with the ``_metadata`` of the states that they come from.
+
     Raises:
         ValueError, TypeError: states that do not fit, as in `federated_average`; a name to keep that no entry
             has.
 
     >>> server = {"fc.weight": torch.tensor([2.0]), "bn.bias": torch.tensor([0.0])}
     >>> client = {"fc.weight": torch.tensor([1.0]), "bn.bias": torch.tensor([5.0])}
-    >>> broadcast_state(server, client, keep=["bn"])
+    >>> dict(broadcast_state(server, client, keep=["bn"]))
     {'fc.weight': tensor([2.]), 'bn.bias': tensor([5.])}
     """
     _check_alike(server, server, "the server")
     _check_alike(server, client, "the client")
     kept = _kept(client, keep)
-    return {
-        name: (server[name] if _is_averaged(own) and name not in kept else own).clone()
-        for name, own in client.items()
-    }
+    own = {name for name, entry in client.items() if name in kept or not _is_averaged(entry)}
+    state = OrderedDict((name, (client if name in own else server)[name].clone()) for name in client)
+    return _with_metadata(state, ("the client", client, own), ("the server", server, client.keys() - own))
 
 
 def _is_averaged(entry: Tensor) -> bool:
@@ -145,13 +160,44 @@ def _kept(state: Mapping[str, Tensor], names: Iterable[str]) -> set[str]:
     return kept
 
 
+def _with_metadata(state: State, *sources: tuple[str, Mapping[str, Tensor], Iterable[str]]) -> State:
+    """Add the metadata of the sources: who each is, its state, and the names of the entries it gave."""
+    merged: OrderedDict[str, dict[str, Any]] = OrderedDict()
+    givers: dict[str, str] = {}
+    for who, source, entries in sources:
+        given = getattr(source, "_metadata", None)
+        if given is None:
+            continue
+        # A module may migrate the entries of the modules inside it too, and the whole model all of them.
+        inside = {entry[:i] for entry in entries for i, letter in enumerate(entry) if letter == "."}
+        for module in sorted(inside | {""} if entries else ()):
+            local = dict(given.get(module, {}))
+            version, before = (m.get("version") for m in (local, merged.setdefault(module, local)))
+            if version != before:
+                raise ValueError(
+                    f"states must hold one version of a module; {module or 'the model'} has version {before} "
+                    f"for {givers[module]}, and {version} for {who}: load the older state into a model, "
+                    "which migrates it, and pass what its state_dict() then returns"
+                )
+            givers.setdefault(module, who)
+    for _, source, _ in sources:
+        for module, local in (getattr(source, "_metadata", None) or {}).items():
+            merged.setdefault(module, dict(local))
+    if merged:
+        state._metadata = merged  # type: ignore[attr-defined]
+    return state
+
+
 def _check_alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor], who: str) -> None:
     """``other``, which is ``who``'s, must be a state dict like ``one``, which is one."""
     if not isinstance(other, Mapping):
         raise TypeError(f"{who} must be a state dict; got a {type(other).__name__}: pass model.state_dict()")
     for name, entry in other.items():
         if not isinstance(entry, Tensor):
-            raise TypeError(f"{name} of {who} must be a tensor; got a {type(entry).__name__}: leave it out")
+            raise TypeError(
+                f"{name} of {who} must be a tensor; got a {type(entry).__name__}: leave it out by "
+                f"state.pop({name!r}), which keeps the state's versions"
+            )
     if one.keys() != other.keys():
         differing = ", ".join(sorted(one.keys() ^ other.keys()))
         raise ValueError(f"states must have the same entries; {who} differs in {differing}")

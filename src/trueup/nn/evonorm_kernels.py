@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trueup.nn.custom_function import needs_plain_operations, pull, side_by_side
 from trueup.nn.moments import across_processes, group_moments, pool, strips, widen, write
-from trueup.nn.planes import plane_moments, plane_sums
+from trueup.nn.planes import channels_last, dense, plane_moments, plane_sums
 
 __all__ = ["BatchPlan", "BatchVariant", "SamplePlan", "batch_norm", "divide", "sample_norm"]
 
@@ -57,10 +57,11 @@ class _SampleNorm(torch.autograd.Function):
         x: Tensor, plan: SamplePlan, weight: Tensor, bias: Tensor, v: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         output = torch.empty_like(x)
+        last = channels_last(output)
         moments = []
         for part, out in strips(x, output):
-            part = widen(part).contiguous()
-            mean, var = group_moments(part, plan.groups)
+            part = dense(part, last)
+            mean, var = _group_moments(part, plan.groups, last)
             scale = _spread((_power(mean, var, plan) + plan.eps).rsqrt(), part) * _column(weight)
             z = _gate(part, v).mul_(part) if plan.activate else part
             write(out, torch.add, z * scale, _column(bias))
@@ -113,9 +114,10 @@ def _sample_gradients(
     n = x.shape[1] // plan.groups * x.shape[2]
     center = mean if plan.centered else torch.zeros_like(mean)
     grad_x = torch.empty_like(x)
+    last = channels_last(grad_x)
     sums = []
     for g, part, out, r, m in strips(grad, x, grad_x, rstd, center):
-        g, part = widen(g).contiguous(), widen(part).contiguous()
+        g, part = dense(g, last), dense(part, last)
         if plan.activate:
             gate = _gate(part, v)
             bend = torch.ops.aten.sigmoid_backward(part, gate)  # x sigmoid'(v x)
@@ -201,8 +203,9 @@ class _BatchNorm(torch.autograd.Function):
         slope, offset = _line(mean, var, v, plan)
         left = (channels[1] + plan.eps).sqrt()
         output = torch.empty_like(x)
+        last = channels_last(output)
         for part, out, a, b in strips(x, output, slope, offset):
-            part = widen(part).contiguous()
+            part = dense(part, last)
             larger = torch.maximum(_along(part, a, b), _column(left))
             write(out, torch.add, (part / larger).mul_(_column(weight)), _column(bias))
         return output, mean, var, *channels
@@ -276,9 +279,10 @@ def _batch_gradients(
     slope, root = _line(mean, var, v, plan)
     left = (whole + plan.eps).sqrt()
     grad_x = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    last = channels_last(grad_x)
     sums = []
     for g, part, out, a, b in strips(grad, x, grad_x, slope, root):
-        g, part = widen(g).contiguous(), widen(part).contiguous()
+        g, part = dense(g, last), dense(part, last)
         right = _along(part, a, b)
         larger = torch.maximum(right, _column(left))
         z = part / larger
@@ -333,6 +337,15 @@ def _batch_plainly(
 
 
 # ---- what both are made of ----
+
+
+def _group_moments(x: Tensor, groups: int, last: bool) -> tuple[Tensor, Tensor]:
+    """`group_moments` of dense planes. Channels last, a group is no run of memory: sum its planes first."""
+    if not last:
+        return group_moments(x, groups)
+    mean = x.mean(2).unflatten(1, (groups, -1)).mean(2)
+    centered = x - _spread(mean, x)
+    return mean, centered.mul_(centered).mean(2).unflatten(1, (groups, -1)).mean(2)
 
 
 def _column(t: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trueup.nn.moments import group_moments, strips, widen, write
 
-__all__ = ["affine_planes", "as_planes", "channels_last", "plane_moments", "plane_sums", "shaped_as"]
+__all__ = ["affine_planes", "as_planes", "channels_last", "dense", "plane_moments", "plane_sums", "shaped_as"]
 
 
 def as_planes(input: Float[Tensor, "batch channels *spatial"]) -> Float[Tensor, "samples channels length"]:
@@ -39,6 +39,17 @@ def shaped_as(
 def channels_last(x: Float[Tensor, "samples channels length"]) -> bool:
     """Do the channels of each place stand together in memory?"""
     return x.shape[2] == 1 or (not x.is_contiguous() and x.transpose(1, 2).is_contiguous())
+
+
+def dense(
+    x: Float[Tensor, "samples channels length"], last: bool
+) -> Float[Tensor, "samples channels length"]:
+    """Widen to float32 or better and close gaps in memory: channels last, or one plane after the other.
+
+    Copies only what lies otherwise. Elementwise kernels are many times slower on mixed layouts.
+    """
+    x = widen(x)
+    return x.transpose(1, 2).contiguous().transpose(1, 2) if last else x.contiguous()
 
 
 def plane_moments(
@@ -86,15 +97,16 @@ def plane_sums(
 
     The center, 0 if None, is taken off before the product: it may be large beside the deviations from it.
     """
-    if center is None:
-        center = widen(x).new_zeros(x.shape[:2])
     if x.numel() == 0 or channels_last(x):
         sums = []
-        for g, part, c in strips(grad, x, center):
-            g = widen(g)
-            sums.append(((g * (widen(part) - c.unsqueeze(2))).sum(2), g.sum(2)))
+        for g, part, *c in strips(grad, x, *([] if center is None else [center])):
+            g, part = widen(g), widen(part)
+            deviations = part - c[0].unsqueeze(2) if c else part
+            sums.append(((g * deviations).sum(2), g.sum(2)))
         along_x, along_one = (torch.cat(parts) for parts in zip(*sums, strict=True))
         return along_x, along_one
+    if center is None:
+        center = widen(x).new_zeros(x.shape[:2])
     # The gradients of weight and bias of a batch normalisation with a channel per plane are these sums.
     planes, length = center.numel(), x.shape[2]
     _, along_x, along_one = torch.ops.aten.native_batch_norm_backward(

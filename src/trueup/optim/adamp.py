@@ -16,14 +16,13 @@ precisions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from trueup.optim.blocks import Scratch, split
-from trueup.optim.radial import View, invariant_view, project_and_decay, radial_blocks
+from trueup.optim.blocks import Scratch, accumulation_dtype, split
+from trueup.optim.radial import invariant_view, project_and_decay, radial_blocks
 from trueup.optim.two_route import Flat, Group, TwoRouteOptimizer, check_decays, check_range, number
 
 
@@ -112,11 +111,6 @@ class AdamP(TwoRouteOptimizer):
             weight_decay: float,
         ) -> None:
             """Advance the moments and add Adam's displacements to `out`, in one kernel."""
-            if nesterov:
-                for own, grad in zip(m, g):
-                    own.lerp_(-grad if maximize else grad, 1 - beta1)
-                # the kernel moves its m towards g once more, to beta1 m + (1 - beta1) g: give it a copy
-                m = [scratch.like(own, "momentum").copy_(own) for own in m]
             torch._fused_adamw_(
                 out,
                 g,
@@ -133,50 +127,47 @@ class AdamP(TwoRouteOptimizer):
                 maximize=maximize,
             )
 
+        def adam_block(
+            out: Tensor, g: Tensor, m: Tensor, v: Tensor, step: Tensor, weight_decay: float
+        ) -> None:
+            """`adam` of one block, with nesterov if need be; half types are computed in float32 copies."""
+            stored = out, m, v
+            g, out, m, v = (scratch.upcast(t, f"upcast {i}") for i, t in enumerate((g, *stored)))
+            momentum = m
+            if nesterov:
+                m.lerp_(-g if maximize else g, 1 - beta1)
+                # the kernel moves its m towards g once more, to beta1 m + (1 - beta1) g: give it a copy
+                momentum = scratch.like(m, "momentum").copy_(m)
+            adam([out], [g], [momentum], [v], [step], weight_decay)
+            for own, value in zip(stored, (out, m, v)):
+                if own is not value:
+                    own.copy_(value)
+
         # What nothing projects is stepped in one call, except that nesterov needs scratch, and so blocks.
         together: list[tuple[Tensor, ...]] = []
-        for rows, param, grad, (step, exp_avg, exp_avg_sq) in flats:
+        for rows, param, grad, (step, *moments) in flats:
             view = invariant_view(param, grad, rows, group["delta"], eps, scratch) if rows else None
-            whole = param, grad, exp_avg, exp_avg_sq
             if view is not None:
-                self._step_projected(group, scratch, view, adam, step, *whole)
+
+                def advance(g: Tensor, m: Tensor, v: Tensor, step: Tensor = step) -> Tensor:
+                    displacement = scratch.like(g, "displacement", accumulation_dtype(g.dtype)).zero_()
+                    adam_block(displacement, g, m, v, step, 0.0)
+                    return displacement
+
+                decay = 1 - lr * weight_decay * group["wd_ratio"]
+                for p, displacement, coefficient, _ in radial_blocks(
+                    view, param, grad, moments, advance, eps, scratch
+                ):
+                    # decay * p + (displacement - coefficient * p), in one pass
+                    torch.addcmul(displacement, p, decay - coefficient, out=p)
             elif nesterov:
-                for p, g, m, v in split(*whole):
-                    adam([p], [g], [m], [v], [step], weight_decay)
+                for p, g, m, v in split(param, grad, *moments):
+                    adam_block(p, g, m, v, step, weight_decay)
             else:
-                together.append((*whole, step))
+                together.append((param, grad, *moments, step))
         if together:
             params, grads, exp_avgs, exp_avg_sqs, steps = (list(column) for column in zip(*together))
             adam(params, grads, exp_avgs, exp_avg_sqs, steps, weight_decay)
-
-    def _step_projected(
-        self,
-        group: Group,
-        scratch: Scratch,
-        view: View,
-        adam: Callable[..., None],
-        step: Tensor,
-        param: Tensor,
-        *others: Tensor,
-    ) -> None:
-        lr, eps, (beta1, beta2) = float(group["lr"]), group["eps"], group["betas"]
-
-        def advance(g: Tensor, m: Tensor, v: Tensor) -> Tensor:
-            displacement = scratch.like(g, "displacement").zero_()
-            adam([displacement], [g], [m], [v], [step], 0.0)
-            return displacement
-
-        def again(g: Tensor, m: Tensor, v: Tensor) -> Tensor:
-            if group["nesterov"]:
-                m = torch.lerp(m, -g if group["maximize"] else g, 1 - beta1)
-            t = step.item()
-            denominator = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(eps)
-            return torch.div(m, denominator).mul_(-lr / (1 - beta1**t))
-
-        decay = 1 - lr * group["weight_decay"] * group["wd_ratio"]
-        for p, displacement, coefficient in radial_blocks(view, param, others, advance, again, eps, scratch):
-            # decay * p + (displacement - coefficient * p), in one pass
-            torch.addcmul(displacement, p, decay - coefficient, out=p)
 
     def _step_foreach(
         self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]

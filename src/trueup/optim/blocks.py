@@ -25,6 +25,11 @@ _FORMATS = {
 }
 
 
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which dots, norms and step counts of a `dtype` parameter are kept: float32, or float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def takes_blocks(param: Tensor, foreach: bool | None) -> bool:
     """Whether `param` is stepped by the blocked route (else: by the branchless device route).
 
@@ -90,11 +95,17 @@ class Scratch:
         self._flat: dict[tuple[str, torch.dtype], Tensor] = {}
         self._views: dict[tuple[str, torch.dtype, torch.Size], Tensor] = {}
 
-    def like(self, block: Tensor, name: str) -> Tensor:
-        """Uninitialised memory of this block's shape and dtype, the same for the same name."""
-        key = name, block.dtype, block.shape
+    def like(self, block: Tensor, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Uninitialised memory of this block's shape and dtype (or another), the same for the same name."""
+        dtype = dtype or block.dtype
+        key = name, dtype, block.shape
         if key not in self._views:
-            if (name, block.dtype) not in self._flat:
-                self._flat[name, block.dtype] = block.new_empty(BLOCK)
-            self._views[key] = self._flat[name, block.dtype][: block.numel()].view(block.shape)
+            if (name, dtype) not in self._flat:
+                self._flat[name, dtype] = block.new_empty(BLOCK, dtype=dtype)
+            self._views[key] = self._flat[name, dtype][: block.numel()].view(block.shape)
         return self._views[key]
+
+    def upcast(self, block: Tensor, name: str) -> Tensor:
+        """The block itself, or a copy in float32 where it is of a half type."""
+        dtype = accumulation_dtype(block.dtype)
+        return block if block.dtype == dtype else self.like(block, name, dtype).copy_(block)

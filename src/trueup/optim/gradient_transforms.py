@@ -25,9 +25,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from trueup.optim.blocks import BLOCK, in_memory_order, split, takes_blocks
+from trueup.optim.blocks import BLOCK, accumulation_dtype, in_memory_order, split, takes_blocks
 from trueup.optim.normalized_gd import NormalizedGD
-from trueup.optim.radial import accumulation_dtype
 from trueup.optim.two_route import check_count, check_decays, check_range
 
 Scalar = TypeVar("Scalar", float, Tensor)
@@ -117,15 +116,6 @@ def _has_list_kernels(tensors: list[Tensor]) -> bool:
     return not any(t.is_cpu or isinstance(t, DTensor) or not t.numel() for t in tensors)
 
 
-def copy_list(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy each source into its target."""
-    if any(isinstance(target, DTensor) for target in targets):  # for which there is no such kernel
-        for target, source in zip(targets, sources, strict=True):
-            target.copy_(source)
-    else:
-        torch._foreach_copy_(targets, sources)
-
-
 def scale(tensors: list[Tensor] | tuple[Tensor, ...], factors: Tensor) -> None:
     """Multiply each tensor by its number of ``factors``, (number,), in place."""
     torch._foreach_mul_(tensors, list(factors.unbind()))
@@ -170,7 +160,16 @@ class GradientTransform:
         self._attach()
 
     def _attach(self) -> None:
-        self._handle: RemovableHandle | None = self.optimizer.register_step_pre_hook(self._before_step)
+        inner: Any = self.optimizer
+        # The wrappers of accelerate and of torch.distributed are optimizers that have no hooks of their own.
+        while not hasattr(inner, "_optimizer_step_pre_hooks"):
+            inner = getattr(inner, "optimizer", None) or getattr(inner, "optim", None)
+            if inner is None:
+                raise TypeError(
+                    f"{type(self).__name__} acts by a hook before each step; got a "
+                    f"{type(self.optimizer).__name__} without hooks: attach to the optimizer that it wraps"
+                )
+        self._handle: RemovableHandle | None = inner.register_step_pre_hook(self._before_step)
 
     def remove(self) -> None:
         """Detach: the optimizer's steps are its own again."""
@@ -363,8 +362,9 @@ class MomentumReset(GradientTransform):
     """Zero an optimizer's moments every few steps, and start their bias correction again.
 
     Zeroed are the tensors of the parameter's shape in the optimizer's state, except running maxima
-    (``max_exp_avg_sq``) and step sizes that the optimizer keeps, and its count ``step``; the gradient is not
-    touched.
+    (``max_exp_avg_sq``) and step sizes that the optimizer keeps, and its count ``step``, be it a tensor or a
+    Python number, of each parameter or of a group; the gradient is not touched. A group's count starts again
+    with the parameter of the group that has stepped most often.
 
     Args:
         optimizer: whose steps it precedes.
@@ -390,10 +390,24 @@ class MomentumReset(GradientTransform):
         super().__init__(optimizer)
         self.interval = interval
 
+    def _transform(self) -> None:
+        super()._transform()
+        for group in self.optimizer.param_groups:
+            stepping = [p for p in group["params"] if p.grad is not None]
+            if "step" in group and stepping:
+                device = stepping[0].device
+                steps = [self.state[p]["step"].to(device, torch.float32) for p in stepping]
+                if torch.stack(steps).amax() % self.interval == 0:
+                    group["step"] *= 0
+
     def _apply(self, params: list[Tensor], grads: list[Tensor], *state: Tensor) -> tuple[Tensor, ...]:
         step = state[0] + 1
         for param, keep in zip(params, step % self.interval != 0, strict=True):
-            for name, value in self.optimizer.state.get(param, {}).items():
+            own = self.optimizer.state.get(param, {})
+            for name, value in own.items():
+                if name == "step" and not isinstance(value, Tensor):
+                    own[name] = value * int(keep)  # reads the device, once per count that is not on it
+                    continue
                 if not isinstance(value, Tensor) or name.startswith("max_") or name in _STEP_SIZES:
                     continue
                 kept = keep.to(value.device)

@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from trueup.optim.radial import accumulation_dtype
-from trueup.optim.two_route import check_range, number
+from trueup.optim.blocks import accumulation_dtype
+from trueup.optim.two_route import check_range, last_load_hook, number
 
 
 def misclassification_weights(
@@ -261,11 +261,14 @@ class NormalizedGD(Optimizer):
             for group in self.param_groups
         ]
         for group, of_param in zip(self.param_groups, grads, strict=True):
+            # In float32 at least: large steps may be beyond float16, and torch rounds alpha to the dtype of
+            # both lists.
+            wide = [grad.to(accumulation_dtype(grad.dtype)) for grad in of_param.values()]
             if isinstance(group["lr"], Tensor):
-                for param, grad in of_param.items():
+                for param, grad in zip(of_param, wide):
                     param.sub_(grad * number(group["lr"]))
             elif of_param:
-                torch._foreach_add_(list(of_param), list(of_param.values()), alpha=-group["lr"])
+                torch._foreach_add_(list(of_param), wide, alpha=-group["lr"])
         return loss.detach()
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -274,6 +277,10 @@ class NormalizedGD(Optimizer):
         Raises:
             ValueError: it belongs to another optimizer.
         """
+        with last_load_hook(self, self._checked):
+            super().load_state_dict(state_dict)
+
+    def _checked(self, _: Optimizer, state_dict: StateDict) -> None:
         for group in state_dict["param_groups"]:
             if state_dict["state"] or "weight_decay" in group:
                 raise ValueError(
@@ -281,7 +288,6 @@ class NormalizedGD(Optimizer):
                     f"of parameters; got hyperparameters {sorted(group.keys() - {'params'})} and state of "
                     f"{len(state_dict['state'])} parameters: it belongs to another optimizer"
                 )
-        super().load_state_dict(state_dict)
 
 
 def _dense(grad: Tensor) -> Tensor:

@@ -27,12 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
-from trueup.optim.blocks import BLOCK, Scratch, split, split_rows
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which dots, norms and step counts of a `dtype` parameter are kept: float32, or float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from trueup.optim.blocks import BLOCK, Scratch, accumulation_dtype, split, split_rows
 
 
 def project_radial(
@@ -249,39 +244,43 @@ def _orthogonal_norm(param: Tensor, grad: Tensor, delta: float, eps: float) -> f
 def radial_blocks(
     view: View,
     param: Tensor,
-    others: Sequence[Tensor],
+    grad: Tensor,
+    state: Sequence[Tensor],
     advance: Callable[..., Tensor],
-    again: Callable[..., Tensor],
     eps: float,
     scratch: Scratch,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Walk a flat tensor that is to be projected: blocks of it, their updates, the coefficient of each row.
+) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]]:
+    """Walk a flat tensor that is to be projected, block by block.
+
+    Yields the block of `param`, which the caller changes, its update, the coefficient of each row, and the
+    blocks of the state.
 
     Args:
         view: the view to project in.
-        param: the weights, to be changed block by block by the caller.
-        others: gradient and state, split as the weights are.
-        advance: from blocks of the others, advances the state and returns the update.
-        again: the same update once more, the state being advanced. A row longer than a block has to be seen
-            twice: its dot product with the update is known only when all its pieces have been advanced.
+        param, grad, state: split alike.
+        advance: from blocks of the gradient and the state, advances the state and returns the update.
         eps: added to the norm of a row.
         scratch: memory of this step.
     """
-    groups = list(zip(*(split_rows(tensor, view.rows) for tensor in (param, *others))))
+    groups = list(zip(*(split_rows(tensor, view.rows) for tensor in (param, grad, *state))))
     first = 0
     for group in groups:
         pieces = list(zip(*group))
-        dots = []
-        for p, *rest in pieces:
-            update = advance(*rest)
+        update, dots = None, []
+        for p, g, *own in pieces:
+            if len(pieces) > 1:
+                # A row longer than a block is walked twice, since its dot product with the update is known
+                # only at its end: first with copies of the state.
+                own = [scratch.like(s, f"ahead {i}").copy_(s) for i, s in enumerate(own)]
+            update = advance(g, *own)
             dots.append(_row_dots(_accumulable(p), _accumulable(update), scratch))
         dot = dots[0] if len(dots) == 1 else np.sum(dots, axis=0)
         norms = view.norms[first : first + len(dot)] + eps
         first += len(dot)
         # Divided twice: eps squared may underflow.
         coefficient = torch.from_numpy((dot[:, None] / norms / norms).astype(dot.dtype, copy=False))
-        for p, *rest in pieces:
-            yield p, again(*rest) if len(pieces) > 1 else update, coefficient
+        for p, g, *own in pieces:
+            yield p, advance(g, *own) if len(pieces) > 1 else cast(Tensor, update), coefficient, tuple(own)
 
 
 def _row_dots(a: Tensor, b: Tensor, scratch: Scratch) -> np.ndarray:

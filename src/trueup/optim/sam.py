@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from trueup.optim.gradient_transforms import check_optimizer, copy_list, norm_of, norms_of
-from trueup.optim.radial import accumulation_dtype
+from trueup.optim.blocks import accumulation_dtype
+from trueup.optim.gradient_transforms import check_optimizer, norm_of, norms_of
+from trueup.optim.two_route import copy_list
 
 
 class SAM:
@@ -165,7 +166,8 @@ class SAM:
                 if climbs and self.adaptive:
                     p.addcmul_(_wide(p).square(), _wide(g), value=sign * factor)
                 elif climbs:
-                    p.add_(g, alpha=sign * factor)
+                    # widened, since torch rounds alpha to the dtype of both
+                    p.add_(_wide(g), alpha=sign * factor)
             return
         # Elsewhere no value is read, so that nothing waits for the device.
         self._keep(params)

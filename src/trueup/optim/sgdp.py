@@ -109,15 +109,16 @@ class SGDP(TwoRouteOptimizer):
         alpha = (1 - group["dampening"]) * (-1 if group["maximize"] else 1)
         decay = lr * group["weight_decay"] / (1 - momentum)
 
-        def direction(g: Tensor, b: Tensor) -> Tensor:
+        def advance(g: Tensor, b: Tensor) -> Tensor:
             """The update, in scratch unless it is the buffer that is to be projected."""
+            g, ahead = scratch.upcast(g, "gradient"), scratch.upcast(b, "buffer")
+            ahead.mul_(momentum).add_(g, alpha=alpha)
+            if ahead is not b:
+                b.copy_(ahead)
             if group["nesterov"]:
                 g = -g if group["maximize"] else g
-                return torch.add(g, b, alpha=momentum, out=scratch.like(g, "update"))
-            return b if group["project_buffer"] else scratch.like(b, "update").copy_(b)
-
-        def advance(g: Tensor, b: Tensor) -> Tensor:
-            return direction(g, b.mul_(momentum).add_(g, alpha=alpha))
+                return torch.add(g, ahead, alpha=momentum, out=scratch.like(g, "update"))
+            return ahead if group["project_buffer"] else scratch.like(ahead, "update").copy_(ahead)
 
         for rows, param, grad, (buffer,) in flats:
             view = invariant_view(param, grad, rows, group["delta"], eps, scratch) if rows else None
@@ -126,10 +127,12 @@ class SGDP(TwoRouteOptimizer):
                     p.mul_(1 - decay).add_(advance(g, b), alpha=-lr)
                 continue
             less = decay * group["wd_ratio"]
-            for p, update, coefficient in radial_blocks(
-                view, param, (grad, buffer), advance, direction, eps, scratch
+            for p, update, coefficient, (b,) in radial_blocks(
+                view, param, grad, (buffer,), advance, eps, scratch
             ):
                 update.addcmul_(p, coefficient, value=-1)
+                if group["project_buffer"] and not group["nesterov"] and update is not b:
+                    b.copy_(update)
                 p.mul_(1 - less).add_(update, alpha=-lr)
 
     def _step_foreach(

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from trueup.optim.blocks import Scratch, split
-from trueup.optim.gradient_transforms import copy_list, correction, norm_of, norms_of, scale
+from trueup.optim.gradient_transforms import correction, norm_of, norms_of, scale
 from trueup.optim.two_route import (
     Flat,
     Group,
@@ -141,7 +141,7 @@ class SPAM(TwoRouteOptimizer):
                     m.zero_()
                     v.zero_()
                 # The kernel takes tensors of one dtype: half types are stepped in a wider copy.
-                weight = p if p.dtype == m.dtype else scratch.like(m, "weight").copy_(p)
+                weight = scratch.upcast(p, "weight")
                 torch._fused_adamw_(
                     [weight],
                     [g],
@@ -173,10 +173,7 @@ class SPAM(TwoRouteOptimizer):
         torch._foreach_copy_(steps, list(step.unbind()))
         clips, reset, warm = self._now(group, step)
         zero = step.new_zeros(())
-        grads = [
-            torch.where(is_finite, grad, zero).to(m.dtype)
-            for grad, m, is_finite in zip(grads, exp_avgs, finite)
-        ]
+        grads = [torch.where(is_finite, grad, zero) for grad, is_finite in zip(grads, finite)]
         if group["spike_threshold"]:
             # To clamp at the root is to clip by the square: nothing jumps between them.
             limits = torch._foreach_sqrt(exp_avg_sqs)
@@ -197,12 +194,9 @@ class SPAM(TwoRouteOptimizer):
         torch._foreach_add_(roots, list((group["eps"] + (1 - acts)).unbind()))
         # Infinite where nothing acts: the step is 0.
         scale(roots, correction(beta1, t) / (acts * warm * lr * correction(beta2, t).sqrt()))
-        weights = [param.to(m.dtype) for param, m in zip(params, exp_avgs)]
-        torch._foreach_addcdiv_(weights, exp_avgs, roots, -1)
+        torch._foreach_addcdiv_(params, exp_avgs, roots, -1)
         if group["weight_decay"]:
-            scale(weights, 1 - acts * lr * group["weight_decay"])
-        if weights[0] is not params[0]:
-            copy_list(params, weights)
+            scale(params, 1 - acts * lr * group["weight_decay"])
 
 
 def _clip(grad: Tensor, exp_avg_sq: Tensor, threshold: float) -> Tensor:

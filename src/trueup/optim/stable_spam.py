@@ -27,7 +27,6 @@ from trueup.optim.blocks import Scratch, split
 from trueup.optim.gradient_transforms import (
     clip_limit,
     clipped,
-    copy_list,
     correction,
     largest_entries,
     norm_factor,
@@ -177,7 +176,7 @@ class StableSPAM(TwoRouteOptimizer):
                 scaled = scratch.like(m, "gradient")
                 torch.mul(clipped(g, limit, limit / largest) if spiked else g, sign * factor, out=scaled)
                 # The kernel takes tensors of one dtype: half types are stepped in a wider copy.
-                weight = p if p.dtype == m.dtype else scratch.like(m, "weight").copy_(p)
+                weight = scratch.upcast(p, "weight")
                 torch._fused_adamw_(
                     [weight],
                     [scaled],
@@ -238,8 +237,8 @@ class StableSPAM(TwoRouteOptimizer):
         # The limit is 0 where the largest entry is: nothing is above it.
         ratio, zero = limit / (largest + (largest == 0)), limit.new_zeros(())
         grads = [
-            clipped(torch.where(is_finite, g, zero).to(m.dtype), own_limit, own_ratio)
-            for g, m, is_finite, own_limit, own_ratio in zip(grads, exp_avgs, finite, limit, ratio)
+            clipped(torch.where(is_finite, g, zero), own_limit, own_ratio)
+            for g, is_finite, own_limit, own_ratio in zip(grads, finite, limit, ratio)
         ]
         new_first, new_second, factor = norm_factor(norms_of(grads), first, second, gammas, eps, t)
         step = step * keep + acts
@@ -271,12 +270,9 @@ class StableSPAM(TwoRouteOptimizer):
         torch._foreach_add_(roots, list((eps + (1 - acts)).unbind()))
         # Infinite where nothing acts: the step is 0.
         scale(roots, correction(beta1, k) / (acts * lr))
-        weights = [param.to(m.dtype) for param, m in zip(params, exp_avgs)]
         if group["weight_decay"]:
-            scale(weights, 1 - acts * lr * group["weight_decay"])
-        torch._foreach_addcdiv_(weights, exp_avgs, roots, -1)
-        if weights[0] is not params[0]:
-            copy_list(params, weights)
+            scale(params, 1 - acts * lr * group["weight_decay"])
+        torch._foreach_addcdiv_(params, exp_avgs, roots, -1)
         if not paper:
             scale(exp_avgs, keep)
             scale(exp_avg_sqs, keep)

@@ -3,27 +3,31 @@
 The blocked route steps a CPU tensor block by block through cache (`blocks.py`) and may read values. The
 device route steps lists of tensors with `torch._foreach_*` operations and never reads a value back, so that
 it runs without synchronisation on accelerators and inside `torch.compile(opt.step)`. Both must give the
-same numbers; a subclass writes one method for each and this class does what they share: collecting tensors,
-choosing the route, checking input, and loading state.
+same numbers, of half types to the rounding of what they store: they compute in float32. A subclass writes
+one method for each and this class does what they share: collecting tensors, choosing the route, checking
+input, and loading state.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import compress
 from typing import Any, ClassVar, NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from trueup.optim.blocks import Scratch, in_memory_order, takes_blocks
-from trueup.optim.radial import accumulation_dtype
+from trueup.optim.blocks import Scratch, accumulation_dtype, in_memory_order, takes_blocks
 
 Group = dict[str, Any]
 
@@ -38,6 +42,13 @@ class Flat(NamedTuple):
     param: Tensor
     grad: Tensor
     state: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Uncast:
+    """A tensor of a state dict, wrapped to keep torch from rounding it to the parameter's dtype."""
+
+    value: Tensor
 
 
 class TwoRouteOptimizer(Optimizer):
@@ -77,7 +88,10 @@ class TwoRouteOptimizer(Optimizer):
     def _step_foreach(
         self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
     ) -> None:
-        """Step lists of tensors, all of one device and dtype and none empty, without reading any value."""
+        """Step lists of tensors, none empty and all of one device, without reading any value.
+
+        All are float32, or all float64: copies, where the parameters are of a half type.
+        """
 
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters with hyperparameters of their own, as `torch.optim.Optimizer.add_param_group`.
@@ -152,8 +166,14 @@ class TwoRouteOptimizer(Optimizer):
         alike: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = defaultdict(list)
         for tensors in members:
             alike[tensors[0].device, tensors[0].dtype].append(tensors)
-        for of_kind in alike.values():
-            self._step_foreach(group, *(list(column) for column in zip(*of_kind)))
+        for (_, dtype), of_kind in alike.items():
+            stored = [list(column) for column in zip(*of_kind)]
+            computed = [[t.to(accumulation_dtype(dtype)) for t in column] for column in stored]
+            self._step_foreach(group, *computed)
+            # All but the gradients, which are the second.
+            for column, values in zip((stored[0], *stored[2:]), (computed[0], *computed[2:])):
+                if column[0].dtype != values[0].dtype:
+                    copy_list(column, values)
 
     # torch.compile knows this method by its name: it runs it outside the graph and maps the lists it fills.
     def _init_group(
@@ -167,8 +187,6 @@ class TwoRouteOptimizer(Optimizer):
                     f"{type(self).__name__} needs dense gradients; got layout {param.grad.layout}: build the "
                     "embedding with sparse=False, or give it an optimizer of its own (torch.optim.SparseAdam)"
                 )
-            if not param.numel():
-                continue
             own = self.state[param]
             for name in self._names(group):
                 if name not in own:
@@ -178,6 +196,8 @@ class TwoRouteOptimizer(Optimizer):
                         if name in self.scalars
                         else torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
                     )
+            if not param.numel():
+                continue
             params.append(param)
             grads.append(param.grad)
             for tensors, name in zip(state, self._names(group)):
@@ -189,8 +209,16 @@ class TwoRouteOptimizer(Optimizer):
         Raises:
             ValueError: it belongs to another optimizer, or to parameters of other shapes.
         """
+        with last_load_hook(self, self._checked):
+            super().load_state_dict(state_dict)
+
+    def _checked(self, _: Optimizer, state_dict: StateDict) -> StateDict:
+        """The state dict after the user's hooks, refused or with its tensors in their own precision."""
         name = type(self).__name__
-        needed = self.defaults.keys() - self.optional.keys()
+        # `defaults` alone would not do: torch adds keys of its own there.
+        lineage: tuple[Any, ...] = type(self).__mro__
+        arguments = {key for kind in lineage for key in inspect.signature(kind).parameters}
+        needed = (arguments & self.defaults.keys()) - self.optional.keys()
         for group in state_dict["param_groups"]:
             if missing := sorted(needed - group.keys()):
                 raise ValueError(
@@ -214,25 +242,49 @@ class TwoRouteOptimizer(Optimizer):
                         f"{name}.load_state_dict needs {key} of the parameter's shape {tuple(param.shape)}; "
                         f"got {tuple(own[key].shape)}: pass the saved run's parameters, in their order"
                     )
-        super().load_state_dict(state_dict)
-        # torch rounds what it loads to the parameter's dtype, all but what is called step: undo that.
-        for index, param in zip(saved, params):
-            for name, value in (state_dict["state"].get(index) or {}).items():
-                dtype = self._dtype(name, param)
-                if isinstance(value, Tensor) and name in self.state[param] and dtype != param.dtype:
-                    self.state[param][name] = value.to(param.device, dtype)
+        uncast = {
+            index: {key: _Uncast(value) if isinstance(value, Tensor) else value for key, value in own.items()}
+            for index, own in state_dict["state"].items()
+            if index in saved
+        }
+        return {**state_dict, "state": {**state_dict["state"], **uncast}}
 
     def __setstate__(self, state: StateDict) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in self.optional.items():
                 group.setdefault(name, value)
-        for param, own in self.state.items():
-            # A Python int in official code, and maybe on another device in a checkpoint.
-            for name in self.scalars & own.keys():
-                own[name] = torch.as_tensor(
-                    own[name], dtype=accumulation_dtype(param.dtype), device=param.device
-                )
+            for param in group["params"]:
+                own = self.state.get(param, {})
+                for name, loaded in own.items():
+                    if isinstance(loaded, _Uncast):
+                        own[name] = loaded.value.to(param.device, self._dtype(name, param))
+                # A Python int in official code, and maybe on another device in a checkpoint.
+                for name in self.scalars & own.keys():
+                    own[name] = torch.as_tensor(
+                        own[name], dtype=self._dtype(name, param), device=param.device
+                    )
+
+
+@contextmanager
+def last_load_hook(
+    optimizer: Optimizer, hook: Callable[[Optimizer, StateDict], StateDict | None]
+) -> Iterator[None]:
+    """Run a pre-hook of `load_state_dict` after all others, within this context."""
+    handle = optimizer.register_load_state_dict_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def copy_list(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy each source into its target."""
+    if any(isinstance(target, DTensor) for target in targets):  # for which there is no such kernel
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
+    else:
+        torch._foreach_copy_(targets, sources)
 
 
 def check_range(

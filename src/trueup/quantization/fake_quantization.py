@@ -15,6 +15,7 @@ official code: "FP4" is its format E1M2 with bias 1, whose levels are evenly spa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -41,7 +42,9 @@ def fake_quantize_fp4(
             scale is the largest of the rest.
 
     Returns:
-        The input's shape and dtype; scales are taken in float32 or better.
+        The input's shape and dtype; scales are taken in float32 or better. A level beyond the largest finite
+        value of the dtype is replaced by that value. Infinities and NaN count among the largest magnitudes:
+        as many as ``keep_top`` are kept and leave the others alone; one more makes the whole group NaN.
 
     Raises:
         TypeError: the input is not floating point.
@@ -53,7 +56,9 @@ def fake_quantize_fp4(
     tensor([ 9.0000,  1.0000, -0.5000,  0.0000])
     """
     _check("fake_quantize_fp4", input, group_size, keep_top)
-    return _straight_through(input, lambda groups: _round_rest(groups, keep_top, 4.0, -4.0, 4.0), group_size)
+    limit = torch.finfo(input.dtype).max
+    quantize = partial(_round_rest, keep_top=keep_top, levels=4.0, low=-4.0, high=4.0, limit=limit)
+    return _straight_through(input, quantize, group_size)
 
 
 def fake_quantize_int4_symmetric(
@@ -67,21 +72,24 @@ def fake_quantize_int4_symmetric(
     tensor([ 9.0000,  0.7000, -0.4000,  0.0000])
     """
     _check("fake_quantize_int4_symmetric", input, group_size, keep_top)
-    return _straight_through(input, lambda groups: _round_rest(groups, keep_top, 7.0, -8.0, 7.0), group_size)
+    limit = torch.finfo(input.dtype).max
+    quantize = partial(_round_rest, keep_top=keep_top, levels=7.0, low=-8.0, high=7.0, limit=limit)
+    return _straight_through(input, quantize, group_size)
 
 
 def fake_quantize_int4(input: Float[Tensor, "*shape"], *, group_size: int = 256) -> Float[Tensor, "*shape"]:
     """Round to 16 levels between a group's least and greatest; gradients pass unchanged.
 
-    Meant for weights. Arguments, errors and source as `fake_quantize_fp4`; no element is kept exactly. As in
-    the official code the zero point is itself one of the 16 codes, so a group must straddle zero: one of a
-    single sign, far from zero, is clipped.
+    Meant for weights. Arguments, errors and source as `fake_quantize_fp4`, and the result too, but that no
+    element is kept exactly: an infinity or NaN makes its whole group NaN. As in the official code the zero
+    point is itself one of the 16 codes, so a group must straddle zero: one of a single sign, far from zero,
+    is clipped.
 
     >>> fake_quantize_int4(torch.tensor([0.0, 1.0, 7.6, 15.0]), group_size=4)
     tensor([ 0.,  1.,  8., 15.])
     """
     _check("fake_quantize_int4", input, group_size, 0)
-    return _straight_through(input, _dequantized, group_size)
+    return _straight_through(input, partial(_dequantized, limit=torch.finfo(input.dtype).max), group_size)
 
 
 def int4_codes(
@@ -91,7 +99,7 @@ def int4_codes(
 
     Returns:
         uint8 codes of the input's shape; scale and zero point, of shape (groups, 1): the value of a code is
-        ``scale * (code - zero)``.
+        ``scale * (code - zero)``. In a group with an infinity or NaN all codes are 0, and their value is NaN.
 
     >>> codes, scale, zero = int4_codes(torch.tensor([-1.0, 0.0, 0.6, 2.0]), group_size=4)
     >>> codes, scale, zero
@@ -99,22 +107,24 @@ def int4_codes(
     """
     _check("int4_codes", input, group_size, 0)
     codes, scale, zero = _codes(_wide(input.detach().reshape(-1, group_size)))
-    return codes.view(input.shape).to(torch.uint8), scale, zero
+    return codes.nan_to_num_(0.0).view(input.shape).to(torch.uint8), scale, zero  # a cast of NaN is undefined
 
 
 def _codes(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     low, high = groups.aminmax(dim=1, keepdim=True)
-    scale = (high - low).clamp_(min=1e-5) / 15
+    scale = (high / 2 - low / 2).clamp_(min=5e-6) / 7.5  # halves, as the range itself may overflow
     zero = (low / scale).round_().neg_().clamp_(0, 15)
     return (groups / scale).round_().add_(zero).clamp_(0, 15), scale, zero
 
 
-def _dequantized(groups: Tensor) -> Tensor:
+def _dequantized(groups: Tensor, limit: float) -> Tensor:
     codes, scale, zero = _codes(groups)
-    return codes.sub_(zero).mul_(scale)
+    return codes.sub_(zero).mul_(scale).clamp_(-limit, limit)
 
 
-def _round_rest(groups: Tensor, keep_top: int, levels: float, low: float, high: float) -> Tensor:
+def _round_rest(
+    groups: Tensor, keep_top: int, levels: float, low: float, high: float, limit: float
+) -> Tensor:
     """Round to alpha / levels times an integer in [low, high]; alpha is the largest of what is not kept."""
     size = groups.abs()
     if keep_top:
@@ -124,6 +134,7 @@ def _round_rest(groups: Tensor, keep_top: int, levels: float, low: float, high: 
         largest = size.amax(1, keepdim=True)
     alpha = largest.clamp(min=1e-6)
     rounded = (groups / alpha).mul_(levels).round_().clamp_(low, high).mul_(alpha / levels)
+    rounded.clamp_(-limit, limit)
     return torch.where(size > largest, groups, rounded) if keep_top else rounded
 
 

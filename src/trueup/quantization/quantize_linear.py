@@ -8,6 +8,7 @@ the output layer are left alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Literal, TypeVar, get_args
@@ -15,6 +16,7 @@ from typing import Literal, TypeVar, get_args
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from trueup.quantization.fake_quantization import (
@@ -22,10 +24,10 @@ from trueup.quantization.fake_quantization import (
     fake_quantize_int4,
     fake_quantize_int4_symmetric,
 )
+from trueup.quantization.matrix_parameters import MatrixParameter, bypassed_layers, matrix_parameters
 
 __all__ = ["FakeQuantLinear", "dequantize_", "quantize_linear_"]
 
-_CONV1D = "transformers.pytorch_utils.Conv1D"  # by its name: transformers may be missing
 _KEPT = "_fast_path_of_full_precision"
 
 Scheme = Literal["fp4", "int4"]
@@ -101,57 +103,62 @@ def quantize_linear_(
     An optimizer that holds the parameters goes on with them; hooks, ties (an output layer that shares the
     embedding's weight) and the state dict stay. Layers quantised before are left as they are.
 
-    Nothing is left in full precision that you have not named: a layer that multiplies by a matrix, but not as
-    `nn.Linear` does, raises. That is a subclass, an `nn.MultiheadAttention`, and the ``Conv1D`` of Hugging
-    Face's GPT-2, whose weight is transposed: put an `nn.Linear` in its place, or skip it.
+    Parameters that multiply, but cannot be quantised, are never passed over: unless they are skipped, one
+    error names them all. They are the weights of
+
+    - subclasses of `nn.Linear`, the ``Conv1D`` of Hugging Face's GPT-2, `nn.Bilinear`, and each `nn.Linear`
+      that is parametrised or has a forward pass set on the object;
+    - `nn.MultiheadAttention` and `nn.LinearCrossEntropyLoss`, which never call the layers inside them;
+    - recurrent layers and their cells, those of torch and of `trueup.nn`;
+    - convolutions of kernel size 1, except with one group per input channel, which only scale;
+
+    and, of all other classes, parameters with at least two dimensions larger than 1, such as fused experts.
+    Whether those multiply cannot be seen from outside: skip what does not, such as a position embedding.
+    Exempt are torch's embeddings, norms, `nn.PReLU` and larger convolutions, and their subclasses that do not
+    override ``forward``.
+
+    Not noticed are products with a buffer of such classes, and with the weight of a layer that its owner does
+    not call, as in ``F.linear(x, self.embedding.weight)``.
 
     Args:
         model: any module, a Hugging Face one for example.
         scheme, group_size, keep_top: see `FakeQuantLinear`.
-        skip: names of modules to leave alone with all inside them, or shell patterns (``"*.o_proj"``); pass
-            the output layer's (``"lm_head"``), as the authors do.
+        skip: names of modules to leave alone with all inside them, of parameters, or shell patterns of either
+            (``"*.o_proj"``); pass the output layer's (``"lm_head"``), as the authors do. A parameter that
+            several modules hold is skipped only where it is named.
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: no linear layer, a name that the model does not have, a layer whose ``in_features`` the
-            group size does not divide, one that is parametrised, has a forward pass set on the object, or is
-            no plain `nn.Linear`; the model is then unchanged.
+        ValueError: a name that the model does not have, parameters that would stay in full precision, no
+            linear layer, or one whose ``in_features`` the group size does not divide; the model is then
+            unchanged.
 
     >>> model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
     >>> _ = quantize_linear_(model, "int4", group_size=8, skip=["2"])
     >>> [type(layer).__name__ for layer in model]
     ['FakeQuantLinear', 'ReLU', 'Linear']
     """
-    known = dict(model.named_modules(remove_duplicate=False))  # a shared layer has several names
-    left: set[nn.Module] = set()
-    for pattern in [skip] if isinstance(skip, str) else skip:
-        named = [module for name, module in known.items() if fnmatchcase(name, pattern)]
-        if not named:
-            raise ValueError(f"skip names {pattern!r}, which the model does not have")
-        left.update(inside for module in named for inside in module.modules())
+    patterns = [skip] if isinstance(skip, str) else list(skip)
+    left, skipped = _skipped(model, patterns)
+    bypassed = bypassed_layers(model)
+    found = list(matrix_parameters(model))
+    left |= {f.module for f in found if f.certain and f.name in skipped}
+    called = {name: module for name, module in model.named_modules() if module not in bypassed}
     layers = {
         name: module
-        for name, module in known.items()
-        if module not in left and _multiplies(module) and not isinstance(module, FakeQuantLinear)
+        for name, module in called.items()
+        if type(module) is nn.Linear and module not in left and "forward" not in vars(module)
     }
+    quantized: set[nn.Module] = set(layers.values())
+    quantized.update(module for module in called.values() if isinstance(module, FakeQuantLinear))
+    passed_over = [f for f in found if f.name not in skipped and not (f.certain and f.module in quantized)]
+    if passed_over:
+        raise ValueError(_complaint(model, passed_over, quantized, patterns))
     if not layers:
         raise ValueError("nothing to quantise: the model has no nn.Linear that is not skipped or quantised")
     for name, layer in layers.items():
-        if parametrize.is_parametrized(layer):
-            raise ValueError(f"layer {name!r} is parametrised: take the parametrisation out, or skip it")
-        if "forward" in vars(layer):
-            raise ValueError(
-                f"layer {name!r} has a forward pass of its own, set on the object and not by its class, "
-                "which would go past the quantisation: take it off first, or skip the layer"
-            )
-        if type(layer) is not nn.Linear:
-            raise ValueError(
-                f"layer {name!r} is a {type(layer).__name__}, which is no plain nn.Linear: put one with its "
-                "weights in its place, or leave it in full precision by skip, where a pattern names all of "
-                "its kind"
-            )
         try:
             _check(layer.in_features, scheme, group_size, keep_top)
         except ValueError as error:
@@ -205,10 +212,96 @@ def _fast_paths(model: nn.Module) -> Iterator[tuple[nn.Module, str, object]]:
             yield module, "use_nested_tensor", False
 
 
-def _multiplies(module: nn.Module) -> bool:
-    """Whether a module multiplies its input by a matrix of its own."""
-    ancestors = {f"{ancestor.__module__}.{ancestor.__qualname__}" for ancestor in type(module).__mro__}
-    return isinstance(module, nn.Linear | nn.MultiheadAttention) or _CONV1D in ancestors
+def _skipped(model: nn.Module, patterns: list[str]) -> tuple[set[nn.Module], set[str]]:
+    """The modules that patterns name, with all inside them; the parameters of these and others so named."""
+    first = {module: name for name, module in model.named_modules()}
+    modules: set[nn.Module] = set()
+    parameters: set[str] = set()
+    for pattern in patterns:
+        matched = False
+        for name, module in model.named_modules(remove_duplicate=False):  # a shared layer has several names
+            if _matches(name, pattern):
+                modules.update(module.modules())
+                matched = True
+            for local in (*module._parameters, *module._buffers):
+                if _matches(_join(name, local), pattern):
+                    parameters.add(_join(first[module], local))
+                    matched = True
+        if not matched:
+            raise ValueError(f"skip names {pattern!r}, which the model does not have")
+    parameters |= {_join(first[m], local) for m in modules for local in (*m._parameters, *m._buffers)}
+    return modules, parameters
+
+
+def _complaint(
+    model: nn.Module, found: list[MatrixParameter], quantized: set[nn.Module], patterns: list[str]
+) -> str:
+    """Name parameters that would stay in full precision, and what to pass to skip them."""
+    bypassed = bypassed_layers(model)
+    names = {module: name for name, module in model.named_modules()}
+    known = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    known += [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    text = "quantize_linear_ would leave parameters in full precision that are not skipped."
+    for certain, heading in (
+        (True, "These multiply, but are not the weight of a plain nn.Linear:"),
+        (False, "These may multiply, which cannot be seen from outside:"),
+    ):
+        shapes: dict[str, dict[str, str]] = {}
+        for f in found:
+            if f.certain == certain:
+                kind = _kind(f.module, bypassed)
+                shape = "of unknown shape" if is_lazy(f.parameter) else str(tuple(f.parameter.shape))
+                shapes.setdefault(kind, {})[f.name] = shape
+        if shapes:
+            text += f"\n{heading}"
+        for kind, of_kind in shapes.items():
+            for pattern, group in _patterns(of_kind, known).items():
+                text += f"\n  {pattern}: {kind}, {', '.join(dict.fromkeys(of_kind[n] for n in group))}"
+    skip = []
+    for f in found:
+        layer = bypassed.get(f.module, f.module)
+        whole = f.certain and names[layer] and quantized.isdisjoint(layer.modules())
+        skip.append(names[layer] if whole else f.name)
+    return (
+        f"{text}\nPut a plain nn.Linear in the place of what multiplies, and skip what does not, such as a "
+        "position embedding, or shall stay in full precision. To skip all of these, pass\n  "
+        f"skip={[*patterns, *_patterns(skip, known)]}"
+    )
+
+
+def _kind(module: nn.Module, bypassed: dict[nn.Module, nn.Module]) -> str:
+    """The class of a module, and why it is not quantised if it is an `nn.Linear`."""
+    kind = parametrize.type_before_parametrizations(module)
+    why = ""
+    if module in bypassed:
+        why = f", which {type(bypassed[module]).__name__} does not call"
+    elif kind is nn.Linear and parametrize.is_parametrized(module):
+        why = ", parametrised: take the parametrisation out"
+    elif kind is nn.Linear and "forward" in vars(module):
+        why = ", with a forward pass of its own, set on the object: take it off"
+    return kind.__name__ + why
+
+
+def _patterns(names: Iterable[str], known: Iterable[str]) -> dict[str, list[str]]:
+    """Replace numbers by a star, where the pattern then matches nothing else that is known."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        groups.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", name), []).append(name)
+    patterns: dict[str, list[str]] = {}
+    for pattern, group in groups.items():
+        if len(group) > 1 and {name for name in known if fnmatchcase(name, pattern)} == set(group):
+            patterns[pattern] = group
+        else:
+            patterns |= {name: [name] for name in group}
+    return patterns
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def _join(prefix: str, local: str) -> str:
+    return f"{prefix}.{local}" if prefix else local
 
 
 def _check(in_features: int, scheme: str, group_size: int, keep_top: int) -> None:
