@@ -214,6 +214,12 @@ def test_refuses_what_it_cannot_convert(
     assert [a is b for a, b in zip(model.modules(), before, strict=True)] == [True] * len(before)
 
 
+def test_an_error_of_the_target_names_the_module() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(32), nn.ReLU(), nn.Sequential(nn.BatchNorm2d(30)))
+    with pytest.raises(ValueError, match=r"^2\.0, a BatchNorm2d: EvoNorm2dS0 needs num_features divisible"):
+        convert(model, nn.BatchNorm2d, EvoNorm2dS0, apply_act=False)
+
+
 def test_refuses_an_unknown_option() -> None:
     with pytest.raises(TypeError, match="ghost_size"):
         convert(nn.BatchNorm2d(3), nn.BatchNorm2d, GhostBatchNorm2d, ghost_size=4)

@@ -431,14 +431,18 @@ def _counterpart(
         )
 
     from_module = getattr(target, "from_module", None)
-    if from_module is not None:
-        new: nn.Module = from_module(module, **options)
-    elif any(True for _ in module.children()):
+    if from_module is None and any(True for _ in module.children()):
         raise ValueError(
             f"{where}, has children, and {target.__name__} has no from_module to say where they go"
         )
-    else:
-        new = target(**(_shared_settings(module, target) | options))
+    try:
+        new: nn.Module = (
+            from_module(module, **options)
+            if from_module is not None
+            else target(**(_shared_settings(module, target) | options))
+        )
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}: {error}") from error
 
     moved = {*module.modules()}  # by `from_module`: they stay as they are
     parts = [part for part in new.modules() if part not in moved]
