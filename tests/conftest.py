@@ -11,6 +11,7 @@ before our own error does: tests marked ``bad_input`` are left out of that run.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def seed() -> None:
     """Every test draws the same numbers in every run, alone or among others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For what must not depend on how sums are divided between threads, wherever the test is run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ import io
 import itertools
 import math
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -39,12 +39,7 @@ SKIPPING = [p for p in VARIANTS if p.values[0].skips_nonfinite]
 ROUTES = [pytest.param(False, id="blocked"), pytest.param(True, id="foreach")]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def start(

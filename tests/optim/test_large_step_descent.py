@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from itertools import islice
 from typing import Any, get_args
 
@@ -18,12 +17,7 @@ from trueup.optim.large_step_descent import Mode
 PERCEPTRONS = ("batch_perceptron", "normalized_batch_perceptron")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def separable(n: int = 30, d: int = 5, seed: int = 0) -> Tensor:
