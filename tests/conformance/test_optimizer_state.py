@@ -255,6 +255,61 @@ def test_a_hook_may_rearrange_what_is_loaded(
     equal(weights, subject.straight(dtype))
 
 
+def remove_itself(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    optimizer._optimizer_load_state_dict_pre_hooks.popitem()
+
+
+def load_another(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    if not optimizer.__dict__.setdefault("loading", False):
+        optimizer.loading = True
+        optimizer.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("hook", [remove_itself, load_another])
+@pytest.mark.parametrize("subject", [*OPTIMIZERS, pytest.param(SUBJECTS["NormalizedGD"], id="NormalizedGD")])
+def test_a_hook_may_remove_itself_or_load(subject: Subject, hook: Callable[..., Any]) -> None:
+    (optimizer,), weights = subject.half_way()
+    (state,) = saved((optimizer,))
+    optimizer.register_load_state_dict_pre_hook(hook)
+    post: list[Any] = []
+    optimizer.register_load_state_dict_post_hook(
+        lambda o: post.append(o.register_load_state_dict_pre_hook(swap))
+    )
+    optimizer.load_state_dict(state)
+    for handle in post:  # registered while loading, they are hooks as any
+        assert swap in optimizer._optimizer_load_state_dict_pre_hooks.values()
+        handle.remove()
+    assert swap not in optimizer._optimizer_load_state_dict_pre_hooks.values()
+    assert (hook in optimizer._optimizer_load_state_dict_pre_hooks.values()) == (hook is load_another)
+    subject.train((optimizer,), weights, range(MIDDLE, STEPS))
+    equal(weights, subject.straight())
+
+
+@pytest.mark.parametrize("subject", OPTIMIZERS)
+def test_a_subclass_with_a_default_of_its_own_loads_its_parents_state(subject: Subject) -> None:
+    (first,), weights = subject.half_way()
+    (state,) = saved((first,))
+
+    class Cautious(subject.kind):  # type: ignore[name-defined,misc]
+        def __init__(self, params: Any, cautious: bool = False, **hyper: Any) -> None:
+            super().__init__(params, **hyper)
+            self.defaults["cautious"] = cautious
+
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            super().__setstate__(state)
+            for group in self.param_groups:
+                group.setdefault("cautious", False)
+
+    arguments = inspect.signature(subject.kind).parameters
+    settings = {name: value for name, value in first.defaults.items() if name in arguments}
+    heir = Cautious(weights, **settings)
+    for _ in range(2):
+        heir.load_state_dict(state)
+    assert heir.param_groups[0]["cautious"] is False
+    subject.train((heir,), weights, range(MIDDLE, STEPS))
+    equal(weights, subject.straight())
+
+
 @pytest.mark.parametrize("subject", OPTIMIZERS)
 def test_a_hook_that_raises_leaves_the_optimizer_as_it_was(subject: Subject) -> None:
     (first,), weights = subject.half_way()

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trueup.optim
 from conformance.optimizers import CASES, STEPPED_BY_CLOSURE, Case
-from trueup.optim import blocks
+from trueup.optim import blocks, two_route
 from trueup.optim.blocks import accumulation_dtype
 
 SHAPES = [(4, 6), (3, 2, 3, 3), (5,), (1, 8), (6, 1), (), (0, 3), (3, 0)]
@@ -173,7 +173,7 @@ def test_routes_are_equal_in_half_precision(
             # In float16 the square of a large gradient is infinite, and infinity times a beta of 0 is NaN.
             assert torch.equal(p.isnan(), q.isnan())
             assert p.isfinite().all() or (scale > 1 and not case.optimizer.wide)
-            # The blocked route rounds the update as well, and its momentum, before the weight.
+            # Both round the weight once; nesterov's momentum is read back from half precision.
             slack = eps * (old.abs() + 4 * (p.double() - old).abs().max()) + tiny
             assert not ((p.double() - q.double()).abs() > slack).any()
             for name, value in one.state[p].items():
@@ -185,6 +185,49 @@ def test_routes_are_equal_in_half_precision(
             for p, q in zip(blocked, foreach):
                 q.copy_(p)
         other.load_state_dict(copy.deepcopy(one.state_dict()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("foreach", ROUTES)
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.optimizer.__name__) for case in CASES])
+def test_decay_survives_half_precision(case: Case, foreach: bool, dtype: torch.dtype) -> None:
+    """Over hundreds of steps whose decay alone is below half a unit of the weight's last place."""
+    means = []
+    for d in (torch.float32, dtype):
+        weight = nn.Parameter(torch.full((64, 64), 1.5, dtype=d))
+        route = {"foreach": foreach} if case.two_routes else {}
+        optimizer = case.build([weight], **{"lr": 0.1, "weight_decay": 0.01, **route})
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(300):
+            gradient = 0.1 * torch.randn(64, 64, generator=generator)
+            weight.grad = gradient.to(dtype).to(d)
+            optimizer.step()
+        means.append(weight.float().mean().item())
+    assert means[0] < 1.2
+    assert means[1] == pytest.approx(means[0], abs=0.02)
+
+
+@pytest.mark.parametrize(("case", "hyper"), FULLEST)
+def test_few_half_weights_are_copied_at_a_time(
+    case: Case, hyper: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not case.two_routes:
+        return
+    sizes: list[int] = []
+    route = case.optimizer._step_foreach
+
+    def recorded(self: Any, group: Any, params: list[Tensor], *lists: list[Tensor]) -> None:
+        sizes.append(sum(p.numel() for p in params))
+        route(self, group, params, *lists)
+
+    together, apart = start(dtype=torch.bfloat16), start(dtype=torch.bfloat16)
+    train(case.build(together, **hyper, foreach=True), together, range(STEPS))
+    monkeypatch.setattr(case.optimizer, "_step_foreach", recorded)
+    monkeypatch.setattr(two_route, "_COPIED", 60)
+    train(case.build(apart, **hyper, foreach=True), apart, range(STEPS))
+    close(apart, together, rtol=0, atol=0)
+    # (4, 6); then (3, 2, 3, 3) and (5,); then the rest but for the empty ones
+    assert sizes == [24, 59, 15] * STEPS
 
 
 def test_a_zero_gradient_leaves_half_weights_alone() -> None:

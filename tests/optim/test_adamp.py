@@ -170,3 +170,17 @@ def test_what_is_not_finite_propagates_without_a_warning(build: Any, value: floa
         build([w], 0.1).step()
     assert w[0].isfinite().all()
     assert w.isfinite().all() == (value == 3e38)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_sgdp_projects_its_buffer_in_any_precision(foreach: bool, dtype: torch.dtype) -> None:
+    weight = nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=dtype))
+    optimizer = SGDP([weight], 0.0, momentum=0.9, foreach=foreach)
+    weight.grad = torch.tensor([[-4.0, 3.0]], dtype=dtype)
+    optimizer.step()
+    optimizer.state[weight]["momentum"] += torch.tensor([[3.0, 4.0]], dtype=dtype)
+    optimizer.step()
+    # 0.9 x (-1, 7) + (-4, 3), without its part along the weight
+    expected = torch.tensor([[-7.6, 5.7]], dtype=dtype)
+    torch.testing.assert_close(optimizer.state[weight]["momentum"], expected)

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from trueup.optim.blocks import accumulation_dtype
-from trueup.optim.two_route import check_range, last_load_hook, number
+from trueup.optim.two_route import check_range, checked_after_hooks, number
 
 
 def misclassification_weights(
@@ -277,10 +277,10 @@ class NormalizedGD(Optimizer):
         Raises:
             ValueError: it belongs to another optimizer.
         """
-        with last_load_hook(self, self._checked):
+        with checked_after_hooks(self, self._checked):
             super().load_state_dict(state_dict)
 
-    def _checked(self, _: Optimizer, state_dict: StateDict) -> None:
+    def _checked(self, state_dict: StateDict) -> None:
         for group in state_dict["param_groups"]:
             if state_dict["state"] or "weight_decay" in group:
                 raise ValueError(

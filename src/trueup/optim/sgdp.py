@@ -120,20 +120,24 @@ class SGDP(TwoRouteOptimizer):
                 return torch.add(g, ahead, alpha=momentum, out=scratch.like(g, "update"))
             return ahead if group["project_buffer"] else scratch.like(ahead, "update").copy_(ahead)
 
+        def move(p: Tensor, update: Tensor, decay: float) -> None:
+            weight = scratch.upcast(p, "weight").mul_(1 - decay).add_(update, alpha=-lr)
+            if weight is not p:
+                p.copy_(weight)
+
         for rows, param, grad, (buffer,) in flats:
             view = invariant_view(param, grad, rows, group["delta"], eps, scratch) if rows else None
             if view is None:
                 for p, g, b in split(param, grad, buffer):
-                    p.mul_(1 - decay).add_(advance(g, b), alpha=-lr)
+                    move(p, advance(g, b), decay)
                 continue
-            less = decay * group["wd_ratio"]
             for p, update, coefficient, (b,) in radial_blocks(
                 view, param, grad, (buffer,), advance, eps, scratch
             ):
                 update.addcmul_(p, coefficient, value=-1)
                 if group["project_buffer"] and not group["nesterov"] and update is not b:
                     b.copy_(update)
-                p.mul_(1 - less).add_(update, alpha=-lr)
+                move(p, update, decay * group["wd_ratio"])
 
     def _step_foreach(
         self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]

@@ -14,7 +14,7 @@ import inspect
 import math
 import operator
 from abc import abstractmethod
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +30,9 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 from trueup.optim.blocks import Scratch, accumulation_dtype, in_memory_order, takes_blocks
 
 Group = dict[str, Any]
+
+#: Elements of half types that are stepped together, in float32 copies: 64 MiB for each of weight and state.
+_COPIED = 1 << 24
 
 
 class Flat(NamedTuple):
@@ -167,13 +170,17 @@ class TwoRouteOptimizer(Optimizer):
         for tensors in members:
             alike[tensors[0].device, tensors[0].dtype].append(tensors)
         for (_, dtype), of_kind in alike.items():
-            stored = [list(column) for column in zip(*of_kind)]
-            computed = [[t.to(accumulation_dtype(dtype)) for t in column] for column in stored]
-            self._step_foreach(group, *computed)
-            # All but the gradients, which are the second.
-            for column, values in zip((stored[0], *stored[2:]), (computed[0], *computed[2:])):
-                if column[0].dtype != values[0].dtype:
-                    copy_list(column, values)
+            if accumulation_dtype(dtype) == dtype:
+                self._step_foreach(group, *(list(column) for column in zip(*of_kind)))
+                continue
+            for some in _bounded(of_kind):
+                stored = [list(column) for column in zip(*some)]
+                computed = [[t.to(accumulation_dtype(dtype)) for t in column] for column in stored]
+                self._step_foreach(group, *computed)
+                # All but the gradients, which are the second.
+                for column, values in zip((stored[0], *stored[2:]), (computed[0], *computed[2:])):
+                    if column[0].dtype != values[0].dtype:
+                        copy_list(column, values)
 
     # torch.compile knows this method by its name: it runs it outside the graph and maps the lists it fills.
     def _init_group(
@@ -209,14 +216,14 @@ class TwoRouteOptimizer(Optimizer):
         Raises:
             ValueError: it belongs to another optimizer, or to parameters of other shapes.
         """
-        with last_load_hook(self, self._checked):
+        with checked_after_hooks(self, self._checked):
             super().load_state_dict(state_dict)
 
-    def _checked(self, _: Optimizer, state_dict: StateDict) -> StateDict:
-        """The state dict after the user's hooks, refused or with its tensors in their own precision."""
+    def _checked(self, state_dict: StateDict) -> StateDict:
+        """Refuse a state dict, or return it with its tensors safe from rounding."""
         name = type(self).__name__
-        # `defaults` alone would not do: torch adds keys of its own there.
-        lineage: tuple[Any, ...] = type(self).__mro__
+        # `defaults` alone would not do: torch and users' subclasses add keys of their own there.
+        lineage: list[Any] = [kind for kind in type(self).__mro__ if kind.__module__.startswith("trueup.")]
         arguments = {key for kind in lineage for key in inspect.signature(kind).parameters}
         needed = (arguments & self.defaults.keys()) - self.optional.keys()
         for group in state_dict["param_groups"]:
@@ -242,10 +249,11 @@ class TwoRouteOptimizer(Optimizer):
                         f"{name}.load_state_dict needs {key} of the parameter's shape {tuple(param.shape)}; "
                         f"got {tuple(own[key].shape)}: pass the saved run's parameters, in their order"
                     )
+        ours = set(saved)
         uncast = {
             index: {key: _Uncast(value) if isinstance(value, Tensor) else value for key, value in own.items()}
             for index, own in state_dict["state"].items()
-            if index in saved
+            if index in ours
         }
         return {**state_dict, "state": {**state_dict["state"], **uncast}}
 
@@ -257,25 +265,52 @@ class TwoRouteOptimizer(Optimizer):
             for param in group["params"]:
                 own = self.state.get(param, {})
                 for name, loaded in own.items():
-                    if isinstance(loaded, _Uncast):
-                        own[name] = loaded.value.to(param.device, self._dtype(name, param))
-                # A Python int in official code, and maybe on another device in a checkpoint.
-                for name in self.scalars & own.keys():
-                    own[name] = torch.as_tensor(
-                        own[name], dtype=self._dtype(name, param), device=param.device
-                    )
+                    value = loaded.value if isinstance(loaded, _Uncast) else loaded
+                    if isinstance(value, Tensor) and (value is not loaded or name in self._names(group)):
+                        own[name] = value.to(param.device, self._dtype(name, param))
+                    elif name in self.scalars:  # a Python int in official code
+                        own[name] = torch.as_tensor(
+                            value, dtype=self._dtype(name, param), device=param.device
+                        )
+
+
+def _bounded(members: list[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:
+    """Split a list where its first tensors would come to more than `_COPIED` elements together."""
+    some: list[tuple[Tensor, ...]] = []
+    total = 0
+    for tensors in members:
+        if some and total + tensors[0].numel() > _COPIED:
+            yield some
+            some, total = [], 0
+        some.append(tensors)
+        total += tensors[0].numel()
+    yield some
 
 
 @contextmanager
-def last_load_hook(
-    optimizer: Optimizer, hook: Callable[[Optimizer, StateDict], StateDict | None]
+def checked_after_hooks(
+    optimizer: Optimizer, check: Callable[[StateDict], StateDict | None]
 ) -> Iterator[None]:
-    """Run a pre-hook of `load_state_dict` after all others, within this context."""
-    handle = optimizer.register_load_state_dict_pre_hook(hook)
+    """Make `Optimizer.load_state_dict` check, within this context, what the user's pre-hooks return.
+
+    `check` raises, or returns what to load instead, or None.
+    """
+    hooks = optimizer._optimizer_load_state_dict_pre_hooks
+
+    def run(_: Optimizer, state_dict: StateDict) -> StateDict:
+        # From here on the optimizer's hooks are the user's: they may change them, and load again.
+        optimizer._optimizer_load_state_dict_pre_hooks = hooks
+        for hook in [*hooks.values()]:
+            changed = hook(optimizer, state_dict)
+            state_dict = state_dict if changed is None else changed
+        checked = check(state_dict)
+        return state_dict if checked is None else checked
+
+    optimizer._optimizer_load_state_dict_pre_hooks = OrderedDict({0: run})
     try:
         yield
     finally:
-        handle.remove()
+        optimizer._optimizer_load_state_dict_pre_hooks = hooks
 
 
 def copy_list(targets: list[Tensor], sources: list[Tensor]) -> None:
