@@ -116,6 +116,8 @@ def main() -> int:
             parser.error(f"--against: {error}")
     if arguments.json and not arguments.json.parent.is_dir():
         parser.error(f"--json: there is no folder {arguments.json.parent}")
+    if arguments.json and arguments.json.is_dir():
+        parser.error(f"--json: {arguments.json} is a folder; pass the name of a file in it")
 
     progress, results, failures = Console(stderr=True), [], 0
     for name in arguments.names or NAMES:

@@ -107,13 +107,14 @@ def test_the_command_keeps_a_run_and_prints_the_next_beside_it(
     assert call("--against", path) == 0
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("against", "0.5 x", "0.75 x", "1.5", "worse", "rounds 7 -> 15"))
-    for arguments in (
-        ["--against", str(tmp_path / "none.json")],
-        ["--json", str(tmp_path / "none" / "a.json")],
+    for option, place, word in (
+        ("--against", tmp_path / "none.json", "none.json is no run"),
+        ("--json", tmp_path / "none" / "a.json", "no folder"),
+        ("--json", tmp_path, "is a folder"),
     ):
         with pytest.raises(SystemExit, match="2"):
-            call(*arguments)
-        assert "none" in capsys.readouterr().err
+            call(option, str(place))
+        assert word in capsys.readouterr().err
 
 
 def test_every_benchmark_has_rows() -> None:

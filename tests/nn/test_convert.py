@@ -6,6 +6,7 @@ import copy
 import gc
 import re
 import weakref
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -196,7 +197,7 @@ class TwoWeights(nn.Module):
         (nn.GroupNorm(1, 3), nn.GroupNorm, GhostBatchNorm2d, TypeError, "got GroupNorm"),
         (nn.LazyBatchNorm1d(), nn.LazyBatchNorm1d, GhostBatchNorm1d, ValueError, "not yet init"),
         (nn.Linear(3, 3), nn.Linear, TwoWeights, ValueError, r"shape \(3, 3\), the new one \(2,\)"),
-        (nn.PReLU(3), nn.PReLU, nn.ReLU, ValueError, "PReLU -> ReLU: the first has a weight, the second no"),
+        (nn.PReLU(3), nn.PReLU, nn.ReLU, ValueError, "PReLU -> ReLU: the first has 'weight', the"),
         (nn.RReLU(), nn.RReLU, nn.Linear, TypeError, "in_features"),
         (nn.Sequential(nn.Tanh()), nn.Sequential, nn.ReLU, ValueError, "Sequential, has children"),
         (nn.Tanh(), "BatchNorm2d", GhostBatchNorm2d, TypeError, "needs module classes.*got 'BatchNorm2d'"),
@@ -625,10 +626,10 @@ def test_what_is_frozen_gets_no_trainable_parameters() -> None:
     [
         (nn.SyncBatchNorm(2), nn.SyncBatchNorm, Local, "0, SyncBatchNorm -> Local: .*its statistics between"),
         (nn.BatchNorm2d(2, track_running_stats=False), nn.BatchNorm2d, KeepsVariance,
-         "the first has no running_var, the second a"),
+         "the second has 'running_var', the first has not"),
         (nn.LayerNorm((2, 2)), nn.LayerNorm, PowerNorm1d, "one dimension of channels"),
-        (nn.LayerNorm(2, bias=False), nn.LayerNorm, PowerNorm1d, "the first has no bias, the second a"),
-        (nn.utils.spectral_norm(nn.Linear(2, 2)), nn.Linear, Scaled, "a weight_orig, the second no"),
+        (nn.LayerNorm(2, bias=False), nn.LayerNorm, PowerNorm1d, "the second has 'bias', the first has not"),
+        (nn.utils.spectral_norm(nn.Linear(2, 2)), nn.Linear, Scaled, "the first has 'weight_orig', the sec"),
     ],
 )  # fmt: skip
 def test_refuses_what_would_change_the_meaning(
@@ -791,6 +792,22 @@ def test_a_norm_that_activates_is_converted_by_a_target_of_its_own(inplace: bool
     assert seen == ["act", "norm"]
     converted.train()(x).sum().backward()
     assert all(p.grad is not None for p in converted.parameters())
+
+
+def test_a_target_may_do_the_work_of_a_child_itself() -> None:
+    """As EvoNorm does the activation's; an Identity in its place says so."""
+
+    class Fused(NormSilu):
+        @classmethod
+        def from_module(cls, module: NormAct, **options: Any) -> Fused:
+            new = cls(module.num_features, eps=module.eps, **options)
+            new.drop, new.act = module.drop, nn.Identity()
+            return new
+
+    model = nn.Sequential(NormAct(3))
+    converted = convert(model, {NormAct: Fused}, apply_act=True)
+    x = torch.randn(4, 3, 5, 5)
+    torch.testing.assert_close(converted(x), nn.functional.silu(nn.BatchNorm2d(3)(x)))
 
 
 def test_what_a_target_takes_over_is_converted_too() -> None:
@@ -957,7 +974,11 @@ def widened(norm: nn.Module, what: str) -> nn.Module:
 def test_refuses_state_that_finds_no_place(source, target, options, what: str) -> None:
     norm = widened(source(4), what)
     model = nn.Sequential(norm)
-    message = "0, a Widened.*, has children" if what == "child" else f"0, .* -> {target.__name__}: .* a extra"
+    message = (
+        "0, a Widened.*, has children"
+        if what == "child"
+        else f"0, .* -> {target.__name__}: the first has 'extra'"
+    )
     with pytest.raises(ValueError, match=message):
         convert(model, source, target, inplace=True, **options)
     assert model[0] is norm
@@ -1097,6 +1118,37 @@ def test_a_module_in_a_plain_container_is_replaced_there_too(inplace: bool) -> N
     if not inplace:
         assert model.stages[0] is model.first is model.named[0].first is old
         assert model.acts["last"][0] is model.act
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("kind", [set, frozenset, deque])
+def test_a_module_in_a_set_or_deque_is_replaced_there_too(kind: type, inplace: bool) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU())
+    model.held = held = kind([model[0], 3])
+    converted = convert_ghost_batchnorm(model, 4, inplace=inplace)
+    assert set(converted.held) == {converted[0], 3}
+    assert isinstance(converted.held, kind)
+    assert (converted.held is held) == (inplace and kind is not frozenset)
+    assert inplace or (isinstance(model[0], nn.BatchNorm2d) and model[0] in held)
+
+
+def test_a_container_that_cannot_be_rebuilt_leaves_the_model_as_it_was() -> None:
+    class Two(tuple):
+        def __new__(cls, one: object, other: object) -> Two:
+            return super().__new__(cls, (one, other))
+
+        def __getnewargs__(self) -> tuple[object, ...]:
+            return (*self,)
+
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
+    model.stages = [model[0]]
+    model.held = Two(model[1], 3)
+    before = [*model]
+    with pytest.raises(TypeError):
+        convert_ghost_batchnorm(model, 4, inplace=True)
+    assert [*model] == before
+    assert model.stages == before[:1]
+    assert [*model.held] == [before[1], 3]
 
 
 def test_a_container_that_is_not_registered_runs_the_new_layers() -> None:

@@ -186,6 +186,24 @@ def test_distributed_checkpoints_of_sharded_models(tmp_path: Path) -> None:
     in_processes(checkpoint, str(tmp_path / "checkpoints"), folder=tmp_path)
 
 
+def reset(rank: int) -> None:
+    """A transform of an optimizer whose state is divided finds the state of its process."""
+    half = slice(4 * rank, 4 * rank + 4)
+    alone, replicated = network(), DistributedDataParallel(network())
+    plain = torch.optim.Adam(alone.parameters(), 1e-2)
+    divided = ZeroRedundancyOptimizer(replicated.parameters(), torch.optim.Adam, lr=1e-2)
+    for optimizer in (plain, divided):
+        AdaClip(optimizer, 0.3)
+        MomentumReset(optimizer, 4)
+    train(alone, plain, slice(None), sharp=False)
+    train(replicated, divided, half, sharp=False)
+    torch.testing.assert_close(whole(replicated), whole(alone), rtol=1e-9, atol=1e-11)
+
+
+def test_transforms_where_state_is_divided(tmp_path: Path) -> None:
+    in_processes(reset, folder=tmp_path)
+
+
 def divide(rank: int) -> None:
     """An optimizer whose state is divided between processes by torch's own wrapper equals one that is not."""
     half = slice(4 * rank, 4 * rank + 4)

@@ -340,6 +340,17 @@ def test_a_count_in_python_starts_again(by_group: bool, zero: object) -> None:
     assert type(count) is type(zero)
 
 
+@pytest.mark.parametrize("mine", ["phase 1", None, True])
+def test_what_is_called_step_and_is_no_number_stays(mine: object) -> None:
+    p = weight()
+    optimizer = torch.optim.SGD([{"params": [p], "step": mine}], 0.1, momentum=0.9)
+    optimizer.state[p]["step"] = mine
+    MomentumReset(optimizer, 2)
+    run(optimizer, p, gradients(4))
+    assert optimizer.param_groups[0]["step"] is mine
+    assert optimizer.state[p]["step"] is mine
+
+
 def test_the_count_of_a_group_starts_again_with_its_most_advanced_parameter() -> None:
     p, late, other = weight(), weight(), weight()
     optimizer = CountingAdam([{"params": [p, late]}, {"params": [other]}], by_group=True)

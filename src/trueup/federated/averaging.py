@@ -44,7 +44,8 @@ def federated_average(
     Args:
         clients: state dicts with equal names and shapes, at least one.
         weights: share of each client, >= 0, with the sum 1: such as its share of the samples. None: equal. A
-            client with the share 0 takes no part in anything, so that one that diverged can be left out.
+            client with the share 0 decides nothing, so that one that diverged can be left out, but must have
+            the same names and shapes.
         server: the server's state before, from which it keeps entries; needed with ``keep``.
         keep: names of modules, or of entries, that are not averaged.
 
@@ -52,7 +53,7 @@ def federated_average(
         New tensors, on the devices of the first client that takes part. Floating point and complex entries
         are averaged in double precision, and have the dtype to which torch promotes those of the clients;
         others, such as ``num_batches_tracked``, are the first's. The ``_metadata`` of a module comes from the
-        states that its entries come from; a plain dict has none, and fits the version of the others.
+        states that its entries come from; a plain dict has none, and is taken to be of the others' version.
 
     Raises:
         ValueError: no client; clients of different names or shapes, or an entry that only some of them count
@@ -180,11 +181,12 @@ def _with_metadata(state: State, *sources: tuple[str, Mapping[str, Tensor], Iter
                     "which migrates it, and pass what its state_dict() then returns"
                 )
             givers.setdefault(module, who)
+    known: OrderedDict[str, dict[str, Any]] = OrderedDict()  # in the order of the states, as torch's own
     for _, source, _ in sources:
         for module, local in (getattr(source, "_metadata", None) or {}).items():
-            merged.setdefault(module, dict(local))
-    if merged:
-        state._metadata = merged  # type: ignore[attr-defined]
+            known.setdefault(module, merged.get(module, dict(local)))
+    if known:
+        state._metadata = known  # type: ignore[attr-defined]
     return state
 
 

@@ -6,8 +6,8 @@ nothing but a constructor with the same argument names, or a class method ``from
 where its settings cannot be read off by name. A layer that is norm and activation in one says so by an
 argument ``apply_act`` of its constructor: the activation after each norm is then found, and goes.
 
-What a module does beyond its kind is never dropped without a word: a subclass that overrides something, a
-child without a place in the new layer, a method set on the object are errors.
+What a module does beyond its kind is never dropped silently: a subclass that overrides something, a child
+without a place in the new layer and a method set on the object are errors.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import copy
 import functools
 import inspect
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -45,7 +46,8 @@ _HARMLESS = {
     "__doc__", "__module__", "__qualname__", "__slots__", "__dict__", "__weakref__",
     "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__",
     "__constants__", "__firstlineno__", "__static_attributes__", "__orig_bases__", "__type_params__",
-    "__repr__", "__str__", "__dir__", "extra_repr", "_get_name", "_version", "_compiled_call_impl",
+    "__repr__", "__str__", "__dir__", "__eq__", "__hash__", "dump_patches", "call_super_init",
+    "extra_repr", "_get_name", "_version", "_compiled_call_impl",
     "reset_parameters", "reset_running_stats", "_check_input_dim",
 }  # fmt: skip
 
@@ -153,10 +155,13 @@ def convert(
         if act is not None and act not in replaced:
             replace(act, nn.Identity().train(act.training), [f"is in {norms[norm]}"])
 
+    exchanges = _exchanges(replaced, references)
     # The last thing that can fail.
     if report is not None:
         report(Table(rows))
-    _put_in(replaced, names, references)
+    _put_in(replaced, names)
+    for exchange in exchanges:
+        exchange()
     _leave_fast_paths(names, {*replaced.values()})
     return replaced.get(model, model)
 
@@ -325,7 +330,7 @@ def _check_methods(module: nn.Module, name: str) -> None:
 
 
 class _Reference(NamedTuple):
-    """A module in a plain attribute, or in a list, tuple or dict there: ``path`` is ``stages[0]``, say."""
+    """A module in a plain attribute, or in a list, dict or set there: ``path`` is ``stages[0]``, say."""
 
     path: str
     module: nn.Module
@@ -355,7 +360,11 @@ def _references(model: nn.Module) -> list[_Reference]:
 
 
 # By type(value): a weak proxy only claims to be a module.
-_HOLDERS = (nn.Module, list, tuple, dict)
+_HOLDERS = (nn.Module, list, tuple, dict, set, frozenset, deque)
+
+
+def _items(container: Any) -> list[tuple[Any, Any]]:
+    return [*(container.items() if isinstance(container, dict) else enumerate(container))]
 
 
 def _modules_in(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
@@ -363,35 +372,61 @@ def _modules_in(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, nn
         yield path, value
     elif id(value) not in seen:
         seen.add(id(value))
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        for key, item in _items(value):
             if issubclass(type(item), _HOLDERS):
                 yield from _modules_in(item, f"{path}[{key!r}]", seen)
 
 
-def _exchanged(value: Any, replaced: Mapping[nn.Module, nn.Module], done: dict[int, Any]) -> Any:
-    """The value with new modules for old: lists and dicts are changed in place, a tuple makes a new one."""
-    if not issubclass(type(value), _HOLDERS):
-        return value
-    if isinstance(value, nn.Module):
-        return replaced.get(value, value)
-    if id(value) not in done:
-        done[id(value)] = value
-        old = value if isinstance(value, dict) else dict(enumerate(value))
-        new = {key: _exchanged(item, replaced, done) for key, item in old.items()}
-        changed = {key: item for key, item in new.items() if item is not old[key]}
-        if changed and isinstance(value, tuple):
-            make = getattr(type(value), "_make", type(value))  # a named tuple takes its fields one by one
-            done[id(value)] = make(new.values())
-        elif changed:
-            for key, item in changed.items():
-                value[key] = item
-    return done[id(value)]
+class _Exchange:
+    """New modules for old in plain containers: the calls that change lists, and new tuples for old."""
+
+    def __init__(self, replaced: Mapping[nn.Module, nn.Module]) -> None:
+        self.replaced = replaced
+        self.done: dict[int, Any] = {}
+        self.changes: list[Callable[[], object]] = []
+
+    def of(self, value: Any) -> Any:
+        """What to hold instead of the value; `changes` are the calls that make it so."""
+        if not issubclass(type(value), _HOLDERS):
+            return value
+        if isinstance(value, nn.Module):
+            return self.replaced.get(value, value)
+        if id(value) not in self.done:
+            self.done[id(value)] = value
+            old = _items(value)
+            new = [self.of(item) for _, item in old]
+            if any(item is not before for item, (_, before) in zip(new, old)):
+                if isinstance(value, tuple | frozenset):
+                    make = getattr(type(value), "_make", type(value))  # a named tuple takes its fields singly
+                    self.done[id(value)] = make(new)
+                elif isinstance(value, set):
+                    self.changes += [value.clear, functools.partial(value.update, new)]
+                else:
+                    self.changes += [
+                        functools.partial(value.__setitem__, key, item)
+                        for item, (key, before) in zip(new, old)
+                        if item is not before
+                    ]
+        return self.done[id(value)]
 
 
-def _put_in(
-    replaced: Mapping[nn.Module, nn.Module], names: Iterable[nn.Module], references: Iterable[_Reference]
-) -> None:
-    """Put the new modules where the old ones were: as children, and in plain attributes and containers."""
+def _exchanges(
+    replaced: Mapping[nn.Module, nn.Module], references: Iterable[_Reference]
+) -> list[Callable[[], object]]:
+    """The calls that put the new modules into plain attributes and containers."""
+    exchange = _Exchange(replaced)
+    for holder, attribute in dict.fromkeys(
+        (r.holder, r.attribute) for r in references if r.module in replaced
+    ):
+        attributes = vars(replaced.get(holder, holder))
+        if attribute in attributes:
+            new = exchange.of(attributes[attribute])
+            exchange.changes.append(functools.partial(attributes.__setitem__, attribute, new))
+    return exchange.changes
+
+
+def _put_in(replaced: Mapping[nn.Module, nn.Module], names: Iterable[nn.Module]) -> None:
+    """Put the new modules where the old ones were, as children."""
     for new in replaced.values():
         _bind_hooks(new)
     # `from_module` may have taken over children that are replaced themselves, or have wrapped the old module.
@@ -401,14 +436,6 @@ def _put_in(
         for name, child in parent._modules.items():
             if child is not None and child is not wrapped:
                 parent._modules[name] = replaced.get(child, child)
-    # Once an attribute, so that no new container is looked into: `done` goes by the ids of the old ones.
-    done: dict[int, Any] = {}
-    for holder, attribute in dict.fromkeys(
-        (r.holder, r.attribute) for r in references if r.module in replaced
-    ):
-        attributes = vars(replaced.get(holder, holder))
-        if attribute in attributes:
-            attributes[attribute] = _exchanged(attributes[attribute], replaced, done)
 
 
 # ---- the counterpart of a module ----
@@ -433,7 +460,8 @@ def _counterpart(
     from_module = getattr(target, "from_module", None)
     if from_module is None and any(True for _ in module.children()):
         raise ValueError(
-            f"{where}, has children, and {target.__name__} has no from_module to say where they go"
+            f"{where}, has children, and {target.__name__} has no from_module to say where they go: "
+            f"convert to a subclass of {target.__name__} with a from_module that takes them over"
         )
     try:
         new: nn.Module = (
@@ -446,12 +474,14 @@ def _counterpart(
 
     moved = {*module.modules()}  # by `from_module`: they stay as they are
     parts = [part for part in new.modules() if part not in moved]
-    lost = [child for child, part in module.named_children() if part not in {*new.modules()}]
+    taken, instead = {*new.modules()}, dict(new.named_children())
+    lost = [n for n, child in module.named_children() if child not in taken and n not in instead]
     if lost:
         raise ValueError(
             f"{where}, has children that find no place in the new {target.__name__}, {', '.join(lost)}: "
             f"name the class itself, convert(model, {{{type(module).__name__}: Target}}), with a Target "
-            "whose from_module takes them over, or replace the module by hand"
+            "whose from_module takes them over (an nn.Identity of that name where it does a child's work "
+            "itself), or replace the module by hand"
         )
     like = next((t for t in tensors if t.is_floating_point()), None)
     if like is not None:
@@ -547,10 +577,10 @@ def _take_over(new: dict[str, Any], old: dict[str, Any], becomes: str) -> None:
         if tensor is None and new.get(name) is None:
             continue
         if tensor is None or new.get(name) is None:
-            has, lacks = ("no", "a") if tensor is None else ("a", "no")
             fix = "" if tensor is None else ", or the second needs a place for it"
+            has, lacks = ("second", "first") if tensor is None else ("first", "second")
             raise ValueError(
-                f"{becomes}: the first has {has} {name}, the second {lacks}: their settings must agree{fix}"
+                f"{becomes}: the {has} has {name!r}, the {lacks} has not: their settings must agree{fix}"
             )
         if tensor.shape != new[name].shape:
             raise ValueError(

@@ -135,16 +135,26 @@ def check_optimizer(name: str, optimizer: object) -> None:
         )
 
 
+def _innermost(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that steps and has the state, out of the wrappers of accelerate and torch.distributed."""
+    while True:
+        inner = getattr(optimizer, "optimizer", None) or getattr(optimizer, "optim", None)
+        if not isinstance(inner, Optimizer):
+            return optimizer
+        optimizer = inner
+
+
 class GradientTransform:
     """Acts on the gradients of an optimizer's parameters before each of its steps, in place.
 
     A subclass names its numbers a parameter in ``state_names`` and implements ``_apply``.
 
     Args:
-        optimizer: whose steps it precedes.
+        optimizer: whose steps it precedes; if that wraps an optimizer, as accelerate's and
+            `ZeroRedundancyOptimizer` do, it attaches to the one inside.
 
     Raises:
-        TypeError: ``optimizer`` is no optimizer, or one that computes gradients within its step.
+        TypeError: ``optimizer`` is no optimizer, has no hooks, or computes gradients within its step.
         RuntimeError: in a step, a gradient is sparse, complex, or still scaled by a `GradScaler`.
 
     `state_dict` and `load_state_dict` save and restore its averages, which the optimizer's own do not hold.
@@ -155,21 +165,17 @@ class GradientTransform:
 
     def __init__(self, optimizer: Optimizer) -> None:
         check_optimizer(type(self).__name__, optimizer)
-        self.optimizer = optimizer
+        self.optimizer = _innermost(optimizer)
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self._attach()
 
     def _attach(self) -> None:
-        inner: Any = self.optimizer
-        # The wrappers of accelerate and of torch.distributed are optimizers that have no hooks of their own.
-        while not hasattr(inner, "_optimizer_step_pre_hooks"):
-            inner = getattr(inner, "optimizer", None) or getattr(inner, "optim", None)
-            if inner is None:
-                raise TypeError(
-                    f"{type(self).__name__} acts by a hook before each step; got a "
-                    f"{type(self.optimizer).__name__} without hooks: attach to the optimizer that it wraps"
-                )
-        self._handle: RemovableHandle | None = inner.register_step_pre_hook(self._before_step)
+        if not hasattr(self.optimizer, "_optimizer_step_pre_hooks"):
+            raise TypeError(
+                f"{type(self).__name__} acts by a hook before each step; got a "
+                f"{type(self.optimizer).__name__} without hooks: attach to the optimizer that it wraps"
+            )
+        self._handle: RemovableHandle | None = self.optimizer.register_step_pre_hook(self._before_step)
 
     def remove(self) -> None:
         """Detach: the optimizer's steps are its own again."""
@@ -394,7 +400,7 @@ class MomentumReset(GradientTransform):
         super()._transform()
         for group in self.optimizer.param_groups:
             stepping = [p for p in group["params"] if p.grad is not None]
-            if "step" in group and stepping:
+            if _is_number(group.get("step")) and stepping:
                 device = stepping[0].device
                 steps = [self.state[p]["step"].to(device, torch.float32) for p in stepping]
                 if torch.stack(steps).amax() % self.interval == 0:
@@ -405,8 +411,8 @@ class MomentumReset(GradientTransform):
         for param, keep in zip(params, step % self.interval != 0, strict=True):
             own = self.optimizer.state.get(param, {})
             for name, value in own.items():
-                if name == "step" and not isinstance(value, Tensor):
-                    own[name] = value * int(keep)  # reads the device, once per count that is not on it
+                if name == "step" and _is_number(value) and not isinstance(value, Tensor):
+                    own[name] = value * int(keep)  # reads keep from its device, which other counts need not
                     continue
                 if not isinstance(value, Tensor) or name.startswith("max_") or name in _STEP_SIZES:
                     continue
@@ -416,3 +422,7 @@ class MomentumReset(GradientTransform):
                 elif name == "step" or value.shape == param.shape:
                     value.mul_(kept)
         return (step,)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | Tensor) and not isinstance(value, bool)

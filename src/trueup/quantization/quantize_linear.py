@@ -263,8 +263,8 @@ def _complaint(
         whole = f.certain and names[layer] and quantized.isdisjoint(layer.modules())
         skip.append(names[layer] if whole else f.name)
     return (
-        f"{text}\nPut a plain nn.Linear in the place of what multiplies, and skip what does not, such as a "
-        "position embedding, or shall stay in full precision. To skip all of these, pass\n  "
+        f"{text}\nReplace what multiplies by a plain nn.Linear; skip the rest (a position embedding, say) "
+        "and whatever should stay in full precision. To skip all of these, pass\n  "
         f"skip={[*patterns, *_patterns(skip, known)]}"
     )
 
