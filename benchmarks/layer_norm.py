@@ -1,7 +1,7 @@
 """The layer-normalised LSTM and GRU against a loop over cells, as one writes it, and against torch's own.
 
 Three quarters of the LSTM's time are matrix products that the loop takes too; ours takes those with the input
-for all steps at once. What that saves differs by machine: seen were 0.78 to 0.95 of the loop. The bound says
+for all steps at once. What that saves differs by machine: seen were 0.74 to 0.95 of the loop. The bound says
 that ours is the faster everywhere.
 """
 

@@ -17,6 +17,7 @@ import functools
 import gc
 import importlib
 import importlib.util
+import io
 import multiprocessing
 import os
 import pickle
@@ -398,6 +399,9 @@ def _work(pipe: Connection, output: str, environ: dict[str, str]) -> None:
     gc.freeze()  # the libraries' objects: later collections need not look at them
     os.dup2(log, 1)
     os.dup2(log, 2)
+    # else what is printed to a file waits in a buffer: behind later errors, or lost where the process crashes
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(line_buffering=True)
     faulthandler.enable(all_threads=False)
     pipe.send("ready")
     while True:
