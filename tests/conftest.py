@@ -11,11 +11,15 @@ before our own error does: tests marked ``bad_input`` are left out of that run.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+# Containers often set it; workers would then never buffer, and the tests of what they print could not fail.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 # They need environments of their own: `make clients`.
 collect_ignore = ["clients"]
