@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,18 @@ import torch
 
 from trueup.lab import cell as module
 from trueup.lab.cell import (
-    MAX_RESULT_BYTES,
+    INSTRUCTION_VARIABLES,
     Cell,
     CellResult,
-    Run,
     environment,
     execute,
     items,
-    run_of,
-    score,
+    pinned_instructions,
 )
-from trueup.lab.spec import Arm, CostClaim, ExactClaim, Metric, Stage, Study, StudyError
+from trueup.lab.errors import StudyError
+from trueup.lab.run import Run, run_of
+from trueup.lab.scoring import Metric
+from trueup.lab.spec import Arm, CostClaim, ExactClaim, Stage, Study
 
 
 def study(function: Callable[[Run], Any] = lambda run: {"acc": 0.5}, **changes: Any) -> Study:
@@ -130,67 +132,6 @@ def test_a_split_is_equal_across_arms_and_fresh_for_each_seed(kind: str) -> None
 def test_a_split_that_cannot_be(sizes: dict[str, int]) -> None:
     with pytest.raises(StudyError, match="split of 100 rows into"):
         split("report", **sizes)
-
-
-# -- what it returns -----------------------------------------------------------------------------------------
-
-
-def test_what_a_cell_returns_is_sorted_by_kind() -> None:
-    result = score(
-        study(),
-        {
-            "acc": torch.tensor(0.5),
-            "steps": np.int64(3),
-            "curve": [1, 2],
-            "tensor": torch.ones(2, requires_grad=True),
-            "image": np.zeros((2, 2), dtype=np.uint8),
-        },
-    )
-    assert result.status == "ok"
-    assert result.numbers == {"acc": 0.5, "steps": 3.0}
-    assert result.series == {"curve": [1.0, 2.0], "tensor": [1.0, 1.0]}
-    assert list(result.arrays) == ["image"]
-    assert result.arrays["image"].dtype == np.uint8
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.05])
-def test_a_diverged_cell_scores_worst(value: float) -> None:
-    result = score(study(), {"acc": value})
-    assert (result.status, result.numbers) == ("diverged", {"acc": 0.1})
-
-
-def test_one_diverged_metric_of_several_is_enough() -> None:
-    two = study(metrics=[Metric("loss", higher=False, worst=2.3), Metric("acc", higher=True, worst=0.1)])
-    result = score(two, {"loss": math.nan, "acc": 0.5})
-    assert (result.status, result.numbers) == ("diverged", {"loss": 2.3, "acc": 0.5})
-
-
-def test_other_numbers_that_are_not_finite_are_left_out() -> None:
-    result = score(study(), {"acc": 0.5, "norm": math.inf})
-    assert (result.status, result.numbers) == ("ok", {"acc": 0.5})
-
-
-def test_a_result_has_a_size() -> None:
-    fits = (MAX_RESULT_BYTES - 8) // 8
-    assert score(study(), {"acc": 0.5, "curve": np.zeros(fits)}).status == "ok"
-    assert score(study(), {"acc": 0.5, "image": np.zeros((1, fits))}).status == "ok"
-    for large in ({"curve": np.zeros(fits + 1)}, {"image": np.zeros((1, fits + 1))}):
-        with pytest.raises(StudyError, match=r"the cell returned 256 KB; at most 256 KB: .* make .* a Stage"):
-            score(study(), {"acc": 0.5, **large})
-
-
-@pytest.mark.parametrize(
-    ("returned", "message"),
-    [
-        ({"loss": 1.0}, r"the cell function returned no number 'acc'; got \['loss'\]"),
-        ({"acc": [0.5]}, "no number 'acc'"),
-        ({"acc": 0.5, "name": "x"}, "cell returned 'name' of str; return numbers, series or arrays"),
-        ({"acc": 0.5, "net": torch.nn.Linear(1, 1)}, "cell returned 'net' of Linear"),
-    ],
-)
-def test_what_a_cell_may_not_return(returned: Mapping[str, Any], message: str) -> None:
-    with pytest.raises(StudyError, match=message):
-        score(study(), returned)
 
 
 # -- execution -----------------------------------------------------------------------------------------------
@@ -373,8 +314,30 @@ def test_the_environment_of_a_verdict() -> None:
     assert told["threads"] == "2"
     assert told["device"] == "cpu"
     assert told["torch"] == str(torch.__version__)
-    assert all(isinstance(v, str) and v for v in told.values())
+    assert told["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert {"scipy", "scikit-learn", "cpu_family", *INSTRUCTION_VARIABLES} <= set(told)
+    assert all(isinstance(v, str) for v in told.values())
     json.dumps(told)
+
+
+def test_instruction_sets_are_pinned_where_the_processor_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = "flags\t\t: fpu {} sse2\n"
+    monkeypatch.setattr(Path, "read_text", lambda self: flags.format("avx avx2"))
+    assert set(pinned_instructions()) == set(INSTRUCTION_VARIABLES)
+    monkeypatch.setattr(Path, "read_text", lambda self: flags.format("avx"))
+    assert pinned_instructions() == {}
+
+
+def test_a_cell_draws_alike_whatever_ran_before_it() -> None:
+    """Also from the global generators, which all cells of a worker share."""
+
+    def cell(run: Run) -> dict[str, float]:
+        numpys = np.random.rand()  # noqa: NPY002
+        return {"acc": 0.5, "draws": 4 * numpys + 2 * random.random() + float(torch.rand(()))}
+
+    first = execute(study(cell), CELL)
+    assert execute(study(cell), CELL).numbers == first.numbers
+    assert execute(study(cell), replace(CELL, seed=4)).numbers != first.numbers
 
 
 def test_the_cpu_has_a_name_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,9 @@ ROOM = {
     "trueup/training/steps.py": "def step(x):\n    return x + 1\n",
     "trueup/lab/__init__.py": "from trueup.lab.spec import Study\n",
     "trueup/lab/spec.py": "class Study:\n    pass\n",
+    "trueup/lab/run.py": "def split(rows):\n    return rows[:9]\n",
+    "trueup/lab/scoring.py": "WORST = 0.1\n",
+    "trueup/lab/seeds.py": "def draw(n):\n    return n\n",
     "trueup/data/__init__.py": "from trueup.data.sets import load\n",
     "trueup/data/sets.py": "SETS = ()\ndef load(name):\n    return name\n",
     "trueup/studies/__init__.py": "",
@@ -50,7 +53,8 @@ ROOM = {
         "from trueup.nn import Ghost\nstudy = Study(data.load, Ghost, np)\n"
     ),
 }
-GHOST = {"trueup.studies.ghost", "trueup.nn.ghost", "trueup.nn.shapes", "trueup.training.steps"}
+LAB = {"trueup.lab.run", "trueup.lab.scoring", "trueup.lab.seeds"}
+GHOST = LAB | {"trueup.studies.ghost", "trueup.nn.ghost", "trueup.nn.shapes", "trueup.training.steps"}
 REF = StudyRef("module", "trueup.studies.ghost")
 
 
@@ -87,7 +91,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
 def reached(tree: Tree, source: str) -> set[str]:
     """The modules that a study file with this source reaches, besides itself."""
     tree.write({"mine/study.py": source})
-    return set(_closure(tree.root / "mine" / "study.py")) - {"<study>"}
+    return set(_closure(tree.root / "mine" / "study.py")) - {"<study>"} - LAB
 
 
 # -- what is edited ------------------------------------------------------------------------------------------
@@ -306,7 +310,7 @@ def test_a_study_module_of_another_package_counts_that_package(tree: Tree) -> No
         "theirs/model.py": "class Net: ...\n",
         "loose.py": "x = 1\n",
     })  # fmt: skip
-    assert set(_closure(StudyRef("module", "theirs.study"))) == {
+    assert set(_closure(StudyRef("module", "theirs.study"))) - LAB == {
         "theirs",
         "theirs.study",
         "theirs.model",
@@ -393,6 +397,8 @@ def test_a_cells_fingerprint_depends_on_all_that_its_result_does(monkeypatch: py
     ]
     monkeypatch.setattr(fingerprint, "PROTOCOL", fingerprint.PROTOCOL + 1)
     others.append(cell_fingerprint("code", ["d1", "d2"], cell))
+    others.append(cell_fingerprint("code", ["d1", "d2"], cell, "cuda"))
+    assert cell_fingerprint("code", ["d1", "d2"], cell, "cuda:1") == others[-1]
     assert len({first, *others}) == 1 + len(others)
     assert {len(f) for f in (first, *others)} == {64}
     fingerprint._torch_version.cache_clear()
@@ -407,9 +413,91 @@ def test_the_torch_version_is_read_without_torch() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+# -- what a cell cannot see ----------------------------------------------------------------------------------
+DECLARED = """
+from trueup.lab import Arm, Axis, Claim, Condition, ExactClaim, Figure, Metric, Study, difference
+def cell(run):
+    return {"acc": run["depth"] * 0.1}
+def gap(a):
+    return a - 1
+study = Study(
+    slug="mine", question="Is it?", cell=cell,
+    metrics=(Metric("acc", higher=True, worst=0.1, unit="%", label="accuracy"),),
+    arms=(Arm("plain", "baseline", {"depth": 2}, label="the plain one"), Arm("ours", "method", {"depth": 3})),
+    conditions=(Condition("batch", (1, 32)),), tune=(Axis("lr", (0.1, 1.0)),), tuning_seeds=3,
+    scales={"desk": {"epochs": 9}},
+    claims=(
+        Claim("better", "It is better.", difference("ours", "plain", "acc"), min_effect=0.01, why="a point"),
+        ExactClaim("sum", "It adds up.", deviation=gap, instances={"one": {"a": 1}}, tolerance=0.5,
+                   negative_control=lambda a: a + 9, control_label="nine more"),
+    ),
+    figures=(Figure("Accuracy", "acc"),), data=("digits",), tested_on="digits", looks=((10, 0.005),),
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"Is it?"', '"Is it so?"'),
+        ("the plain one", "plain"),
+        ('label="accuracy"', 'label="test accuracy"'),
+        ('"It is better."', '"It beats plain."'),
+        ("min_effect=0.01", "min_effect=0.02"),
+        ('Figure("Accuracy", "acc")', 'Figure("Accuracy of every seed", "acc"), Figure("Again", "acc")'),
+        ('tested_on="digits"', 'tested_on="small images"'),
+        ("nine more", "9 more"),
+        ("tolerance=0.5", "tolerance=0.1"),
+        ("(1, 32)", "(1, 32, 64)"),
+        ("(10, 0.005)", "(10, 0.005), (20, 0.02)"),
+        ("tuning_seeds=3", "tuning_seeds=6"),
+        ('"baseline"', '"control"'),
+    ],
+)
+def test_words_and_claims_of_a_study_do_not_count(tree: Tree, old: str, new: str) -> None:
+    tree.write({"mine/study.py": DECLARED})
+    before = code_fingerprint(tree.root / "mine" / "study.py")
+    tree.edit("mine/study.py", old, new)
+    assert code_fingerprint(tree.root / "mine" / "study.py") == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("* 0.1}", "* 0.2}"),
+        ('{"depth": 3}', '{"depth": 4}'),
+        ("worst=0.1", "worst=0.2"),
+        ('"epochs": 9', '"epochs": 8'),
+        ("return a - 1", "return a - 2"),
+        ("a + 9", "a + 8"),
+        ('{"a": 1}', '{"a": 2}'),
+        # a name of one's own is no declaration of the lab's
+        ("Claim, Condition", "Condition"),
+    ],
+)
+def test_what_a_cell_computes_counts(tree: Tree, old: str, new: str) -> None:
+    tree.write({"mine/study.py": DECLARED})
+    before = code_fingerprint(tree.root / "mine" / "study.py")
+    tree.edit("mine/study.py", old, new)
+    assert code_fingerprint(tree.root / "mine" / "study.py") != before
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [("run", "[:9]", "[:8]"), ("scoring", "0.1", "0.2"), ("seeds", "return n", "return n + 1")],
+)
+def test_the_labs_split_scoring_and_seeds_count(tree: Tree, file: str, old: str, new: str) -> None:
+    before = code_fingerprint(REF)
+    tree.edit(f"trueup/lab/{file}.py", old, new)
+    assert code_fingerprint(REF) != before
+
+
 # -- the real house ------------------------------------------------------------------------------------------
 def test_a_real_study_reaches_its_method_and_not_the_neighbours() -> None:
     modules = set(_closure(StudyRef("module", "trueup.studies.ghost_batch_norm")))
     assert {"trueup.studies.ghost_batch_norm", "trueup.nn.ghost_batch_norm"} <= modules
     assert not modules & {"trueup.optim.adamp", "trueup.estimators", "trueup.nn", "trueup.optim", "trueup"}
-    assert not any(m.startswith(("trueup.lab", "trueup.data", "trueup.estimators")) for m in modules)
+    assert not any(m.startswith(("trueup.data", "trueup.estimators")) for m in modules)
+    # of the lab only what decides what a cell sees and how it is scored
+    lab = {m for m in modules if m.startswith("trueup.lab")}
+    assert lab == {"trueup.lab.run", "trueup.lab.scoring", "trueup.lab.seeds"}

@@ -13,19 +13,9 @@ import pytest
 import torch
 
 from trueup.lab import contrasts
-from trueup.lab.spec import (
-    Arm,
-    Axis,
-    Claim,
-    Condition,
-    CostClaim,
-    ExactClaim,
-    Metric,
-    Stage,
-    Study,
-    StudyError,
-    as_number,
-)
+from trueup.lab.errors import StudyError
+from trueup.lab.scoring import Metric, as_number
+from trueup.lab.spec import Arm, Axis, Claim, Condition, CostClaim, ExactClaim, Stage, Study
 
 ACC = Metric("acc", higher=True, worst=0.1)
 
@@ -118,7 +108,10 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: Arm(" a", "method"), "arm name ' a': use letters"),
     # claims
     (lambda: claim("Gain"), "claim name 'Gain': use lower-case words joined by hyphens"),
-    (lambda: claim(origin="guess"), "claim 'gain': origin must be paper, brief or post_hoc; got 'guess'"),
+    (
+        lambda: claim(origin="guess"),
+        "claim 'gain': origin must be paper, interpretation or post_hoc; got 'guess'",
+    ),
     (lambda: claim(origin="post_hoc"), "claim 'gain': a post-hoc claim is never primary"),
     (
         lambda: claim(min_effect=0.0),

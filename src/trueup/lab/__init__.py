@@ -15,7 +15,7 @@ A study of your own is one page::
 ``trueup run my_study.py`` runs it; ``compare`` judges results that you already have.
 """
 
-from trueup.lab.cell import Cell, CellResult, Run
+from trueup.lab.cell import Cell, CellResult
 from trueup.lab.compare import Comparison, compare, read_results
 from trueup.lab.contrasts import (
     Contrast,
@@ -30,6 +30,9 @@ from trueup.lab.contrasts import (
     rank_correlation,
     spread,
 )
+from trueup.lab.errors import StudyError
+from trueup.lab.run import Run
+from trueup.lab.scoring import Metric
 from trueup.lab.spec import (
     Arm,
     Axis,
@@ -38,10 +41,8 @@ from trueup.lab.spec import (
     CostClaim,
     ExactClaim,
     Figure,
-    Metric,
     Stage,
     Study,
-    StudyError,
 )
 from trueup.lab.verdict import Judgement, judge
 

@@ -12,21 +12,17 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from trueup.lab.seeds import child_sequence
-from trueup.lab.spec import CostClaim, ExactClaim, Study, StudyError, Value, as_number
+from trueup.lab.errors import StudyError
+from trueup.lab.run import Kind, Run, run_of, seed_global_generators
+from trueup.lab.scoring import score
+from trueup.lab.spec import CostClaim, ExactClaim, Study, Value
 from trueup.whole_file import write_whole
 
-if TYPE_CHECKING:
-    import torch
-
-Kind: TypeAlias = Literal["tune", "report", "stage", "exact", "exact-control", "cost"]
 Items: TypeAlias = tuple[tuple[str, Value], ...]
-
-MAX_RESULT_BYTES = 256 * 1024
 
 
 def items(mapping: Mapping[str, Value]) -> Items:
@@ -76,102 +72,6 @@ class CellResult:
     path: str = ""  # artefact of a stage
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a cell function gets: settings by name, the seed's generators, the split, the stages' outputs.
-
-    Settings are looked up in this order: hyperparameters, condition, arm, scale.
-
-    >>> run = Run("demo", "smoke", "tune", "sgd", {"lr": 0.1, "epochs": 2}, seed=3)
-    >>> run["lr"], run.get("momentum", 0.9), run.tuning
-    (0.1, 0.9, True)
-    """
-
-    study: str
-    scale: str
-    kind: Kind
-    arm: str
-    settings: Mapping[str, Any]
-    seed: int
-    device: str = "cpu"
-    inputs: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
-    instance: str = ""
-
-    @property
-    def tuning(self) -> bool:
-        """Is this a trial, judged on validation rows (or a stage that trials share)?"""
-        return self.kind == "tune" or (self.kind == "stage" and self.instance == "tune")
-
-    def __getitem__(self, name: str) -> Any:
-        try:
-            return self.settings[name]
-        except KeyError:
-            known = ", ".join(sorted(self.settings)) or "none"
-            raise StudyError(
-                f"{self.study}: no setting {name!r} for arm {self.arm!r} at scale {self.scale!r}; "
-                f"known: {known}"
-            ) from None
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.settings.get(name, default)
-
-    def rng(self, name: str) -> np.random.Generator:
-        """A NumPy generator for one use; the same in every arm of a seed."""
-        return np.random.default_rng(child_sequence(self.seed, name))
-
-    def generator(self, name: str) -> torch.Generator:
-        """A CPU ``torch.Generator`` for one use; the same in every arm of a seed."""
-        import torch
-
-        return torch.Generator().manual_seed(self.torch_seed(name))
-
-    def torch_seed(self, name: str) -> int:
-        """A seed for ``torch.manual_seed``, say before building a net: ``run.torch_seed("init")``."""
-        return int(child_sequence(self.seed, name).generate_state(1, np.uint64)[0] >> 1)
-
-    def split(
-        self, y: np.ndarray | None, *, train: int, test: int, validation: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Stratified row numbers ``(fit, held_out)``, drawn by the seed and equal across arms.
-
-        A report cell fits on ``train`` rows and is judged on ``test`` others. A tuning cell never sees the
-        test rows: ``validation`` rows (default: a quarter) come out of the training rows, and it fits on
-        the rest.
-        """
-        if y is None:
-            raise StudyError("these data have no labels to split by")
-        y = np.asarray(y)
-        if train < 2 or test < 1 or train + test > len(y):
-            raise StudyError(f"split of {len(y)} rows into {train} for training and {test} for testing")
-        fit, held_out = self._stratified(y, np.arange(len(y)), train, test, "split")
-        if not self.tuning:
-            return fit, held_out
-        n = train // 4 if validation is None else validation
-        return self._stratified(y, fit, train - n, n, "validation")
-
-    def _stratified(
-        self, y: np.ndarray, rows: np.ndarray, n_first: int, n_second: int, name: str
-    ) -> tuple[np.ndarray, np.ndarray]:
-        from sklearn.model_selection import train_test_split
-
-        state = int(child_sequence(self.seed, name).generate_state(1)[0])
-        first, second = train_test_split(
-            rows, train_size=n_first, test_size=n_second, random_state=state, stratify=y[rows]
-        )
-        return first, second
-
-
-def run_of(study: Study, cell: Cell, inputs: Mapping[str, Mapping[str, np.ndarray]], device: str) -> Run:
-    """The settings of a cell, merged."""
-    settings: dict[str, Any] = dict(study.scales[cell.scale])
-    if cell.kind in ("tune", "report"):
-        settings |= dict(study.arm(cell.arm).settings)
-    settings |= dict(cell.condition) | dict(cell.hyper)
-    return Run(
-        cell.study, cell.scale, cell.kind, cell.arm, settings, cell.seed, device, inputs, cell.instance
-    )
-
-
 def execute(
     study: Study, cell: Cell, inputs: Mapping[str, str] | None = None, device: str = "cpu", artefact: str = ""
 ) -> CellResult:
@@ -194,6 +94,7 @@ def execute(
 def _compute(study: Study, cell: Cell, run: Run, artefact: str) -> CellResult:
     if cell.kind == "stage":
         return _stage(study, cell, run, artefact)
+    seed_global_generators(run, "torch")
     if cell.kind in ("exact", "exact-control"):
         claim = study.claim(cell.arm)
         assert isinstance(claim, ExactClaim)
@@ -210,59 +111,18 @@ def _compute(study: Study, cell: Cell, run: Run, artefact: str) -> CellResult:
         claim = study.claim(cell.arm)
         assert isinstance(claim, CostClaim)
         return CellResult("ok", series={"log_ratio": _interleaved(claim)})
-    import torch
-
-    torch.manual_seed(run.torch_seed("torch"))
     assert study.cell is not None
     returned = study.cell(run)
     if not isinstance(returned, Mapping):
         raise StudyError(f"the cell function must return a dictionary, got {type(returned).__name__}")
-    return score(study, returned)
-
-
-def score(study: Study, returned: Mapping[str, Any]) -> CellResult:
-    """Sort what a cell function returned into numbers, series and arrays, and score its metrics."""
-    numbers: dict[str, float] = {}
-    series: dict[str, list[float]] = {}
-    arrays: dict[str, np.ndarray] = {}
-    for name, value in returned.items():
-        number = as_number(value)
-        if number is not None:
-            numbers[name] = number
-            continue
-        if hasattr(value, "detach"):
-            value = value.detach().cpu().numpy()
-        array = np.asarray(value)
-        if array.dtype.kind not in "fiub":
-            raise StudyError(
-                f"cell returned {name!r} of {type(value).__name__}; return numbers, series or arrays"
-            )
-        if array.ndim == 1:
-            series[name] = array.astype(float).tolist()
-        else:
-            arrays[name] = array
-    missing = [m.name for m in study.metrics if m.name not in numbers]
-    if missing:
-        raise StudyError(f"the cell function returned no number {missing[0]!r}; got {sorted(returned)}")
-    size = 8 * (len(numbers) + sum(map(len, series.values()))) + sum(a.nbytes for a in arrays.values())
-    if size > MAX_RESULT_BYTES:
-        raise StudyError(
-            f"the cell returned {size / 1024:.0f} KB; at most {MAX_RESULT_BYTES // 1024} KB: "
-            "thin the series, or make the large part a Stage"
-        )
-    diverged = False
-    for metric in study.metrics:
-        numbers[metric.name], bad = metric.score(numbers[metric.name])
-        diverged = diverged or bad
-    numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
-    return CellResult("diverged" if diverged else "ok", numbers, series, arrays)
+    scored = score(study.metrics, returned)
+    status: Literal["ok", "diverged"] = "diverged" if scored.diverged else "ok"
+    return CellResult(status, scored.numbers, scored.series, scored.arrays)
 
 
 def _stage(study: Study, cell: Cell, run: Run, artefact: str) -> CellResult:
     stage = next(s for s in study.stages if s.name == cell.arm)
-    import torch
-
-    torch.manual_seed(run.torch_seed("stage/" + stage.name))
+    seed_global_generators(run, "stage/" + stage.name)
     made = stage.build(run)
     arrays = {k: v.detach().cpu().numpy() if hasattr(v, "detach") else np.asarray(v) for k, v in made.items()}
     bad = [k for k, v in arrays.items() if v.dtype.kind not in "fiubU"]
@@ -316,8 +176,14 @@ def _interleaved(claim: CostClaim) -> list[float]:
     return ratios
 
 
+# Which instructions a library uses decides the last bits of its sums.
+INSTRUCTION_VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OPENBLAS_CORETYPE")
+
+
 def environment(threads: int, device: str) -> dict[str, str]:
-    """What a verdict's reader needs to know of the machine."""
+    """What decides a cell's last bits beside its code: libraries, threads, processor, instruction sets."""
+    import scipy
+    import sklearn
     import torch
 
     import trueup
@@ -329,19 +195,43 @@ def environment(threads: int, device: str) -> dict[str, str]:
         "trueup": trueup.__version__,
         "torch": str(torch.__version__),
         "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "scikit-learn": sklearn.__version__,
         "python": platform.python_version(),
         "os": f"{platform.system()} {platform.machine()}",
+        "libc": " ".join(platform.libc_ver()).strip(),
         "cpu": _cpu_name(),
+        "cpu_family": _cpu_family(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(threads),
         "device": f"{device} {name}".strip(),
+        **{name: os.environ.get(name, "") for name in INSTRUCTION_VARIABLES},
     }
 
 
 def _cpu_name() -> str:
+    return _cpu_field("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_family() -> str:
+    """Vendor, family and model, "AuthenticAMD 25 1": clouds hide the marketing name."""
+    return " ".join(filter(None, map(_cpu_field, ("vendor_id", "cpu family", "model"))))
+
+
+def _cpu_field(name: str) -> str:
+    """A field of the first processor in Linux's ``/proc/cpuinfo``; empty elsewhere."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        found = re.search(rf"^{name}\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return ""
+    return found[1].strip() if found else ""
+
+
+def pinned_instructions() -> dict[str, str]:
+    """Environment variables under which x86-64 machines compute alike, as far as the libraries promise it.
+
+    Empty on other machines, and on those without AVX2.
+    """
+    if " avx2 " not in f" {_cpu_field('flags')} ":
+        return {}
+    return dict(zip(INSTRUCTION_VARIABLES, ("avx2", "AVX2", "AVX2", "Haswell"), strict=True))

@@ -22,7 +22,7 @@ import numpy as np
 from trueup.lab import numerals, verdict, words
 from trueup.lab.contrasts import Contrast, SeedCells, difference, log_ratio
 from trueup.lab.power import more_seeds
-from trueup.lab.spec import Metric, as_number, plain
+from trueup.lab.scoring import Metric, as_number, plain
 from trueup.lab.verdict import ALPHA, Judgement, Outcome, Survival
 
 if TYPE_CHECKING:

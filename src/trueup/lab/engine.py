@@ -37,8 +37,9 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Literal, Protocol
 
-from trueup.lab.cell import Cell, CellResult, environment, execute
-from trueup.lab.spec import Study, StudyError
+from trueup.lab.cell import Cell, CellResult, environment, execute, pinned_instructions
+from trueup.lab.errors import StudyError
+from trueup.lab.spec import Study
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _LAST_WORDS = 2000  # characters of a cell's output kept with its error
@@ -351,9 +352,11 @@ def _context() -> BaseContext:
 
 @contextlib.contextmanager
 def _inherited(threads: int) -> Iterator[None]:
-    """What a worker must have from its first moment: the libraries' thread numbers, and deaf to Ctrl-C."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+    """What a worker must have from its first moment: the libraries' threads and instruction sets, and
+    deaf ears for Ctrl-C."""
+    wanted = dict.fromkeys(_THREAD_VARIABLES, str(threads)) | pinned_instructions()
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     can_mask = hasattr(signal, "pthread_sigmask")
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if can_mask else None
     try:

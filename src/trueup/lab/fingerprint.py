@@ -10,8 +10,11 @@ Three rules keep verdicts from going stale for no reason:
 * A package's ``__init__`` is a signpost. ``from trueup.nn import GhostBatchNorm1d`` leads to the module that
   defines the name, past its siblings; names that a package loads lazily are followed in the same way. Of the
   ``__init__`` itself only statements other than imports, ``__all__`` and lazy loading count.
-* ``trueup.lab`` does not count: it measures and does not compute. :data:`PROTOCOL` is raised by hand when it
+* ``trueup.lab`` does not count, except :data:`_COUNTED_IN_LAB`, which decide what a cell sees and how its
+  metrics are scored; the rest measures and does not compute. :data:`PROTOCOL` is raised by hand when it
   changes what a stored cell means.
+* A study's words (labels, titles, reasons, figures) and its claims do not count, except what exact and cost
+  claims compute: ``protocol`` has a hash of its own for them.
 * ``trueup.data`` does not count: the arrays a study declares are pinned bit for bit and enter by their hash.
 
 What cannot be seen statically is taken widely or not at all: a package used as a value
@@ -32,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from trueup.lab.spec import StudyError
+from trueup.lab.errors import StudyError
 
 if TYPE_CHECKING:
     from trueup.lab.cell import Cell
@@ -43,6 +46,7 @@ PROTOCOL = 1
 
 _SOURCE = Path(__file__).parents[2]
 _NOT_COUNTED = ("trueup.lab", "trueup.data")
+_COUNTED_IN_LAB = ("trueup.lab.run", "trueup.lab.scoring", "trueup.lab.seeds")
 _STUDY = "<study>"  # the study file's own name in the hash: moving or renaming it changes nothing
 
 
@@ -73,14 +77,16 @@ def code_fingerprint(ref: StudyRef | str | Path) -> str:
     return digest.hexdigest()
 
 
-def cell_fingerprint(code: str, data_hashes: Iterable[str], cell: Cell) -> str:
+def cell_fingerprint(code: str, data_hashes: Iterable[str], cell: Cell, device: str = "cpu") -> str:
     """The sha256 under which a cell is stored: code, data, torch's major.minor, :data:`PROTOCOL`, the cell.
 
     Args:
         code: of :func:`code_fingerprint`.
         data_hashes: of the data sets that the study declares, in any order.
+        device: ``cuda:1`` counts as ``cuda``: another kind of device computes other last bits.
     """
-    parts = [code, *sorted(data_hashes), f"torch {_torch_version()}", f"lab {PROTOCOL}", cell.key()]
+    lab = f"lab {PROTOCOL} {device.partition(':')[0]}"
+    parts = [code, *sorted(data_hashes), f"torch {_torch_version()}", lab, cell.key()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -103,12 +109,18 @@ def _closure(ref: StudyRef | str | Path) -> dict[str, str]:
         if not path.is_file():
             raise StudyError(f"there is no study file {path}")
         trace = _Trace(beside=path.parent)
-        trace.add_file(_STUDY, path)
+        trace.add_study(_STUDY, path)
     else:
         trace = _Trace(top_level=_top_level(ref.name))
-        if trace.locate(ref.name) is None:
+        module = trace.locate(ref.name)
+        if module is None:
             raise StudyError(f"there is no module {ref.name!r} on Python's path")
+        if module.is_file():
+            trace.add_study(ref.name, module)
         trace.reach(ref.name, whole=True)
+    for name in _COUNTED_IN_LAB:
+        if (counted := trace.locate(name)) is not None:
+            trace.add_file(name, counted)
     return trace.code
 
 
@@ -189,6 +201,11 @@ class _Trace:
                     self.add_all(module, path, init)  # made by code that cannot be followed
                 return
             module = submodule
+
+    def add_study(self, module: str, path: Path) -> None:
+        """Count a study's own file, without its words and claims."""
+        stat = path.stat()
+        self._add(module, _study_code(path, stat.st_mtime_ns, stat.st_size, module.rpartition(".")[0]))
 
     def add_file(self, module: str, path: Path) -> None:
         """Count a file, whole."""
@@ -271,6 +288,18 @@ def _code_of(path: Path, changed: int, size: int, package: str) -> _Code:
 
 
 @functools.cache
+def _study_code(path: Path, changed: int, size: int, package: str) -> _Code:
+    tree = _Strip().visit(_parse(path))
+    declarations = {
+        alias.asname or alias.name: alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "trueup.lab" and not node.level
+        for alias in node.names
+    }
+    return _count(_StripDeclarations(declarations).visit(tree), package)
+
+
+@functools.cache
 def _init_of(path: Path, changed: int, size: int, package: str) -> _Init:
     tree = _parse(path)
     names: defaultdict[str, list[str]] = defaultdict(list)
@@ -330,6 +359,54 @@ class _Strip(ast.NodeTransformer):
         self.generic_visit(node)
         name = getattr(node.test, "id", getattr(node.test, "attr", ""))
         return node.orelse if name == "TYPE_CHECKING" else node
+
+
+# Of a declaration, the parameters that a cell can see, by position; "" stands for one that it cannot. What is
+# left out (words, claims, grids, looks) enters the protocol's hash, or is for people.
+_SEEN = {
+    "Study": ("slug", "", "metrics", "arms", "cell", "claims", "scales", "", "", "stages", "", "data"),
+    "Metric": ("name", "higher", "worst"),
+    "Arm": ("name", "", "settings"),
+    "ExactClaim": ("name", "", "deviation", "instances", "", "negative_control"),
+    "CostClaim": ("name", "", "prepare", "", "rounds"),
+}
+_UNSEEN = ("Claim", "Figure", "Condition", "Axis")
+
+
+class _StripDeclarations(ast.NodeTransformer):
+    """Drop from a study's declarations what no cell can see.
+
+    Args:
+        names: how the file calls what it imports from ``trueup.lab``.
+    """
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        declared = self._declared(node)
+        if declared in _SEEN and not any(isinstance(a, ast.Starred) for a in node.args):
+            seen = _SEEN[declared]
+            node.args = [a for a, name in zip(node.args, seen) if name]
+            node.keywords = [k for k in node.keywords if k.arg is None or k.arg in seen]
+        elif declared in _UNSEEN:
+            node.args, node.keywords = [], []
+        return node
+
+    def visit_Tuple(self, node: ast.Tuple) -> ast.AST:
+        self.generic_visit(node)
+        node.elts = [e for e in node.elts if self._declared(e) not in _UNSEEN]
+        return node
+
+    def visit_List(self, node: ast.List) -> ast.AST:
+        self.generic_visit(node)
+        node.elts = [e for e in node.elts if self._declared(e) not in _UNSEEN]
+        return node
+
+    def _declared(self, node: ast.AST) -> str:
+        is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        return self._names.get(node.func.id, "") if is_call else ""  # type: ignore[attr-defined]
 
 
 def _count(tree: ast.AST, package: str) -> _Code:

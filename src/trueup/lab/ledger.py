@@ -15,7 +15,7 @@ from typing import Any
 
 from scipy import stats
 
-from trueup.lab.spec import StudyError
+from trueup.lab.errors import StudyError
 from trueup.whole_file import write_whole
 
 FORMAT = 1

@@ -12,11 +12,12 @@ import numpy as np
 
 from trueup.lab.cell import Cell, CellResult, Items, clear_leftovers, environment, items
 from trueup.lab.engine import Engine, StudyRef, Task
+from trueup.lab.errors import StudyError
 from trueup.lab.fingerprint import cell_fingerprint, code_fingerprint
 from trueup.lab.outcome import Evidence, document, judge_claims, undecided
 from trueup.lab.power import detectable
 from trueup.lab.seeds import DEVELOPMENT, published_seeds, replicate_seeds, tuning_seeds
-from trueup.lab.spec import SCALES, Axis, ExactClaim, Stage, Study, StudyError
+from trueup.lab.spec import SCALES, Axis, ExactClaim, Stage, Study
 from trueup.lab.store import Store
 from trueup.lab.tuning import Side, Trial, Tuned, choose, edges, widen
 from trueup.lab.verdict import ALPHA
@@ -128,7 +129,7 @@ class _Session:
 
     # -- one batch of cells --------------------------------------------------------------------------------
     def fingerprint(self, cell: Cell) -> str:
-        return cell_fingerprint(self.code, [d["sha256"] for d in self.data], cell)
+        return cell_fingerprint(self.code, [d["sha256"] for d in self.data], cell, self.options.device)
 
     def need(self, phase: str, cells: Sequence[Cell]) -> dict[Cell, CellResult]:
         """Results of these cells, stored or computed now; without an engine some may be missing."""

@@ -14,59 +14,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
-import numpy as np
-
 from trueup.lab.contrasts import Contrast
+from trueup.lab.errors import StudyError
+from trueup.lab.scoring import Metric, plain
 from trueup.lab.verdict import fewest_seeds
 
 Value: TypeAlias = int | float | str | bool
 Settings: TypeAlias = Mapping[str, Any]
 ScaleName: TypeAlias = Literal["smoke", "desk", "paper"]
 Role: TypeAlias = Literal["baseline", "method", "ablation", "control"]
-Origin: TypeAlias = Literal["paper", "brief", "post_hoc"]
+Origin: TypeAlias = Literal["paper", "interpretation", "post_hoc"]
 
 SCALES: tuple[ScaleName, ...] = ("smoke", "desk", "paper")
 MAX_PRIMARY_CLAIMS = 3
 _SLUG = re.compile(r"^[a-z0-9]+(-[a-z0-9]+)*$")
-
-
-class StudyError(ValueError):
-    """A study that breaks the lab's protocol; the message says which rule and how to mend it."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number that every cell returns, its direction, and the finite value a diverged run scores.
-
-    Args:
-        name: key in the dictionary that the cell function returns.
-        higher: True if larger is better.
-        worst: what NaN, an infinity or anything worse scores: chance accuracy, log of the vocabulary, ...
-        unit: shown after the number; ``"%"`` shows fractions as percentage points.
-        label: name for people; the metric's own name if left out.
-    """
-
-    name: str
-    higher: bool
-    worst: float
-    unit: str = ""
-    label: str = ""
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.worst):
-            raise StudyError(
-                f"metric {self.name!r}: worst must be finite, got {self.worst}: chance level is usual"
-            )
-
-    def score(self, value: float) -> tuple[float, bool]:
-        """``(score, diverged)``: the value itself, or ``worst`` where it is not finite or worse than that.
-
-        >>> Metric("accuracy", higher=True, worst=0.1).score(float("nan"))
-        (0.1, True)
-        """
-        value = float(value)
-        worse = value < self.worst if self.higher else value > self.worst
-        return (self.worst, True) if not math.isfinite(value) or worse else (value, False)
 
 
 @dataclass(frozen=True)
@@ -193,7 +154,8 @@ class Claim:
         min_effect: smallest effect worth having, > 0, in the contrast's own unit (for a log ratio, the
             minimum gain: 0.1 asks for 10 %).
         why: why that much.
-        origin: ``paper``, ``brief`` or ``post_hoc`` (thought of after seeing data: never primary).
+        origin: ``paper``, ``interpretation`` (our reading of what must follow) or ``post_hoc`` (thought of
+            after seeing data: never primary).
         primary: counts for the paper's verdict.
         requires: claims without which the question does not arise.
         controls: control arms a reproduced gain must also beat; all control arms if left out.
@@ -289,9 +251,9 @@ AnyClaim: TypeAlias = Claim | ExactClaim | CostClaim
 def _check_claim(claim: AnyClaim) -> None:
     if not _SLUG.fullmatch(claim.name):
         raise StudyError(f"claim name {claim.name!r}: use lower-case words joined by hyphens")
-    if claim.origin not in ("paper", "brief", "post_hoc"):
+    if claim.origin not in ("paper", "interpretation", "post_hoc"):
         raise StudyError(
-            f"claim {claim.name!r}: origin must be paper, brief or post_hoc; got {claim.origin!r}"
+            f"claim {claim.name!r}: origin must be paper, interpretation or post_hoc; got {claim.origin!r}"
         )
     if claim.primary and claim.origin == "post_hoc":
         raise StudyError(f"claim {claim.name!r}: a post-hoc claim is never primary")
@@ -559,19 +521,3 @@ def _by_name(items: Sequence[_N], name: str, what: str) -> _N:
             return item
     known = ", ".join(repr(item.name) for item in items) or "none"
     raise StudyError(f"unknown {what} {name!r}; declared: {known}")
-
-
-def plain(value: Any) -> Any:
-    """A NumPy scalar, or a 0-d array or tensor, as Python's own, for JSON."""
-    return value.item() if getattr(value, "ndim", None) == 0 else value
-
-
-def as_number(value: object) -> float | None:
-    """A Python float for numbers, 0-d arrays and tensors; ``None`` for anything else."""
-    if isinstance(value, (bool, np.bool_)):
-        return float(value)
-    if isinstance(value, (int, float, np.integer, np.floating)):
-        return float(value)
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        return float(value.item())
-    return None

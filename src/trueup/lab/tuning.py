@@ -12,7 +12,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from trueup.lab.spec import Axis, Metric, Value
+from trueup.lab.scoring import Metric
+from trueup.lab.spec import Axis, Value
 
 Side: TypeAlias = Literal["low", "high"]
 
@@ -40,13 +41,10 @@ class Tuned:
 
 
 def choose(trials: Sequence[Trial], metric: Metric) -> Trial:
-    """The trial with the best mean score; of equals the first listed."""
+    """The trial with the best mean score; of those equal to rounding the first listed."""
     sign = 1 if metric.higher else -1
-    best = trials[0]
-    for trial in trials[1:]:
-        if sign * trial.mean > sign * best.mean:
-            best = trial
-    return best
+    top = max(sign * trial.mean for trial in trials)
+    return next(trial for trial in trials if sign * trial.mean >= top - 1e-12 * max(1.0, abs(top)))
 
 
 def edges(axes: Sequence[Axis], winner: Mapping[str, Value]) -> dict[str, Side]:

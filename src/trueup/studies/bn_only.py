@@ -106,7 +106,7 @@ study = Study(
             difference("bn", "output", "accuracy"),
             min_effect=0.05,
             why="the simplest use of random features must be beaten clearly: 5 points are 60 of 1,197 digits",
-            origin="brief",
+            origin="interpretation",
             primary=True,
         ),
         Claim(

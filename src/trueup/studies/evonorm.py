@@ -81,7 +81,7 @@ study = Study(
             difference("gn", "bn", "accuracy", {"batch": 2}),
             min_effect=0.01,
             why="the illness that S0 is to cure; 1 point is 12 of 1,197 test digits",
-            origin="brief",
+            origin="interpretation",
             controls=(),
         ),
         Claim(
@@ -99,7 +99,7 @@ study = Study(
             difference("s0", "gn", "nll", {"batch": 2}),
             min_effect=0.02,
             why="a fifth of the 0.1 nats that a short trial saw",
-            origin="brief",
+            origin="interpretation",
             primary=True,
         ),
         Claim(

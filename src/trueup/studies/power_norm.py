@@ -137,7 +137,7 @@ study = Study(
             difference("pn", "bn", "nll"),
             min_effect=0.2,
             why="an early trial saw 0.57 nats, the paper 0.04 and 0.08 a character on its large batches",
-            origin="brief",
+            origin="interpretation",
             primary=True,
             requires=("batch-norm-fails",),
         ),

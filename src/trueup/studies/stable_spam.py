@@ -185,7 +185,7 @@ study = Study(
             control_label="Adam in the place of StableSPAM",
             instances={f"seed {seed}": {"seed": seed} for seed in range(5)},
             tolerance=0.0,
-            origin="brief",
+            origin="interpretation",
         ),
     ),
     figures=(

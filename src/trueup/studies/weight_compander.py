@@ -131,7 +131,7 @@ study = Study(
             difference("direct", "plain", "accuracy"),
             min_effect=0.003,
             why="as for the first variant",
-            origin="brief",
+            origin="interpretation",
         ),
     ),
     figures=(

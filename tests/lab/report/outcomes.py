@@ -204,7 +204,7 @@ def study(slug: str = "adamp", **changes: Any) -> Doc:
         margin=0.0056,
         outcome="reproduced",
         primary=False,
-        origin="brief",
+        origin="interpretation",
         sentence="From Adam through its ablation to AdamP, accuracy does not fall: reproduced.",
         links=[
             link(

@@ -25,7 +25,7 @@ FIDELITY: dict[str, str] = {
 
 ORIGIN: dict[str, str] = {
     "paper": "claimed by the paper",
-    "brief": "our reading of the paper",
+    "interpretation": "our reading of the paper",
     "post_hoc": "thought of after seeing data",
 }
 
