@@ -1,0 +1,116 @@
+"""Evidence: what a published verdict rests on, cell by cell, as a file that ships with the package.
+
+A file holds every cell's key, numbers and a sha256 of all that it returned, and for every claim and seed the
+contrast that was judged. From it a verdict is judged again without training anything, and a later version of
+the code is held against what the published one computed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trueup.lab.errors import StudyError
+from trueup.whole_file import write_whole
+
+if TYPE_CHECKING:
+    from trueup.lab.cell import Cell, CellResult
+
+FORMAT = 1
+FOLDER = Path(__file__).parent.parent / "evidence"
+
+
+class EvidenceError(StudyError):
+    """Evidence that is missing, damaged, or of a newer trueup."""
+
+
+def read(slug: str, folder: Path | None = None) -> dict[str, Any]:
+    """The evidence of a published verdict.
+
+    Raises:
+        EvidenceError: if there is none, or it cannot be read.
+    """
+    path = (folder or FOLDER) / f"{slug}.json.gz"
+    if not path.exists():
+        raise EvidenceError(f"no evidence of {slug} ships with this trueup: publish its verdict again")
+    try:
+        document: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
+        found = document["format"]
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise EvidenceError(f"{path} is damaged: {error}; restore it from the repository") from None
+    if found > FORMAT:
+        raise EvidenceError(f"{path} is of format {found}, this trueup reads {FORMAT}: upgrade trueup")
+    return document
+
+
+def write(document: Mapping[str, Any], folder: Path | None = None) -> Path:
+    """Write the evidence of a study; equal evidence makes equal files."""
+    path = (folder or FOLDER) / f"{document['slug']}.json.gz"
+    text = json.dumps({"format": FORMAT, **document}, separators=(",", ":"), ensure_ascii=False)
+    data = gzip.compress(text.encode(), compresslevel=9, mtime=0)
+    write_whole(path, lambda file: file.write(data))
+    return path
+
+
+# -- cells ---------------------------------------------------------------------------------------------------
+
+
+def digest(result: CellResult) -> str:
+    """The sha256 of everything a cell returned: status, numbers, series and arrays, to the last bit.
+
+    >>> from trueup.lab.cell import CellResult
+    >>> digest(CellResult("ok", {"loss": 0.1})) == digest(CellResult("ok", {"loss": 0.1 + 1e-18}))
+    True
+    >>> digest(CellResult("ok", {"loss": 0.1})) == digest(CellResult("ok", {"loss": 0.1 + 1e-16}))
+    False
+    """
+    sha = hashlib.sha256(result.status.encode())
+    for kind, values in (("number", result.numbers), ("series", result.series)):
+        for name, value in sorted(values.items()):
+            sha.update(f"\n{kind} {name} {json.dumps(value)}".encode("utf-8", "surrogatepass"))
+    for name, array in sorted(result.arrays.items()):
+        sha.update(f"\narray {name} {array.dtype.str} {array.shape}\n".encode("utf-8", "surrogatepass"))
+        sha.update(array.tobytes())  # in C order, however it lies in memory
+    return sha.hexdigest()
+
+
+def cell_record(cell: Cell, result: CellResult, series: Iterable[str] = ()) -> dict[str, Any]:
+    """What the evidence keeps of a cell; of its series those that a contrast reads."""
+    return {
+        "kind": cell.kind,
+        "arm": cell.arm,
+        "condition": dict(cell.condition),
+        "hyper": dict(cell.hyper),
+        "seed": cell.seed,
+        "instance": cell.instance,
+        "status": result.status,
+        "numbers": result.numbers,
+        "series": {
+            name: [v if math.isfinite(v) else None for v in result.series[name]]
+            for name in series
+            if name in result.series
+        },
+        "sha256": digest(result),
+    }
+
+
+def cell_of(document: Mapping[str, Any], record: Mapping[str, Any]) -> Cell:
+    """The cell that a record of this evidence is of."""
+    from trueup.lab.cell import Cell, items
+
+    return Cell(
+        document["slug"],
+        document["scale"],
+        document["protocol"],
+        record["kind"],
+        record["arm"],
+        items(record["condition"]),
+        items(record["hyper"]),
+        record["seed"],
+        record["instance"],
+    )
