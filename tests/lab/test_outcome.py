@@ -83,7 +83,10 @@ def test_a_contrast_that_is_not_finite_is_invalid(tmp_path):
 
 
 def test_seeds_that_change_nothing_ask_for_an_exact_claim(tmp_path):
-    text = CUSTOM.format(shift=0, contrast='custom(lambda cells: 1.0, ("a", "b"), text="one")')
+    text = CUSTOM.format(shift=0, contrast='difference("b", "a", "score")')
+    text = text.replace("run.rng(run.arm).normal()", 'float(run.arm == "b")').replace(
+        "log_ratio", "difference"
+    )
     claim = outcome(tmp_path, text, "constant.py")["claims"][0]
     assert claim["outcome"] == "invalid"
     assert "exact claim" in claim["note"]
