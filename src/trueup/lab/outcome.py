@@ -188,7 +188,7 @@ def _conditions(study: Study, contrast: Contrast) -> list[Items]:
     return [
         items(condition)
         for condition in study.condition_grid()
-        if any(all(condition[name] == value for name, value in each.at.items()) for each in read)
+        if any(all(condition.get(name) == value for name, value in each.at.items()) for each in read)
     ]
 
 
