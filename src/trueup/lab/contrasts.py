@@ -2,7 +2,7 @@
 
 The seed is the statistical unit, so a contrast first brings all cells of a seed (arms, conditions, nets)
 together into one number; ``verdict`` then judges these numbers. The constructors below cover what papers
-claim; :func:`custom` takes any function of a seed's cells.
+claim; `custom` takes any function of a seed's cells.
 """
 
 from __future__ import annotations
