@@ -1,9 +1,10 @@
 """Compare two arms of a user's own results by the rule that studies are judged by.
 
 Results are rows of arm, seed and metric, with a condition if there are several. Conditions are brought
-together inside each seed first, the seeds are paired, and ``verdict`` decides: better, too small or worse, or
-cannot tell. Nothing is dropped and nothing is filled in: what cannot be paired is an error that says so.
-Decide on the number of seeds beforehand; adding some until the answer pleases finds gains that are none.
+together inside each seed first, the seeds are paired, and ``verdict`` decides: better, better by less than
+was asked, too small or worse, or cannot tell. Nothing is dropped and nothing is filled in: what cannot be
+paired is an error that says so. Decide on the number of seeds beforehand; adding some until the answer
+pleases finds gains that are none.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from trueup.lab.verdict import ALPHA, Judgement, Outcome, Survival
 if TYPE_CHECKING:
     import pandas as pd
 
-Word: TypeAlias = Literal["better", "too small or worse", "cannot tell"]
+Word: TypeAlias = Literal["better", "better, by less than you asked", "too small or worse", "cannot tell"]
 Frame: TypeAlias = "pd.DataFrame | Mapping[str, Sequence[Any]]"
 
 WORDS: dict[Outcome, Word] = {
     "reproduced": "better",
+    "smaller": "better, by less than you asked",
     "contradicted": "too small or worse",
     "inconclusive": "cannot tell",
 }
@@ -55,7 +57,7 @@ class Comparison:
 
     Attributes:
         judgement: of method against baseline; ``controls``: of method against each control, asked only of a
-            gain.
+            gain: by the same margin or, if the gain is smaller than that, by none.
         seeds: the paired seeds, in the order of ``judgement.d``.
         rows: the results that were used.
     """
@@ -74,7 +76,7 @@ class Comparison:
 
     @property
     def word(self) -> Word:
-        """``better``, ``too small or worse`` or ``cannot tell``."""
+        """``better``, ``better, by less than you asked``, ``too small or worse`` or ``cannot tell``."""
         return WORDS[self.judgement.outcome]
 
     @property
@@ -221,7 +223,7 @@ def compare(
 
     Raises:
         ValueError: missing columns, unknown arms, duplicated, unpaired or missing results, values that are no
-            finite numbers, differences that are the same for every seed, a minimum effect that is not > 0.
+            finite numbers, results that are the same for every seed, a minimum effect that is not > 0.
 
     >>> runs = {
     ...     "arm": ["sgd"] * 6 + ["adamp"] * 6,
@@ -244,10 +246,16 @@ def compare(
     margin = min_effect if gain == "difference" else math.log1p(min_effect)
     contrast = build(method, baseline, metric)
     judgement = _judge(contrast, rows, seeds, metric, higher, margin, alpha)
+    if judgement.outcome == "invalid":
+        raise ValueError(
+            f"{contrast.text}: every seed gives the same results, so seeds change nothing and there is no "
+            "spread to judge by: check that the rows come from different seeds, not copies"
+        )
     judged = {}
-    if judgement.outcome == "reproduced":
+    if judgement.outcome in ("reproduced", "smaller"):
+        margin = margin if judgement.outcome == "reproduced" else 0.0
         judged = {
-            arm: _judge(build(method, arm, metric), rows, seeds, metric, higher, margin, alpha)
+            arm: _judge(build(method, arm, metric), rows, seeds, metric, higher, margin, alpha, control=True)
             for arm in controls
         }
     return Comparison(
@@ -320,19 +328,19 @@ def _judge(
     higher: bool,
     margin: float,
     alpha: float,
+    control: bool = False,
 ) -> Judgement:
     by_seed: dict[Hashable, list[tuple[str, dict[str, Any], dict[str, float], dict[str, list[float]]]]] = {}
     for row in rows:
         cell = (row.arm, dict(row.condition), {metric: row.value}, dict[str, list[float]]())
         by_seed.setdefault(row.seed, []).append(cell)
     d = [contrast.value(SeedCells(by_seed[seed], {metric: higher})) for seed in seeds]
-    judgement = verdict.judge(d, margin, alpha)
-    if judgement.outcome == "invalid":
-        raise ValueError(
-            f"{contrast.text}: every seed gives the same {numerals.number(d[0], 6)}, so seeds change nothing "
-            "and there is no spread to judge by: check that the rows come from different seeds, not copies"
-        )
-    return judgement
+    values: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        if row.arm in contrast.arms:
+            values.setdefault((row.arm, row.condition), []).append(row.value)
+    vary = control or not all(map(verdict.constant, values.values()))
+    return verdict.judge(d, margin, alpha, values_vary=vary)
 
 
 # -- checks: each says what was expected, what came and how to mend it ---------------------------------------

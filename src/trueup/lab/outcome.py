@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from trueup.lab import verdict, words
-from trueup.lab.cell import CellResult, Items
+from trueup.lab.cell import CellResult, Items, items
 from trueup.lab.contrasts import Contrast, SeedCells
 from trueup.lab.power import more_seeds
 from trueup.lab.spec import AnyClaim, Claim, CostClaim, ExactClaim, Figure, Study
@@ -53,9 +53,9 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Judged:
-    """One claim's judgement, with what it rests on.
+    """One claim's judgement, or a control's, with what it rests on.
 
-    ``statistical`` is the judgement before requirements and edges are looked at.
+    ``statistical`` is the judgement before controls, requirements and edges are looked at.
     """
 
     claim: AnyClaim
@@ -64,18 +64,19 @@ class Judged:
     look: int = 0
     seeds: tuple[int, ...] = ()
     links: tuple[tuple[Contrast, Judgement], ...] = ()
-    controls: Mapping[str, Judgement] = field(default_factory=dict)
+    controls: Mapping[str, Judged] = field(default_factory=dict)
 
     @property
     def survives(self) -> verdict.Survival | None:
-        return verdict.survival(list(self.controls.values()))
+        return verdict.survival([control.judgement for control in self.controls.values()])
 
     @property
     def wants_more_seeds(self) -> bool:
         """Would another look help? Only what seeds can mend counts."""
-        if self.claim.kind != "statistical":
+        if self.claim.kind != "statistical" or self.judgement.outcome in ("incomplete", "invalid"):
             return False
-        return self.statistical.outcome == "inconclusive" or self.survives == "undecided"
+        links = [judgement for _, judgement in self.links]
+        return verdict.wants_look(self.statistical, links) or self.survives == "undecided"
 
 
 def judge_claims(study: Study, evidence: Evidence) -> list[Judged]:
@@ -88,14 +89,14 @@ def judge_claims(study: Study, evidence: Evidence) -> list[Judged]:
             result = _exact(claim, evidence)
         else:
             result = _cost(claim, evidence)
+        judgement = verdict.with_controls(
+            result.judgement, {arm: control.judgement for arm, control in result.controls.items()}
+        )
         required = {name: judged[name].judgement.outcome for name in claim.requires}
-        judgement = verdict.with_requirements(result.judgement, required)
+        judgement = verdict.with_requirements(judgement, required)
         if isinstance(claim, Claim):
-            judgement = verdict.with_edges(judgement, _edge_roles(study, claim, evidence))
-        if judgement.outcome == "reproduced":
-            judgement = verdict.with_controls(judgement, result.controls)
-        controls = result.controls if judgement.outcome == "reproduced" else {}
-        judged[claim.name] = replace(result, judgement=judgement, controls=controls)
+            judgement = verdict.with_edges(judgement, _edges(study, claim, result, evidence))
+        judged[claim.name] = replace(result, judgement=judgement)
     return list(judged.values())
 
 
@@ -114,75 +115,136 @@ def _margin(claim: Claim, contrast: Contrast) -> float:
 
 
 def _statistical(study: Study, claim: Claim, evidence: Evidence) -> Judged:
-    decided = _first_decision(study, claim, claim.contrast, evidence)
-    controls: dict[str, Judgement] = {}
-    if decided.judgement.outcome == "reproduced" and claim.contrast.against is not None:
-        for arm in study.controls(claim):
-            contrast = claim.contrast.against(arm)
-            controls[arm] = _first_decision(study, claim, contrast, evidence).judgement
+    contrast, margin = claim.contrast, _margin(claim, claim.contrast)
+    decided = _over_looks(study, claim, contrast, margin, evidence)
+    outcome = decided.judgement.outcome
+    if contrast.test != "superiority" or contrast.against is None or outcome not in ("reproduced", "smaller"):
+        return decided
+    if outcome == "smaller":
+        margin = 0.0  # a gain below the minimum effect need only be one over its controls too
+    controls = {
+        arm: _over_looks(study, claim, contrast.against(arm), margin, evidence, control=True)
+        for arm in study.controls(claim)
+    }
     return replace(decided, controls=controls)
 
 
-def _first_decision(study: Study, claim: Claim, contrast: Contrast, evidence: Evidence) -> Judged:
-    """The judgement at the first look that decides; what a look has decided, later seeds do not change."""
-    not_run = Judgement("incomplete", note="not run")
-    result = Judged(claim, not_run, not_run)
-    for look, (alpha, _) in enumerate(evidence.looks, start=1):
-        seeds = evidence.seeds(look)
-        judgement, links = _judge_contrast(study, claim, contrast, evidence, seeds, alpha)
-        result = Judged(claim, judgement, judgement, look, tuple(seeds), links)
-        if judgement.outcome != "inconclusive":
-            break
-    return result
+def _over_looks(
+    study: Study, claim: Claim, contrast: Contrast, margin: float, evidence: Evidence, control: bool = False
+) -> Judged:
+    """What stands after the looks begun, with the seeds of the last look that it needed."""
+    looks = (
+        _judge_contrast(study, contrast, margin, evidence, evidence.seeds(look), alpha, control)
+        for look, (alpha, _) in enumerate(evidence.looks, start=1)
+    )
+    look, judgement, links = verdict.over_looks(looks)
+    named = tuple(zip(contrast.links, links, strict=True)) if links else ()
+    return Judged(claim, judgement, judgement, look, tuple(evidence.seeds(look)), named)
 
 
 def _judge_contrast(
-    study: Study, claim: Claim, contrast: Contrast, evidence: Evidence, seeds: Sequence[int], alpha: float
-) -> tuple[Judgement, tuple[tuple[Contrast, Judgement], ...]]:
-    margin = _margin(claim, contrast)
-    grid = [tuple(sorted(c.items())) for c in study.condition_grid()]
-    d: list[float] = []
-    linked: list[list[float]] = [[] for _ in contrast.links]
+    study: Study,
+    contrast: Contrast,
+    margin: float,
+    evidence: Evidence,
+    seeds: Sequence[int],
+    alpha: float,
+    control: bool,
+) -> tuple[Judgement, tuple[Judgement, ...]]:
+    """The judgements of a contrast and of its links at one look; only a claim's own can be refused."""
+    conditions = _conditions(study, contrast)
     higher = {m.name: m.higher for m in study.metrics}
+    d: list[list[float]] = [[] for _ in (contrast, *contrast.links)]
     for seed in seeds:
         cells = []
         for arm in dict.fromkeys(contrast.arms):
-            for condition in grid:
+            for condition in conditions:
                 result = evidence.report.get((arm, condition, seed))
                 if result is None or result.status == "failed":
                     what = "failed" if result is not None else "missing"
-                    return Judgement(
-                        "incomplete", f"a cell of {arm} at seed {seed} is {what}", alpha=alpha
-                    ), ()
+                    note = f"a cell of {arm} at seed {seed} is {what}"
+                    return Judgement("incomplete", note, margin=margin, alpha=alpha), ()
                 cells.append((arm, dict(condition), result.numbers, result.series))
         try:
-            d.append(float(contrast.value(SeedCells(cells, higher))))
-            for link, values in zip(contrast.links, linked, strict=True):
-                values.append(float(link.value(SeedCells(cells, higher))))
+            for each, values in zip((contrast, *contrast.links), d, strict=True):
+                values.append(float(each.value(SeedCells(cells, higher))))
         except Exception as error:  # a user's own contrast may raise anything
-            why = f"{type(error).__name__}: {error}"
-            return Judgement("invalid", f"the contrast cannot be computed: {why}", alpha=alpha), ()
-    if not all(map(math.isfinite, d)):
-        return Judgement("invalid", "the contrast is not a finite number", alpha=alpha), ()
-    whole = verdict.judge(d, margin, alpha, contrast.test)
-    if not contrast.links:
-        return whole, ()
-    links = tuple(
-        (link, verdict.judge(values, margin, alpha, link.test))
-        for link, values in zip(contrast.links, linked, strict=True)
+            why = f"the contrast cannot be computed: {type(error).__name__}: {error}"
+            return Judgement("invalid", why, margin=margin, alpha=alpha), ()
+    if not all(math.isfinite(x) for values in d for x in values):
+        return Judgement("invalid", "the contrast is not a finite number", margin=margin, alpha=alpha), ()
+    vary = control or not d[0] or not verdict.constant(d[0])
+    vary = vary or _values_vary(contrast, conditions, evidence, seeds)
+    whole, *links = (
+        verdict.judge(values, margin, alpha, each.test, values_vary=vary)
+        for each, values in zip((contrast, *contrast.links), d, strict=True)
     )
-    return verdict.of_links([j for _, j in links], whole), links
+    return (verdict.of_links(links, whole) if links else whole), tuple(links)
 
 
-def _edge_roles(study: Study, claim: Claim, evidence: Evidence) -> set[str]:
-    needed = {*claim.contrast.arms}
-    if claim.contrast.against is not None:
-        needed |= {*study.controls(claim)}
-    return {
-        study.arm(arm).role
-        for (arm, _), tuned in evidence.tuned.items()
-        if arm in needed and tuned is not None and tuned.edge
-    }
+def _conditions(study: Study, contrast: Contrast) -> list[Items]:
+    """The conditions that a contrast or one of its links reads."""
+    read = (contrast, *contrast.links)
+    return [
+        items(condition)
+        for condition in study.condition_grid()
+        if any(all(condition.get(name) == value for name, value in each.at.items()) for each in read)
+    ]
+
+
+def _values_vary(
+    contrast: Contrast, conditions: Sequence[Items], evidence: Evidence, seeds: Sequence[int]
+) -> bool:
+    """Does anything that the contrast reads of its arms vary over the seeds?"""
+    named = {*contrast.metrics, *contrast.series}
+    for arm in dict.fromkeys(contrast.arms):
+        for condition in conditions:
+            results = [evidence.report[arm, condition, seed] for seed in seeds]
+            for name in named or {*results[0].numbers, *results[0].series}:
+                read = [r.series.get(name, [r.numbers[name]] if name in r.numbers else []) for r in results]
+                if len({len(values) for values in read}) > 1 or not all(map(verdict.constant, zip(*read))):
+                    return True
+    return False
+
+
+def _edges(
+    study: Study, claim: Claim, judged: Judged, evidence: Evidence
+) -> list[tuple[verdict.Outcome, verdict.Edges]]:
+    """The arms at an edge for every link, or for the claim itself; the controls asked count as rivals."""
+    against = claim.contrast.against
+    controls = tuple(
+        clause
+        for arm in judged.controls
+        if against is not None and arm not in claim.contrast.rivals
+        for clause in _edge(study, against(arm), arm, "the control ", evidence)
+    )
+    parts = []
+    for contrast, judgement in judged.links or ((claim.contrast, judged.judgement),):
+        named = {
+            arm: "" if arm in contrast.methods and arm in contrast.rivals else whose
+            for arms, whose in ((contrast.methods, "the method "), (contrast.rivals, "the rival "))
+            for arm in arms
+        }
+        methods, rivals = (
+            tuple(clause for arm in arms for clause in _edge(study, contrast, arm, named[arm], evidence))
+            for arms in (contrast.methods, contrast.rivals)
+        )
+        parts.append((judgement.outcome, verdict.Edges(methods, rivals + controls)))
+    return parts
+
+
+def _edge(study: Study, contrast: Contrast, arm: str, whose: str, evidence: Evidence) -> list[str]:
+    """One clause if the arm's best setting is at an edge where the contrast reads it, else none."""
+    places: dict[str, None] = {}
+    for condition in _conditions(study, contrast):
+        tuned = evidence.tuned.get((arm, condition))
+        where = ", ".join(f"{k} {v}" for k, v in study.tuning_condition(dict(condition)).items())
+        for axis in tuned.edge if tuned is not None else ():
+            place = f"{axis} {tuned.winner[axis]:g}"  # type: ignore[union-attr]
+            places[f"{place} at {where}" if where else place] = None
+    if not places:
+        return []
+    return [f"the best setting of {whose}{arm} is at its grid's edge: {' and '.join(places)}"]
 
 
 def _exact(claim: ExactClaim, evidence: Evidence) -> Judged:
@@ -329,6 +391,8 @@ def _claim_document(study: Study, judged: Judged, evidence: Evidence, scale: str
     if isinstance(claim, Claim):
         contrast = claim.contrast
         metric = study.metric(contrast.metric) if contrast.metric else None
+        diverged = _diverged(study, contrast, judged.seeds, evidence)
+        links = [j for _, j in judged.links]
         out |= {
             "contrast": contrast.text,
             "arms": list(contrast.arms),
@@ -340,17 +404,19 @@ def _claim_document(study: Study, judged: Judged, evidence: Evidence, scale: str
             "min_effect": claim.min_effect,
             "why": claim.why,
             "look": judged.look,
-            "diverged": _diverged(contrast.arms, judged.seeds, evidence),
+            "diverged": diverged,
+            "skew": verdict.skewness(judgement.d),
+            "missable_divergence": None if diverged else verdict.missable_divergence(judgement.n),
             "links": [
                 {"text": link.text, "arms": list(link.arms), **j.to_dict(judged.seeds)}
                 for link, j in judged.links
             ],
             "controls": [
-                {"arm": arm, **j.to_dict([s for _, seeds in evidence.looks for s in seeds])}
-                for arm, j in judged.controls.items()
+                {"arm": arm, "look": control.look, **control.judgement.to_dict(control.seeds)}
+                for arm, control in judged.controls.items()
             ],
             "survives": judged.survives,
-            "more_seeds": more_seeds(judgement, [j for _, j in judged.links]),
+            "more_seeds": more_seeds(judgement, links) if judgement == judged.statistical else None,
         }
     elif isinstance(claim, ExactClaim):
         out |= {
@@ -388,14 +454,16 @@ def _instances(claim: ExactClaim, results: Mapping[str, Mapping[str, CellResult]
     return out
 
 
-def _diverged(arms: Sequence[str], seeds: Sequence[int], evidence: Evidence) -> dict[str, int]:
+def _diverged(study: Study, contrast: Contrast, seeds: Sequence[int], evidence: Evidence) -> dict[str, int]:
+    """How many of the cells that the contrast reads diverged, per arm that has any."""
     counts = {
         arm: sum(
-            1
-            for (a, _, s), r in evidence.report.items()
-            if a == arm and s in seeds and r.status == "diverged"
+            (result := evidence.report.get((arm, condition, seed))) is not None
+            and result.status == "diverged"
+            for condition in _conditions(study, contrast)
+            for seed in seeds
         )
-        for arm in dict.fromkeys(arms)
+        for arm in dict.fromkeys(contrast.arms)
     }
     return {arm: n for arm, n in counts.items() if n}
 
