@@ -9,9 +9,18 @@ from toy import InlineEngine
 from trueup.lab import Arm, Axis, Claim, Condition, Metric, Study, contrasts, ledger, runner
 from trueup.lab.cell import CellResult, items
 from trueup.lab.engine import StudyRef
-from trueup.lab.outcome import Evidence, document, judge_claims, undecided
+from trueup.lab.measured import Evidence, MeasuredClaim, measure
+from trueup.lab.outcome import document, judge_claims, undecided
 from trueup.lab.store import Store
 from trueup.lab.tuning import Tuned
+
+
+def judged(study, evidence):
+    """Every claim judged; what it was measured by survives being written as JSON."""
+    measured = measure(study, evidence)
+    assert [MeasuredClaim.from_json(json.loads(json.dumps(m.to_json()))) for m in measured] == measured
+    return judge_claims(measured, evidence.looks)
+
 
 COST = """
 import time
@@ -194,7 +203,7 @@ def told(made, found):
 
 def said(made, found):
     """Outcome and note of the last claim."""
-    judgement = judge_claims(made, found)[-1].judgement
+    judgement = judged(made, found)[-1].judgement
     return judgement.outcome, judgement.note
 
 
@@ -248,7 +257,7 @@ def test_a_control_counts_in_the_conditions_of_its_own_contrast():
     made = study(claim(pinned, controls=("twin",)))
     elsewhere = evidence(made, GAIN, broken=[("twin", "good")], edges=[("twin", "good")])
     assert said(made, elsewhere) == ("reproduced", "")
-    assert judge_claims(made, elsewhere)[0].survives == "survives"
+    assert judged(made, elsewhere)[0].survives == "survives"
     here = evidence(made, GAIN, edges=[("twin", "bad")])
     at_edge = f"the best setting of the control twin is at its grid's edge: lr 0.001 at c bad; {MEND}"
     assert said(made, here) == ("inconclusive", at_edge)
@@ -388,8 +397,8 @@ def test_being_evenly_bad_is_not_being_robust(gains, expected):
 
 def test_a_control_of_a_spread_explains_the_smaller_spread_alone():
     made = study(claim(contrasts.spread("ours", "plain", "score", "c", best=1), controls=None), c=(1, 3))
-    (judged,) = judge_claims(made, evidence(made, {("plain", 3): -2.0, "twin": -5.0}))
-    assert (judged.judgement.outcome, judged.survives) == ("reproduced", "explained")
+    (result,) = judged(made, evidence(made, {("plain", 3): -2.0, "twin": -5.0}))
+    assert (result.judgement.outcome, result.survives) == ("reproduced", "explained")
     (claim_,) = told(made, evidence(made, {("plain", 3): -2.0}))["claims"]
     assert [link["n"] for link in claim_["links"]] == [10, 10]
     assert claim_["links"][1]["test"] == "non-inferiority"
@@ -415,8 +424,8 @@ def test_a_control_of_a_spread_explains_the_smaller_spread_alone():
 def test_controls_are_asked_of_every_gain(ours, twin, outcome, expected):
     made = study(claim(gain(), controls=("twin",)))
     found = evidence(made, {"ours": ours, "twin": twin})
-    (judged,) = judge_claims(made, found)
-    assert (judged.judgement.outcome, judged.survives) == (outcome, expected)
+    (result,) = judged(made, found)
+    assert (result.judgement.outcome, result.survives) == (outcome, expected)
     assert undecided(made, found) == (expected == "undecided" or outcome == "contradicted")
 
 
@@ -424,8 +433,8 @@ def test_controls_are_asked_of_every_gain(ours, twin, outcome, expected):
 def test_a_control_that_equals_the_method_bit_for_bit_explains_its_gain(ours):
     noise = NOISE[[0, 1, 2, 2]]
     made = study(claim(gain(), controls=("twin",)))
-    (judged,) = judge_claims(made, evidence(made, {"ours": ours, "twin": ours}, noise=noise))
-    assert judged.survives == "explained"
+    (result,) = judged(made, evidence(made, {"ours": ours, "twin": ours}, noise=noise))
+    assert result.survives == "explained"
 
 
 def test_every_control_stands_beside_the_seeds_that_it_rests_on():
@@ -473,7 +482,7 @@ def test_a_claim_says_what_became_of_the_one_that_it_requires(ill, broken, expec
 )
 def test_a_second_look_settles_the_sign_of_a_contradiction(shift, expected):
     made = study(claim(gain()))
-    assert judge_claims(made, evidence(made, {}))[0].wants_more_seeds
+    assert judged(made, evidence(made, {}))[0].wants_more_seeds
     assert undecided(made, evidence(made, {}))
     noise = NOISE.copy()
     noise[2, 10:] += shift  # at the second look ours is better

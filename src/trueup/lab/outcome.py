@@ -6,49 +6,20 @@ cells each time; no verdict is stored as truth.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
-
-import numpy as np
+from typing import Any
 
 from trueup.lab import verdict, words
-from trueup.lab.cell import CellResult, Items, items
-from trueup.lab.contrasts import Contrast, SeedCells
+from trueup.lab.cell import CellResult, Items
+from trueup.lab.contrasts import Contrast
+from trueup.lab.measured import Evidence, Looks, MeasuredClaim, MeasuredContrast, ReportKey, measure
 from trueup.lab.power import more_seeds
-from trueup.lab.spec import AnyClaim, Claim, CostClaim, ExactClaim, Figure, Study
+from trueup.lab.spec import AnyClaim, Claim, ExactClaim, Figure, Study
 from trueup.lab.tuning import Tuned
 from trueup.lab.verdict import Judgement
 
 FORMAT = 1
-ReportKey: TypeAlias = tuple[str, Items, int]  # arm, condition, seed
-
-
-@dataclass
-class Evidence:
-    """What a run of a study has gathered.
-
-    Attributes:
-        report: results of the report cells.
-        looks: ``(alpha, seeds)`` of each look begun; the seeds of earlier looks are not repeated.
-        tuned: per (arm, condition); ``None`` where a trial failed.
-        exact: ``claim -> instance -> result``; ``control``: the same for its negative control.
-        cost: ``claim -> result``.
-        failures: tracebacks of what failed beside report cells, by name.
-    """
-
-    report: dict[ReportKey, CellResult] = field(default_factory=dict)
-    looks: list[tuple[float, list[int]]] = field(default_factory=list)
-    tuned: dict[tuple[str, Items], Tuned | None] = field(default_factory=dict)
-    exact: dict[str, dict[str, CellResult]] = field(default_factory=dict)
-    control: dict[str, dict[str, CellResult]] = field(default_factory=dict)
-    cost: dict[str, CellResult] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-
-    def seeds(self, look: int) -> list[int]:
-        """All seeds of the first ``look`` looks."""
-        return [seed for _, seeds in self.looks[:look] for seed in seeds]
 
 
 @dataclass(frozen=True)
@@ -58,12 +29,12 @@ class Judged:
     ``statistical`` is the judgement before controls, requirements and edges are looked at.
     """
 
-    claim: AnyClaim
+    claim: MeasuredClaim
     judgement: Judgement
     statistical: Judgement
     look: int = 0
     seeds: tuple[int, ...] = ()
-    links: tuple[tuple[Contrast, Judgement], ...] = ()
+    links: tuple[Judgement, ...] = ()
     controls: Mapping[str, Judged] = field(default_factory=dict)
 
     @property
@@ -75,34 +46,30 @@ class Judged:
         """Would another look help? Only what seeds can mend counts."""
         if self.claim.kind != "statistical" or self.judgement.outcome in ("incomplete", "invalid"):
             return False
-        links = [judgement for _, judgement in self.links]
-        return verdict.wants_look(self.statistical, links) or self.survives == "undecided"
+        return verdict.wants_look(self.statistical, self.links) or self.survives == "undecided"
 
 
-def judge_claims(study: Study, evidence: Evidence) -> list[Judged]:
-    """Every claim of the study by the verdict rule, in order."""
+def judge_claims(claims: Sequence[MeasuredClaim], looks: Looks) -> list[Judged]:
+    """Judge every claim of a study by the verdict rule, in order."""
     judged: dict[str, Judged] = {}
-    for claim in study.claims:
-        if isinstance(claim, Claim):
-            result = _statistical(study, claim, evidence)
-        elif isinstance(claim, ExactClaim):
-            result = _exact(claim, evidence)
-        else:
-            result = _cost(claim, evidence)
+    for claim in claims:
+        result = _JUDGES[claim.kind](claim, looks)
         judgement = verdict.with_controls(
             result.judgement, {arm: control.judgement for arm, control in result.controls.items()}
         )
         required = {name: judged[name].judgement.outcome for name in claim.requires}
         judgement = verdict.with_requirements(judgement, required)
-        if isinstance(claim, Claim):
-            judgement = verdict.with_edges(judgement, _edges(study, claim, result, evidence))
+        if claim.contrast is not None:
+            judgement = verdict.with_edges(
+                judgement, _edges(claim.contrast, replace(result, judgement=judgement))
+            )
         judged[claim.name] = replace(result, judgement=judgement)
     return list(judged.values())
 
 
 def undecided(study: Study, evidence: Evidence) -> bool:
     """Does a primary claim, or one that a primary claim requires, want the next look?"""
-    judged = {j.claim.name: j for j in judge_claims(study, evidence)}
+    judged = {j.claim.name: j for j in judge_claims(measure(study, evidence), evidence.looks)}
     wanted: set[str] = set()
     for claim in reversed(study.claims):  # a claim requires earlier ones only
         if claim.primary or claim.name in wanted:
@@ -110,172 +77,85 @@ def undecided(study: Study, evidence: Evidence) -> bool:
     return any(judged[name].wants_more_seeds for name in wanted)
 
 
-def _margin(claim: Claim, contrast: Contrast) -> float:
-    return math.log1p(claim.min_effect) if contrast.scale == "log" else claim.min_effect
-
-
-def _statistical(study: Study, claim: Claim, evidence: Evidence) -> Judged:
-    contrast, margin = claim.contrast, _margin(claim, claim.contrast)
-    decided = _over_looks(study, claim, contrast, margin, evidence)
+def _statistical(claim: MeasuredClaim, looks: Looks) -> Judged:
+    assert claim.contrast is not None
+    decided = _over_looks(claim, claim.contrast, claim.margin, looks)
     outcome = decided.judgement.outcome
-    if contrast.test != "superiority" or contrast.against is None or outcome not in ("reproduced", "smaller"):
+    if outcome not in ("reproduced", "smaller"):
         return decided
-    if outcome == "smaller":
-        margin = 0.0  # a gain below the minimum effect need only be one over its controls too
+    # a gain below the minimum effect need only be one over its controls too
+    margin = 0.0 if outcome == "smaller" else claim.margin
     controls = {
-        arm: _over_looks(study, claim, contrast.against(arm), margin, evidence, control=True)
-        for arm in study.controls(claim)
+        arm: _over_looks(claim, contrast, margin, looks, control=True)
+        for arm, contrast in claim.controls.items()
     }
     return replace(decided, controls=controls)
 
 
 def _over_looks(
-    study: Study, claim: Claim, contrast: Contrast, margin: float, evidence: Evidence, control: bool = False
+    claim: MeasuredClaim, contrast: MeasuredContrast, margin: float, looks: Looks, control: bool = False
 ) -> Judged:
     """What stands after the looks begun, with the seeds of the last look that it needed."""
-    looks = (
-        _judge_contrast(study, contrast, margin, evidence, evidence.seeds(look), alpha, control)
-        for look, (alpha, _) in enumerate(evidence.looks, start=1)
-    )
-    look, judgement, links = verdict.over_looks(looks)
-    named = tuple(zip(contrast.links, links, strict=True)) if links else ()
-    return Judged(claim, judgement, judgement, look, tuple(evidence.seeds(look)), named)
+    each = (_at_look(contrast, margin, looks, number, control) for number in range(1, 1 + len(looks)))
+    look, judgement, links = verdict.over_looks(each)
+    return Judged(claim, judgement, judgement, look, _seeds(looks, look), links)
 
 
-def _judge_contrast(
-    study: Study,
-    contrast: Contrast,
-    margin: float,
-    evidence: Evidence,
-    seeds: Sequence[int],
-    alpha: float,
-    control: bool,
+def _at_look(
+    contrast: MeasuredContrast, margin: float, looks: Looks, look: int, control: bool
 ) -> tuple[Judgement, tuple[Judgement, ...]]:
     """The judgements of a contrast and of its links at one look; only a claim's own can be refused."""
-    conditions = _conditions(study, contrast)
-    higher = {m.name: m.higher for m in study.metrics}
-    d: list[list[float]] = [[] for _ in (contrast, *contrast.links)]
-    for seed in seeds:
-        cells = []
-        for arm in dict.fromkeys(contrast.arms):
-            for condition in conditions:
-                result = evidence.report.get((arm, condition, seed))
-                if result is None or result.status == "failed":
-                    what = "failed" if result is not None else "missing"
-                    note = f"a cell of {arm} at seed {seed} is {what}"
-                    return Judgement("incomplete", note, margin=margin, alpha=alpha), ()
-                cells.append((arm, dict(condition), result.numbers, result.series))
-        try:
-            for each, values in zip((contrast, *contrast.links), d, strict=True):
-                values.append(float(each.value(SeedCells(cells, higher))))
-        except Exception as error:  # a user's own contrast may raise anything
-            why = f"the contrast cannot be computed: {type(error).__name__}: {error}"
-            return Judgement("invalid", why, margin=margin, alpha=alpha), ()
-    if not all(math.isfinite(x) for values in d for x in values):
-        return Judgement("invalid", "the contrast is not a finite number", margin=margin, alpha=alpha), ()
-    vary = control or not d[0] or not verdict.constant(d[0])
-    vary = vary or _values_vary(contrast, conditions, evidence, seeds)
+    alpha, n = looks[look - 1][0], len(_seeds(looks, look))
+    if len(contrast.d[0]) < n:
+        assert contrast.trouble is not None
+        outcome, note = contrast.trouble
+        return Judgement(outcome, note, margin=margin, alpha=alpha), ()
+    vary = control or contrast.values_vary[look - 1]
     whole, *links = (
-        verdict.judge(values, margin, alpha, each.test, values_vary=vary)
-        for each, values in zip((contrast, *contrast.links), d, strict=True)
+        verdict.judge(d[:n], margin, alpha, test, values_vary=vary)
+        for d, test in zip(contrast.d, contrast.tests, strict=True)
     )
     return (verdict.of_links(links, whole) if links else whole), tuple(links)
 
 
-def _conditions(study: Study, contrast: Contrast) -> list[Items]:
-    """The conditions that a contrast or one of its links reads."""
-    read = (contrast, *contrast.links)
-    return [
-        items(condition)
-        for condition in study.condition_grid()
-        if any(all(condition.get(name) == value for name, value in each.at.items()) for each in read)
-    ]
+def _seeds(looks: Looks, look: int) -> tuple[int, ...]:
+    """All seeds of the first ``look`` looks."""
+    return tuple(seed for _, seeds in looks[:look] for seed in seeds)
 
 
-def _values_vary(
-    contrast: Contrast, conditions: Sequence[Items], evidence: Evidence, seeds: Sequence[int]
-) -> bool:
-    """Does anything that the contrast reads of its arms vary over the seeds?"""
-    named = {*contrast.metrics, *contrast.series}
-    for arm in dict.fromkeys(contrast.arms):
-        for condition in conditions:
-            results = [evidence.report[arm, condition, seed] for seed in seeds]
-            for name in named or {*results[0].numbers, *results[0].series}:
-                read = [r.series.get(name, [r.numbers[name]] if name in r.numbers else []) for r in results]
-                if len({len(values) for values in read}) > 1 or not all(map(verdict.constant, zip(*read))):
-                    return True
-    return False
-
-
-def _edges(
-    study: Study, claim: Claim, judged: Judged, evidence: Evidence
-) -> list[tuple[verdict.Outcome, verdict.Edges]]:
+def _edges(contrast: MeasuredContrast, judged: Judged) -> list[tuple[verdict.Outcome, verdict.Edges]]:
     """The arms at an edge for every link, or for the claim itself; the controls asked count as rivals."""
-    against = claim.contrast.against
     controls = tuple(
         clause
         for arm in judged.controls
-        if against is not None and arm not in claim.contrast.rivals
-        for clause in _edge(study, against(arm), arm, "the control ", evidence)
+        for edges in judged.claim.controls[arm].edges
+        for clause in edges.rivals
     )
-    parts = []
-    for contrast, judgement in judged.links or ((claim.contrast, judged.judgement),):
-        named = {
-            arm: "" if arm in contrast.methods and arm in contrast.rivals else whose
-            for arms, whose in ((contrast.methods, "the method "), (contrast.rivals, "the rival "))
-            for arm in arms
-        }
-        methods, rivals = (
-            tuple(clause for arm in arms for clause in _edge(study, contrast, arm, named[arm], evidence))
-            for arms in (contrast.methods, contrast.rivals)
-        )
-        parts.append((judgement.outcome, verdict.Edges(methods, rivals + controls)))
-    return parts
+    outcomes = [link.outcome for link in judged.links] or [judged.judgement.outcome]
+    return [
+        (outcome, verdict.Edges(edges.methods, edges.rivals + controls))
+        for outcome, edges in zip(outcomes, contrast.edges, strict=False)
+    ]
 
 
-def _edge(study: Study, contrast: Contrast, arm: str, whose: str, evidence: Evidence) -> list[str]:
-    """One clause if the arm's best setting is at an edge where the contrast reads it, else none."""
-    places: dict[str, None] = {}
-    for condition in _conditions(study, contrast):
-        tuned = evidence.tuned.get((arm, condition))
-        where = ", ".join(f"{k} {v}" for k, v in study.tuning_condition(dict(condition)).items())
-        for axis in tuned.edge if tuned is not None else ():
-            place = f"{axis} {tuned.winner[axis]:g}"  # type: ignore[union-attr]
-            places[f"{place} at {where}" if where else place] = None
-    if not places:
-        return []
-    return [f"the best setting of {whose}{arm} is at its grid's edge: {' and '.join(places)}"]
-
-
-def _exact(claim: ExactClaim, evidence: Evidence) -> Judged:
-    done, control = evidence.exact.get(claim.name, {}), evidence.control.get(claim.name, {})
-    missing = [n for n in claim.instances if _failed(done.get(n)) or _failed(control.get(n))]
-    if missing:
-        judgement = Judgement("incomplete", f"instance {missing[0]} did not run")
+def _exact(claim: MeasuredClaim, looks: Looks) -> Judged:
+    if claim.missing:
+        judgement = Judgement("incomplete", f"instance {claim.missing} did not run")
     else:
-        outcome, note = verdict.exact(
-            {n: done[n].numbers.get("deviation") for n in claim.instances},
-            {n: control[n].numbers.get("deviation") for n in claim.instances},
-            claim.tolerance,
-        )
-        judgement = Judgement(outcome, note)
+        judgement = Judgement(*verdict.exact(claim.deviations, claim.negative, claim.margin))
     return Judged(claim, judgement, judgement)
 
 
-def _cost(claim: CostClaim, evidence: Evidence) -> Judged:
-    result = evidence.cost.get(claim.name)
-    if result is None or _failed(result):
+def _cost(claim: MeasuredClaim, looks: Looks) -> Judged:
+    if claim.rounds is None:
         judgement = Judgement("incomplete", "the rounds did not run")
     else:
-        # each round's log(at_most * peer / ours): positive where ours keeps the bound
-        d = math.log(claim.at_most) - np.asarray(result.series["log_ratio"])
-        judgement = verdict.judge(d.tolist(), 0.0)
+        judgement = verdict.judge(claim.rounds, claim.margin)
     # rounds stand where seeds stand elsewhere
     return Judged(claim, judgement, judgement, seeds=tuple(range(1, 1 + judgement.n)))
 
 
-def _failed(result: CellResult | None) -> bool:
-    return result is None or result.status == "failed"
+_JUDGES = {"statistical": _statistical, "exact": _exact, "cost": _cost}
 
 
 # -- the document --------------------------------------------------------------------------------------------
@@ -302,23 +182,11 @@ def document(
         protocols: protocol numbers run so far at this scale.
         cost, provenance: filled by the runner.
     """
-    judged = judge_claims(study, evidence) if scale != "smoke" else []
-    claims = [_claim_document(study, j, evidence, scale) for j in judged]
-    primary = [j for j in judged if j.claim.primary]
-    outcome = verdict.of_paper([j.judgement.outcome for j in primary])
-    survivals = [j.survives for j in primary if j.survives is not None]
-    control = (
-        None
-        if not survivals
-        else "explained"
-        if "explained" in survivals
-        else "survives"
-        if set(survivals) == {"survives"}
-        else "undecided"
-    )
-    for claim in claims:
-        claim["sentence"] = words.claim_sentence(claim, scale)
-        claim["control_sentence"] = words.control_sentence(claim)
+    judged = judge_claims(measure(study, evidence), evidence.looks) if scale != "smoke" else []
+    claims = [
+        claim_document(describe(study, claim), j, scale)
+        for claim, j in zip(study.claims, judged, strict=False)
+    ]
     return {
         "format": FORMAT,
         "slug": study.slug,
@@ -335,11 +203,7 @@ def document(
             {"protocol": n, "changed_because": study.protocols.get(n, "")}
             for n in sorted({*protocols, *range(1, study.protocol + 1)})  # this store may be younger
         ],
-        "verdict": {
-            "outcome": outcome,
-            "control": control,
-            "sentence": words.paper_sentence(outcome, control, claims, scale),
-        },
+        "verdict": verdict_document(judged, claims, scale),
         "claims": claims,
         "metrics": [
             {
@@ -377,8 +241,23 @@ def document(
     }
 
 
-def _claim_document(study: Study, judged: Judged, evidence: Evidence, scale: str) -> dict[str, Any]:
-    claim, judgement = judged.claim, judged.judgement
+def verdict_document(
+    judged: Sequence[Judged], claims: Sequence[Mapping[str, Any]], scale: str
+) -> dict[str, Any]:
+    """A paper's verdict, from its claims as judged and as documents."""
+    primary = [j for j in judged if j.claim.primary]
+    outcome = verdict.of_paper([j.judgement.outcome for j in primary])
+    survivals = {j.survives for j in primary if j.survives is not None}
+    control = next((s for s in ("explained", "undecided", "survives") if s in survivals), None)
+    return {
+        "outcome": outcome,
+        "control": control,
+        "sentence": words.paper_sentence(outcome, control, claims, scale),
+    }
+
+
+def describe(study: Study, claim: AnyClaim) -> dict[str, Any]:
+    """What a claim's document says before anything is judged."""
     out: dict[str, Any] = {
         "name": claim.name,
         "statement": claim.statement,
@@ -386,49 +265,64 @@ def _claim_document(study: Study, judged: Judged, evidence: Evidence, scale: str
         "primary": claim.primary,
         "kind": claim.kind,
         "requires": list(claim.requires),
-        **judgement.to_dict(judged.seeds),
     }
     if isinstance(claim, Claim):
         contrast = claim.contrast
         metric = study.metric(contrast.metric) if contrast.metric else None
-        diverged = _diverged(study, contrast, judged.seeds, evidence)
-        links = [j for _, j in judged.links]
-        out |= {
+        arms = dict.fromkeys((*contrast.arms, *study.controls(claim)))
+        return out | {
             "contrast": contrast.text,
             "arms": list(contrast.arms),
-            "labels": {arm: study.arm(arm).label or arm for arm in (*contrast.arms, *judged.controls)},
+            "labels": {arm: study.arm(arm).label or arm for arm in arms},
             "metric": contrast.metric,
             "measure": metric.label or metric.name.replace("_", " ") if metric else "",
             "higher": metric.higher if metric else None,
             **unit_of(study, contrast),
             "min_effect": claim.min_effect,
             "why": claim.why,
+            "links": [{"text": link.text, "arms": list(link.arms)} for link in contrast.links],
+        }
+    if isinstance(claim, ExactClaim):
+        return out | {"tolerance": claim.tolerance, "negative_control": {"label": claim.control_label}}
+    return out | {"at_most": claim.at_most, "rounds": claim.rounds}
+
+
+def claim_document(described: Mapping[str, Any], judged: Judged, scale: str) -> dict[str, Any]:
+    """A claim's document: what it says, what was measured, what the rule makes of it, and the sentences."""
+    claim, judgement = judged.claim, judged.judgement
+    out = dict(described) | judgement.to_dict(judged.seeds)
+    if claim.contrast is not None:
+        diverged = {
+            arm: count
+            for arm, seeds in claim.contrast.diverged.items()
+            if (count := sum(seed in judged.seeds for seed in seeds))
+        }
+        out |= {
             "look": judged.look,
             "diverged": diverged,
             "skew": verdict.skewness(judgement.d),
             "missable_divergence": None if diverged else verdict.missable_divergence(judgement.n),
             "links": [
-                {"text": link.text, "arms": list(link.arms), **j.to_dict(judged.seeds)}
-                for link, j in judged.links
+                dict(link) | j.to_dict(judged.seeds)
+                for link, j in zip(described["links"], judged.links, strict=False)
             ],
             "controls": [
                 {"arm": arm, "look": control.look, **control.judgement.to_dict(control.seeds)}
                 for arm, control in judged.controls.items()
             ],
             "survives": judged.survives,
-            "more_seeds": more_seeds(judgement, links) if judgement == judged.statistical else None,
+            "more_seeds": more_seeds(judgement, judged.links) if judgement == judged.statistical else None,
         }
-    elif isinstance(claim, ExactClaim):
+    elif claim.kind == "exact":
         out |= {
-            "tolerance": claim.tolerance,
-            "instances": _instances(claim, evidence.exact),
+            "instances": _instances(claim.deviations, claim.margin),
             "negative_control": {
-                "label": claim.control_label,
-                "instances": _instances(claim, evidence.control),
+                **described["negative_control"],
+                "instances": _instances(claim.negative, claim.margin),
             },
         }
-    else:
-        out |= {"at_most": claim.at_most, "rounds": claim.rounds}
+    out["sentence"] = words.claim_sentence(out, scale)
+    out["control_sentence"] = words.control_sentence(out)
     return out
 
 
@@ -443,29 +337,11 @@ def unit_of(study: Study, contrast: Contrast) -> dict[str, Any]:
     }
 
 
-def _instances(claim: ExactClaim, results: Mapping[str, Mapping[str, CellResult]]) -> list[dict[str, Any]]:
-    out = []
-    for name in claim.instances:
-        result = results.get(claim.name, {}).get(name)
-        value = None if result is None else result.numbers.get("deviation")
-        out.append(
-            {"name": name, "deviation": value, "holds": value is not None and value <= claim.tolerance}
-        )
-    return out
-
-
-def _diverged(study: Study, contrast: Contrast, seeds: Sequence[int], evidence: Evidence) -> dict[str, int]:
-    """How many of the cells that the contrast reads diverged, per arm that has any."""
-    counts = {
-        arm: sum(
-            (result := evidence.report.get((arm, condition, seed))) is not None
-            and result.status == "diverged"
-            for condition in _conditions(study, contrast)
-            for seed in seeds
-        )
-        for arm in dict.fromkeys(contrast.arms)
-    }
-    return {arm: n for arm, n in counts.items() if n}
+def _instances(deviations: Mapping[str, float | None], tolerance: float) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "deviation": value, "holds": value is not None and value <= tolerance}
+        for name, value in deviations.items()
+    ]
 
 
 def _cell_document(key: ReportKey, result: CellResult, evidence: Evidence) -> dict[str, Any]:

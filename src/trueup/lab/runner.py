@@ -14,7 +14,8 @@ from trueup.lab.cell import Cell, CellResult, Items, clear_leftovers, environmen
 from trueup.lab.engine import Engine, StudyRef, Task
 from trueup.lab.errors import StudyError
 from trueup.lab.fingerprint import cell_fingerprint, code_fingerprint
-from trueup.lab.outcome import Evidence, document, judge_claims, undecided
+from trueup.lab.measured import Evidence, measure
+from trueup.lab.outcome import document, judge_claims, undecided
 from trueup.lab.power import detectable
 from trueup.lab.seeds import DEVELOPMENT, published_seeds, replicate_seeds, tuning_seeds
 from trueup.lab.spec import SCALES, Axis, ExactClaim, Stage, Study
@@ -513,7 +514,7 @@ class _Session:
         n, alpha = self.study.looks[-1]
         evidence.looks = [(alpha, development)]
         out = {}
-        for judged in judge_claims(self.study, evidence):
+        for judged in judge_claims(measure(self.study, evidence), evidence.looks):
             # an equivalence asks for an effect that is small, so none is the smallest to be found
             line = {"superiority": 1, "non-inferiority": -1}.get(judged.statistical.test)
             if judged.statistical.n == len(development) and line is not None:
