@@ -51,21 +51,6 @@ app.add_typer(data_app, name="data")
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
-COLOURS = {
-    "reproduced": "green",
-    "partly": "yellow",
-    "inconclusive": "yellow",
-    "contradicted": "red",
-    "incomplete": "magenta",
-    "invalid": "magenta",
-    "none": "dim",
-    "better": "green",
-    "too small or worse": "red",
-    "cannot tell": "yellow",
-}
-
-WORDS = {"partly": "partly reproduced", "none": "no verdict"}
-
 StoreOption = Annotated[
     Path,
     typer.Option("--store", envvar="TRUEUP_STORE", help="Where cells are kept; the report is beside it."),
@@ -91,9 +76,10 @@ def _print_indented(text: str, by: int = 4) -> None:
     console.print(Padding(text, (0, 0, 0, by)))
 
 
-def _chip(word: str, stale: bool = False) -> str:
-    colour = COLOURS.get(word, "white")
-    return f"[{colour}]{WORDS.get(word, word)}[/]" + (" [dim](stale)[/]" if stale else "")
+def _chip(word: str, stale: bool = False, scale: str = "desk") -> str:
+    from trueup.lab.outcomes import outcome_words, shown
+
+    return f"[{shown(word).colour}]{outcome_words(word, scale)}[/]" + (" [dim](stale)[/]" if stale else "")
 
 
 # -- list and show -------------------------------------------------------------------------------------------
@@ -116,7 +102,7 @@ def list_papers(
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     table.add_column("paper, and the problem it treats", ratio=1)
     table.add_column("room", style="cyan")
-    table.add_column("verdict", no_wrap=True)
+    table.add_column("verdict", min_width=14, max_width=17)
     stale = reconstructed = False
     for paper in papers.CATALOGUE:
         if (room and paper.room != room) or (available and paper.state != "available"):
@@ -191,7 +177,7 @@ def _print_claims(outcome: dict[str, Any], *, stale: bool = False) -> None:
     console.print()
     for claim in outcome["claims"]:
         mark = "" if claim["primary"] else " [dim](secondary)[/]"
-        console.print(f"  {_chip(claim['outcome'])}  [bold]{claim['name']}[/]{mark}")
+        console.print(f"  {_chip(claim['outcome'], scale=outcome['scale'])}  [bold]{claim['name']}[/]{mark}")
         for text in (claim["sentence"], claim.get("control_sentence", "")):
             if text:
                 _print_indented(escape(text))
@@ -520,7 +506,9 @@ def compare(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the comparison as a web page.")] = None,
 ) -> None:
-    """Judge results of your own by the lab's rule: better, too small or worse, or cannot tell.
+    """Judge results of your own by the lab's rule.
+
+    The answer is: better; better, by less than you asked; too small or worse; or cannot tell.
 
     For example: trueup compare results.csv --metric acc --higher --baseline sgd --method adamp
     --min-effect 0.005

@@ -1,8 +1,9 @@
 """Compare two arms of a user's own results by the rule that studies are judged by.
 
 Results are rows of arm, seed and metric, with a condition if there are several. Conditions are brought
-together inside each seed first, the seeds are paired, and ``verdict`` decides: better, too small or worse, or
-cannot tell. Nothing is dropped and nothing is filled in: what cannot be paired is an error that says so.
+together inside each seed first, the seeds are paired, and ``verdict`` decides: better, better by less than
+asked, too small or worse, or cannot tell. Nothing is dropped and nothing is filled in: what cannot be paired
+is an error that says so.
 Decide on the number of seeds beforehand; adding some until the answer pleases finds gains that are none.
 """
 
@@ -21,21 +22,15 @@ import numpy as np
 
 from trueup.lab import numerals, verdict, words
 from trueup.lab.contrasts import Contrast, SeedCells, difference, log_ratio
+from trueup.lab.outcomes import own_words
 from trueup.lab.power import more_seeds
 from trueup.lab.spec import Metric, as_number, plain
-from trueup.lab.verdict import ALPHA, Judgement, Outcome, Survival
+from trueup.lab.verdict import ALPHA, Judgement, Survival
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Word: TypeAlias = Literal["better", "too small or worse", "cannot tell"]
 Frame: TypeAlias = "pd.DataFrame | Mapping[str, Sequence[Any]]"
-
-WORDS: dict[Outcome, Word] = {
-    "reproduced": "better",
-    "contradicted": "too small or worse",
-    "inconclusive": "cannot tell",
-}
 
 
 @dataclass(frozen=True)
@@ -73,9 +68,9 @@ class Comparison:
     worst: float | None = None
 
     @property
-    def word(self) -> Word:
-        """``better``, ``too small or worse`` or ``cannot tell``."""
-        return WORDS[self.judgement.outcome]
+    def word(self) -> str:
+        """``better``, ``better, by less than you asked``, ``too small or worse`` or ``cannot tell``."""
+        return own_words(self.judgement.outcome)
 
     @property
     def control(self) -> Survival | None:
@@ -185,7 +180,7 @@ class Comparison:
         }
 
     def _judged(self, judgement: Judgement) -> dict[str, Any]:
-        return judgement.to_dict(self.seeds) | {"word": WORDS[judgement.outcome]}
+        return judgement.to_dict(self.seeds) | {"word": own_words(judgement.outcome)}
 
 
 def compare(

@@ -15,6 +15,7 @@ from typing import Any
 
 from scipy import stats
 
+from trueup.lab.outcomes import outcome_words
 from trueup.lab.spec import StudyError
 from trueup.whole_file import write_whole
 
@@ -162,7 +163,7 @@ def readme_table(entries: Mapping[str, Any], papers: Sequence[Any]) -> str:
             # the verdict has its own column: "Reproduced at desk scale: all 3 ..." goes on from the colon
             sentence = verdict["sentence"].partition(": ")[2].replace("|", "\\|")
             sentence = sentence[:1].upper() + sentence[1:]
-            outcome = "partly reproduced" if verdict["outcome"] == "partly" else verdict["outcome"]
+            outcome = outcome_words(verdict["outcome"]).removesuffix(" at desk scale")
             control = verdict["control"] or "not asked"
             lines.append(f"| {name} | **{outcome}** | {control} | {sentence} |")
     planned = sum(paper.state != "available" for paper in papers)

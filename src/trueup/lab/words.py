@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from trueup.lab.numerals import number, percent, plural, rounded
+from trueup.lab.outcomes import OUTCOMES, outcome_words
 
 ClaimDocument: TypeAlias = Mapping[str, Any]
 
@@ -111,16 +112,6 @@ def ending(claim: ClaimDocument, scale: str) -> str:
     if outcome == "inconclusive" and claim.get("more_seeds"):
         text += "; " + more_seeds_sentence(claim["more_seeds"])
     return text
-
-
-def outcome_words(outcome: str, scale: str) -> str:
-    """
-    >>> outcome_words("contradicted", "desk"), outcome_words("partly", "desk")
-    ('contradicted at desk scale', 'partly reproduced')
-    """
-    if outcome == "contradicted":
-        return f"contradicted at {scale} scale"
-    return {"partly": "partly reproduced", "none": "no verdict"}.get(outcome, outcome)
 
 
 def control_sentence(claim: ClaimDocument) -> str:
@@ -304,7 +295,7 @@ def _tally(primary: Sequence[ClaimDocument], scale: str) -> str:
     if len(groups) == 1:
         count = "both" if len(primary) == 2 else f"all {len(primary)}"
         return f"{count} primary claims ({', '.join(c['name'] for c in primary)})"
-    for outcome in ("reproduced", "inconclusive", "contradicted", "incomplete", "invalid"):
+    for outcome in OUTCOMES:
         if names := groups.get(outcome):
             count = f"{len(names)}" + ("" if parts else f" of {len(primary)} primary claims")
             parts.append(f"{count} {outcome_words(outcome, scale)} ({', '.join(names)})")

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from trueup.lab.numerals import number
+from trueup.lab.outcomes import OUTCOMES, outcome_words
 from trueup.lab.report.summaries import Interval, condition_text, intervals, per_seed
 from trueup.lab.report.wording import displayed, interval, is_ratio, value_text
 
@@ -568,11 +569,6 @@ def of_tuning(outcome: Doc) -> Figure | None:
 # -- the ledger ---------------------------------------------------------------------------------------------
 def of_ledger(rows: Sequence[Doc]) -> Figure | None:
     """Every primary gain in units of the smallest effect asked for, on one page."""
-    shades = {
-        "reproduced": ("good", "diamond"),
-        "contradicted": ("bad", "x"),
-        "inconclusive": ("unsure", "circle-open"),
-    }
     points = []
     for row in rows:
         for claim in row["claims"]:
@@ -591,13 +587,13 @@ def of_ledger(rows: Sequence[Doc]) -> Figure | None:
 
     points.reverse()
     data = []
-    for outcome, (color, symbol) in shades.items():
-        chosen = [(i, r, c, e) for i, (r, c, e) in enumerate(points) if c.get("outcome") == outcome]
-        if not chosen:
+    for kind in OUTCOMES.values():
+        chosen = [(i, r, c, e) for i, (r, c, e) in enumerate(points) if c.get("outcome") == kind.key]
+        if not kind.mark or not chosen:
             continue
         data.append(
             {
-                "type": "scatter", "mode": "markers", "name": OUTCOME_NAMES[outcome],
+                "type": "scatter", "mode": "markers", "name": outcome_words(kind.key),
                 "x": _short(clip(e[0]) for _, _, _, e in chosen), "y": [i for i, *_ in chosen],
                 "text": [
                     label(f"{r['slug']}, {c['name']}: {number(m, 2)} ({number(low, 2)} to {number(high, 2)})")
@@ -606,11 +602,11 @@ def of_ledger(rows: Sequence[Doc]) -> Figure | None:
                 "hovertemplate": "%{text}<extra></extra>",
                 "error_x": {
                     "type": "data", "symmetric": False, "thickness": 2, "width": 0,
-                    "color": f"var(--{color})",
+                    "color": f"var(--{kind.icon})",
                     "array": _short(clip(e[2]) - clip(e[0]) for _, _, _, e in chosen),
                     "arrayminus": _short(clip(e[0]) - clip(e[1]) for _, _, _, e in chosen),
                 },
-                "marker": {"symbol": symbol, "size": 9, "color": f"var(--{color})"},
+                "marker": {"symbol": kind.mark, "size": 9, "color": f"var(--{kind.icon})"},
             }
         )  # fmt: skip
     top = len(points) - 0.4
@@ -636,13 +632,6 @@ def of_ledger(rows: Sequence[Doc]) -> Figure | None:
             "hovermode": "closest",
         },
     }  # fmt: skip
-
-
-OUTCOME_NAMES = {
-    "reproduced": "reproduced",
-    "inconclusive": "inconclusive",
-    "contradicted": "contradicted at desk scale",
-}
 
 
 def _plot(data: list[Figure], x: str, y: str, spec: Doc) -> Figure:

@@ -20,13 +20,13 @@ from markupsafe import Markup
 import trueup
 from trueup.lab import numerals
 from trueup.lab.ledger import q_values
+from trueup.lab.outcomes import ORDER, outcome_words, shown
 from trueup.lab.report import export, figures, summaries, wording
 from trueup.whole_file import write_whole
 
 Doc: TypeAlias = Mapping[str, Any]
 
 SCALES = ("desk", "paper", "smoke")  # the page named after the study shows the first of these that was run
-ORDER = {"reproduced": 0, "partly": 1, "inconclusive": 2, "contradicted": 3, "incomplete": 4, "none": 5}
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -103,7 +103,7 @@ def write_comparison(path: str | os.PathLike[str], comparison: Doc) -> Path:
     Args:
         path: the file to write.
         comparison: a claim as outcome documents have it (sentence, outcome, d, mean, low, high, level,
-            margin, ...), with ``words`` (better / too small or worse / cannot tell); for the arms' table also
+            margin, ...), with ``words`` (better, cannot tell, ...); for the arms' table also
             ``arms``, ``metrics``, ``conditions`` and ``cells``; optional ``title`` and ``provenance``.
 
     Raises:
@@ -250,7 +250,8 @@ def _environment(inline: bool = False) -> Environment:
         margin_text=wording.margin_text,
         memory=numerals.memory,
         number=numerals.number,
-        outcome_words=wording.outcome_words,
+        shown=shown,
+        outcome_words=outcome_words,
         pairs=wording.pairs,
         percent=numerals.percent,
         plural=numerals.plural,

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trueup.lab import words
 from trueup.lab.numerals import number, rounded
 
 CONTROLS: dict[str, str] = {
@@ -34,11 +33,6 @@ TESTS: dict[str, str] = {
     "equivalence": "equivalence: the difference stays within the smallest effect, either way",
     "non-inferiority": "non-inferiority: not worse by as much as the smallest effect",
 }
-
-
-def outcome_words(outcome: str, scale: str = "desk") -> str:
-    """An outcome, or the answer of a comparison, in words; a contradiction always carries its scale."""
-    return words.outcome_words(outcome, scale)
 
 
 def scoped(sentence: str, scale: str = "desk") -> str:
