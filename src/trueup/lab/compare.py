@@ -225,7 +225,7 @@ def compare(
     ... }
     >>> result = compare(runs, metric="acc", baseline="sgd", method="adamp", higher=True, min_effect=0.01)
     >>> print(result)
-    adamp beats sgd in acc by 0.033 (95 % interval 0.025 to 0.042, 6 seeds; 0.01 was asked for): better.
+    adamp beats sgd in acc by 0.033 (95 % interval 0.025 to 0.042, 6 seeds; minimum effect 0.01): better.
     """
     baseline, method, controls = str(baseline), str(method), [str(arm) for arm in _names(control)]
     _check_request(baseline, method, controls, min_effect, alpha, gain)

@@ -17,6 +17,7 @@ from scipy import stats
 
 from trueup.lab.outcomes import outcome_words
 from trueup.lab.spec import StudyError
+from trueup.lab.words import paper_head
 from trueup.whole_file import write_whole
 
 FORMAT = 1
@@ -160,8 +161,9 @@ def readme_table(entries: Mapping[str, Any], papers: Sequence[Any]) -> str:
             lines.append(f"| {name} | not published yet | | |")
         else:
             verdict = published["verdict"]
-            # the verdict has its own column: "Reproduced at desk scale: all 3 ..." goes on from the colon
-            sentence = verdict["sentence"].partition(": ")[2].replace("|", "\\|")
+            # the verdict has its own column
+            sentence = verdict["sentence"].removeprefix(f"{paper_head(verdict['outcome'], 'desk')}: ")
+            sentence = sentence.replace("|", "\\|")
             sentence = sentence[:1].upper() + sentence[1:]
             outcome = outcome_words(verdict["outcome"]).removesuffix(" at desk scale")
             control = verdict["control"] or "not asked"

@@ -257,6 +257,7 @@ def document(
     for claim in claims:
         claim["sentence"] = words.claim_sentence(claim, scale)
         claim["control_sentence"] = words.control_sentence(claim)
+    scope = words.scope_sentence(study.tested_on, study.paper_setup)
     return {
         "format": FORMAT,
         "slug": study.slug,
@@ -266,7 +267,7 @@ def document(
         "protocol": study.protocol,
         "tested_on": study.tested_on,
         "paper_setup": study.paper_setup,
-        "scope_sentence": words.scope_sentence(study.tested_on, study.paper_setup),
+        "scope_sentence": scope,
         "published": published,
         "seeds_note": seeds_note,
         "protocols": [
@@ -276,7 +277,8 @@ def document(
         "verdict": {
             "outcome": outcome,
             "control": control,
-            "sentence": words.paper_sentence(outcome, control, claims, scale),
+            "sentence": words.paper_sentence(outcome, claims, scale),
+            "details": words.paper_details(outcome, control, claims, scale, scope),
         },
         "claims": claims,
         "metrics": [

@@ -161,8 +161,7 @@ def test_the_key_of_a_figure_says_what_is_drawn(tmp_path: Path) -> None:
     name = f"{document['slug']}.html"
     assert (
         "Each mark is one seed; the bar is the mean with its 99 % interval (96 % where a control was asked "
-        "at another look); the dashed line is the smallest effect asked for (1 point)."
-        in page(tmp_path, name).text
+        "at another look); the dashed line is the minimum effect (1 point)." in page(tmp_path, name).text
     )
     assert "99\N{NO-BREAK SPACE}% interval" in (tmp_path / name).read_text(encoding="utf-8")
     for told in document["claims"]:

@@ -21,6 +21,7 @@ from trueup.lab.numerals import number
 from trueup.lab.outcomes import OUTCOMES, outcome_words
 from trueup.lab.report.summaries import Interval, condition_text, intervals, per_seed
 from trueup.lab.report.wording import displayed, interval, is_ratio, value_text
+from trueup.lab.words import contrast_label
 
 Figure: TypeAlias = dict[str, Any]
 Doc: TypeAlias = Mapping[str, Any]
@@ -85,9 +86,12 @@ def of_claim(claim: Doc) -> Figure | None:
     rows = []
     links = claim.get("links") or []
     if links:
-        rows = [_contrast(link.get("text") or f"link {i}", link, claim) for i, link in enumerate(links, 1)]
+        rows = [
+            _contrast(contrast_label(link, claim.get("higher")) or f"part {i}", link, claim)
+            for i, link in enumerate(links, 1)
+        ]
     else:
-        rows = [_contrast(claim.get("contrast") or claim["name"], claim, claim)]
+        rows = [_contrast(contrast_label(claim) or claim["name"], claim, claim)]
     for control in claim.get("controls") or []:
         against = {"margin": claim.get("margin"), "test": "superiority"} | dict(control)
         rows.append(_contrast(f"against the control {control['arm']}", against, claim, control=True))
@@ -125,6 +129,7 @@ def _contrast(text: str, part: Doc, claim: Doc, *, control: bool = False) -> Row
         marks = [displayed(-margin if test == "non-inferiority" else margin, part)]
     mean, low, high = interval(part)
     told = part.get("word") or part.get("outcome")  # a comparison of a user's own has other words
+    told = told and outcome_words(told)
     return Row(
         label=f"{text}: {told}" if told else text,
         dots=[(x, f"seed {seed}: {number(x)}{unit}") for x, seed in dots if x is not None],
@@ -568,7 +573,7 @@ def of_tuning(outcome: Doc) -> Figure | None:
 
 # -- the ledger ---------------------------------------------------------------------------------------------
 def of_ledger(rows: Sequence[Doc]) -> Figure | None:
-    """Every primary gain in units of the smallest effect asked for, on one page."""
+    """Every primary gain in units of its minimum effect, on one page."""
     points = []
     for row in rows:
         for claim in row["claims"]:
@@ -616,7 +621,7 @@ def of_ledger(rows: Sequence[Doc]) -> Figure | None:
         "layout": {
             "height": 22 * len(points) + 120,
             "xaxis": {
-                "title": {"text": "effect ÷ smallest effect asked for"}, "zeroline": False,
+                "title": {"text": "effect ÷ minimum effect"}, "zeroline": False,
                 "range": [min(-1.2, *widest) - 0.2, max(2.2, *widest) + 0.2],
             },
             "yaxis": {

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 import trueup
-from trueup.lab import numerals
+from trueup.lab import numerals, words
 from trueup.lab.ledger import q_values
 from trueup.lab.outcomes import ORDER, outcome_words, shown
 from trueup.lab.report import export, figures, summaries, wording
@@ -235,14 +235,16 @@ def _environment(inline: bool = False) -> Environment:
         version=trueup.__version__,
         inline=inline,
         asset=_inline_asset,
-        inherit=lambda part, claim: {k: claim.get(k) for k in ("scale", "unit", "scale_factor")} | dict(part),
+        inherit=_inherit,
         control_words=wording.CONTROLS,
         test_words=wording.TESTS,
         fidelity_words=wording.FIDELITY,
         origin_words=wording.ORIGIN,
     )
     env.filters.update(
+        contrast_label=words.contrast_label,
         displayed=wording.displayed,
+        divergence_sentence=words.divergence_sentence,
         duration=numerals.duration,
         effect=wording.effect,
         exact_summary=wording.exact_summary,
@@ -259,6 +261,7 @@ def _environment(inline: bool = False) -> Environment:
         sentence=_sentence,
         script_json=lambda document: Markup(export.script_json(document)),
         value_text=wording.value_text,
+        warnings=words.warnings,
     )
     return env
 
@@ -273,6 +276,11 @@ def _printed(value: object) -> object:
         return value
     value = value.translate(_DIRECTIONS)
     return value if isinstance(value, Markup) else re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", value)
+
+
+def _inherit(part: Doc, claim: Doc) -> dict[str, Any]:
+    """A link or control of a claim, read in the claim's unit and direction."""
+    return {k: claim.get(k) for k in ("scale", "unit", "scale_factor", "higher")} | dict(part)
 
 
 def _sentence(text: str) -> str:
