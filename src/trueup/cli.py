@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import webbrowser
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ try:
     import typer
     from rich import box
     from rich.console import Console
-    from rich.markup import escape
+    from rich.markup import escape as escape_markup
     from rich.padding import Padding
     from rich.panel import Panel
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -70,6 +71,20 @@ def main() -> None:
     except (EngineError, FetchError, FileNotFoundError, ReportError, StoreError, ValueError) as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(2)
+
+
+# whole escape sequences (colours, titles, cursor moves), then every control character but newline and tab
+_CONTROL = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[ -/]*[0-~]"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+
+
+def escape(text: str) -> str:
+    """Text of a study or an error, made inert: no markup and nothing that would steer the terminal."""
+    return escape_markup(_CONTROL.sub("", text))
 
 
 def _print_indented(text: str, by: int = 4) -> None:
@@ -170,8 +185,13 @@ def _stale(paper: papers.Paper, entries: dict[str, Any]) -> bool:
 
 
 def _print_claims(outcome: dict[str, Any], *, stale: bool = False) -> None:
+    from trueup.lab.words import warnings
+
     verdict = outcome["verdict"]
     console.print(f"[bold]{escape(verdict['sentence'])}[/]")
+    details = verdict.get("details") or [outcome.get("scope_sentence") or ""]
+    for text in filter(None, details):
+        console.print(escape(text))
     if stale:
         console.print("stale: the code has changed since this was published", style="magenta")
     console.print()
@@ -181,9 +201,8 @@ def _print_claims(outcome: dict[str, Any], *, stale: bool = False) -> None:
         for text in (claim["sentence"], claim.get("control_sentence", "")):
             if text:
                 _print_indented(escape(text))
-    if outcome.get("scope_sentence"):
-        console.print()
-        _print_indented(f"[dim]{escape(outcome['scope_sentence'])}[/]", 2)
+        for text in warnings(claim):
+            _print_indented(f"[dim]{escape(text)}[/]")
     console.print()
 
 
@@ -369,7 +388,7 @@ def _print_outcome(outcome: dict[str, Any]) -> bool:
         told = plural(diverged, "cell diverged and scores its", "cells diverged and score their")
         console.print(f"  [yellow]{told} metric's worst value, as anything worse does[/]")
     if not outcome["published"]:
-        console.print(f"  [yellow]{outcome['seeds_note']}[/]")
+        console.print(f"  [yellow]{escape(outcome['seeds_note'])}[/]")
     for failure in failures[:3]:
         console.print(
             Panel(escape(failure["error"].strip()), title=escape(failure["name"]), border_style="red")
@@ -419,13 +438,16 @@ def _print_plans(refs: Sequence[StudyRef], path: Path, options: Options, workers
                 found = Table(box=box.SIMPLE_HEAD)
                 found.add_column("claim")
                 found.add_column("smallest effect found with 80 % power at the last look", justify="right")
-                found.add_column("asked for", justify="right")
+                found.add_column("minimum effect", justify="right")
                 for claim in study.statistical:
                     if claim.name in plan.detectable:
-                        unit = unit_of(study, claim.contrast)
+                        metric = claim.contrast.metric
+                        higher = study.metric(metric).higher if metric else None
+                        unit = unit_of(study, claim.contrast) | {"higher": higher}
                         asked = math.log1p(claim.min_effect) if unit["scale"] == "log" else claim.min_effect
                         least = plan.detectable[claim.name]
-                        found.add_row(claim.name, words.amount(least, **unit), words.amount(asked, **unit))
+                        effects = (escape(words.amount(value, **unit)) for value in (least, asked))
+                        found.add_row(claim.name, *effects)
                 console.print(found)
             elif study.statistical:
                 console.print(
