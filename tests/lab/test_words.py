@@ -636,6 +636,13 @@ def test_a_spread_claim_tells_both_its_parts() -> None:
     )
 
 
+def test_a_spread_claim_that_its_second_part_decides_says_so() -> None:
+    claim = spread_claim(outcome="contradicted", note="step 2 does not hold")
+    assert words.body(claim, short=True) == "LN is steadier: step 2 does not hold"
+    claim["links"][0]["outcome"] = "contradicted"
+    assert "varies by 0.006 less" in words.body(claim, short=True)
+
+
 def test_a_control_of_a_spread_is_told_as_a_spread() -> None:
     asked = spread_claim(survives="survives", controls=[control("decay")])
     assert words.control_sentence(asked) == (

@@ -416,11 +416,11 @@ def _chain(claim: ClaimDocument, short: bool) -> str:
     """Every step of an ordering, numbered; the interval's level and the seeds are said once, at the head."""
     links = claim["links"]
     if short:
-        first = links[0]
+        first, spread = links[0], _SPREAD.fullmatch(links[0].get("text") or "") is not None
+        if spread and first.get("mean") is not None and first["outcome"] == claim["outcome"]:
+            return f"{_statement(claim)}: {_measured(first, claim, {'level'})}"
         if claim.get("note"):
             return f"{_statement(claim)}: {claim['note']}"
-        if _pair(first) is None and first.get("mean") is not None:
-            return f"{_statement(claim)}: {_measured(first, claim, {'level'})}"
         holding = sum(link["outcome"] == "reproduced" for link in links)
         held = f"all {len(links)}" if holding == len(links) else f"{holding} of {len(links)}"
         return f"{_statement(claim)}: {held} steps hold"

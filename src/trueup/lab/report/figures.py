@@ -79,22 +79,25 @@ def style(arms: Sequence[Doc]) -> dict[str, tuple[str, str, str]]:
 
 
 # -- a claim ------------------------------------------------------------------------------------------------
-def of_claim(claim: Doc) -> Figure | None:
-    """Every seed's contrast with its interval, zero and the margin; an exact claim's deviations."""
+def of_claim(claim: Doc, scale: str = "desk") -> Figure | None:
+    """Every seed's contrast with its interval, zero and the margin; an exact claim's deviations.
+
+    ``scale`` is the study's, which a contradiction carries.
+    """
     if claim.get("kind") == "exact":
         return _exact(claim)
     rows = []
     links = claim.get("links") or []
     if links:
         rows = [
-            _contrast(contrast_label(link, claim.get("higher")) or f"part {i}", link, claim)
+            _contrast(contrast_label(link, claim.get("higher")) or f"part {i}", link, claim, scale)
             for i, link in enumerate(links, 1)
         ]
     else:
-        rows = [_contrast(contrast_label(claim) or claim["name"], claim, claim)]
+        rows = [_contrast(contrast_label(claim) or claim["name"], claim, claim, scale)]
     for control in claim.get("controls") or []:
         against = {"margin": claim.get("margin"), "test": "superiority"} | dict(control)
-        rows.append(_contrast(f"against the control {control['arm']}", against, claim, control=True))
+        rows.append(_contrast(f"against the control {control['arm']}", against, claim, scale, control=True))
     rows = [row for row in rows if row.dots or row.mean is not None]
     if not rows:
         return None
@@ -111,7 +114,7 @@ def of_claim(claim: Doc) -> Figure | None:
     return dot_rows(rows, title, log=ratio, zero=1.0 if ratio else 0.0)
 
 
-def _contrast(text: str, part: Doc, claim: Doc, *, control: bool = False) -> Row:
+def _contrast(text: str, part: Doc, claim: Doc, scale: str, *, control: bool = False) -> Row:
     unit = " " + str(claim["unit"]) if claim.get("unit") and not is_ratio(claim) else ""
     shape = {k: claim.get(k) for k in ("kind", "scale", "unit", "scale_factor", "at_most")}
     part = dict(part) | shape
@@ -129,7 +132,7 @@ def _contrast(text: str, part: Doc, claim: Doc, *, control: bool = False) -> Row
         marks = [displayed(-margin if test == "non-inferiority" else margin, part)]
     mean, low, high = interval(part)
     told = part.get("word") or part.get("outcome")  # a comparison of a user's own has other words
-    told = told and outcome_words(told)
+    told = told and outcome_words(told, scale)
     return Row(
         label=f"{text}: {told}" if told else text,
         dots=[(x, f"seed {seed}: {number(x)}{unit}") for x, seed in dots if x is not None],

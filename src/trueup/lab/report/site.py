@@ -197,7 +197,7 @@ def _write_study(
         troubles=troubles,
         failed=failed,
         diverged=diverged,
-        claims=[(claim, figures.of_claim(claim)) for claim in claims],
+        claims=[(claim, figures.of_claim(claim, study["scale"])) for claim in claims],
         arms=arms,
         arm_figures=[(m, figures.of_arms(study, m)) for m in study["metrics"]],
         figures=drawn,
