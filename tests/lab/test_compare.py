@@ -98,6 +98,13 @@ def test_a_gain_as_a_ratio() -> None:
     assert "minimum effect a factor of 1.02)" in result.sentence
 
 
+@pytest.mark.parametrize(("higher", "label"), [(True, "adamp - sgd, acc"), (False, "sgd - adamp, acc")])
+def test_the_label_has_the_order_of_the_numbers(higher: bool, label: str) -> None:
+    document = asked(results(), higher=higher).to_dict()
+    assert document["contrast"] == label
+    assert (document["d"][0]["d"] > 0) == higher
+
+
 def test_alpha_sets_the_interval() -> None:
     assert "99 % interval" in asked(results(), alpha=0.005).sentence
 

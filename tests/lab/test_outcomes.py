@@ -73,7 +73,7 @@ def listed_by_hand(tree: ast.AST) -> list[int]:
 def test_no_other_file_lists_outcomes() -> None:
     elsewhere = []
     for path in SOURCES.rglob("*.py"):
-        if path != Path(outcomes.__file__):
+        if path not in (Path(outcomes.__file__), Path(verdict.__file__)):  # the rule decides between them
             elsewhere += [f"{path}:{line}" for line in listed_by_hand(ast.parse(path.read_text("utf-8")))]
     keys = re.compile("|".join(rf"""["']{re.escape(word)}["']\s*:""" for word in SAID))
     for path in SOURCES.rglob("*.html"):

@@ -117,7 +117,9 @@ class Comparison:
         for row in self.rows:
             for name, value in row.condition:
                 grid.setdefault(name, {})[value] = None
-        return self._claim() | {
+        claim = self._claim()
+        return claim | {
+            "contrast": words.contrast_label(claim),
             "title": f"{self.method} against {self.baseline}",
             "words": self.word,
             "arms": [

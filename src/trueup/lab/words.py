@@ -424,11 +424,12 @@ def _chain(claim: ClaimDocument, short: bool) -> str:
         holding = sum(link["outcome"] == "reproduced" for link in links)
         held = f"all {len(links)}" if holding == len(links) else f"{holding} of {len(links)}"
         return f"{_statement(claim)}: {held} steps hold"
-    measured = next((link for link in links if link.get("mean") is not None), None)
+    measured = [link for link in links if link.get("mean") is not None]
     shared = ""
-    if measured is not None:
-        level = "" if measured.get("low") is None else f"{percent(measured['level'])} intervals, "
-        shared = f" ({level}{plural(measured['n'], 'seed')})"
+    if measured:
+        interval = any(link.get("low") is not None for link in measured)
+        level = f"{percent(measured[0]['level'])} intervals, " if interval else ""
+        shared = f" ({level}{plural(measured[0]['n'], 'seed')})"
     beside_spread = _SPREAD.fullmatch(links[0].get("text") or "") is not None
     told = []
     for step, link in enumerate(links, start=1):

@@ -581,6 +581,15 @@ def test_a_report_can_be_written_again(tmp_path: Path) -> None:
     assert other.read_text() == "mine"
 
 
+def test_a_comparison_below_the_minimum_has_its_own_words(tmp_path: Path) -> None:
+    claim = made.smaller()["claims"][1] | {"word": "better, by less than you asked"}
+    claim |= {"words": claim["word"], "arms": []}
+    text = Page(write_comparison(tmp_path / "c.html", claim).read_text(encoding="utf-8")).text
+    assert "better, by less than you asked survives its control" in text
+    assert "the minimum effect (0.03; 0 against a control)" in text
+    assert "These seeds are strongly skewed" in text
+
+
 def test_a_comparison_is_one_file(tmp_path: Path) -> None:
     source = made.study()
     comparison = source["claims"][0] | {"words": "better", "title": "Mine <b>against</b> theirs"}
