@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import webbrowser
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ try:
     import typer
     from rich import box
     from rich.console import Console
-    from rich.markup import escape
+    from rich.markup import escape as escape_markup
     from rich.padding import Padding
     from rich.panel import Panel
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -51,21 +52,6 @@ app.add_typer(data_app, name="data")
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
-COLOURS = {
-    "reproduced": "green",
-    "partly": "yellow",
-    "inconclusive": "yellow",
-    "contradicted": "red",
-    "incomplete": "magenta",
-    "invalid": "magenta",
-    "none": "dim",
-    "better": "green",
-    "too small or worse": "red",
-    "cannot tell": "yellow",
-}
-
-WORDS = {"partly": "partly reproduced", "none": "no verdict"}
-
 StoreOption = Annotated[
     Path,
     typer.Option("--store", envvar="TRUEUP_STORE", help="Where cells are kept; the report is beside it."),
@@ -87,13 +73,28 @@ def main() -> None:
         sys.exit(2)
 
 
+# whole escape sequences (colours, titles, cursor moves), then every control character but newline and tab
+_CONTROL = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[ -/]*[0-~]"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+
+
+def escape(text: str) -> str:
+    """Text of a study or an error, made inert: no markup and nothing that would steer the terminal."""
+    return escape_markup(_CONTROL.sub("", text))
+
+
 def _print_indented(text: str, by: int = 4) -> None:
     console.print(Padding(text, (0, 0, 0, by)))
 
 
-def _chip(word: str, stale: bool = False) -> str:
-    colour = COLOURS.get(word, "white")
-    return f"[{colour}]{WORDS.get(word, word)}[/]" + (" [dim](stale)[/]" if stale else "")
+def _chip(word: str, stale: bool = False, scale: str = "desk") -> str:
+    from trueup.lab.outcomes import outcome_words, shown
+
+    return f"[{shown(word).colour}]{outcome_words(word, scale)}[/]" + (" [dim](stale)[/]" if stale else "")
 
 
 # -- list and show -------------------------------------------------------------------------------------------
@@ -116,7 +117,7 @@ def list_papers(
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     table.add_column("paper, and the problem it treats", ratio=1)
     table.add_column("room", style="cyan")
-    table.add_column("verdict", no_wrap=True)
+    table.add_column("verdict", min_width=14, max_width=17)
     stale = reconstructed = False
     for paper in papers.CATALOGUE:
         if (room and paper.room != room) or (available and paper.state != "available"):
@@ -184,20 +185,24 @@ def _stale(paper: papers.Paper, entries: dict[str, Any]) -> bool:
 
 
 def _print_claims(outcome: dict[str, Any], *, stale: bool = False) -> None:
+    from trueup.lab.words import warnings
+
     verdict = outcome["verdict"]
     console.print(f"[bold]{escape(verdict['sentence'])}[/]")
+    details = verdict.get("details") or [outcome.get("scope_sentence") or ""]
+    for text in filter(None, details):
+        console.print(escape(text))
     if stale:
         console.print("stale: the code has changed since this was published", style="magenta")
     console.print()
     for claim in outcome["claims"]:
         mark = "" if claim["primary"] else " [dim](secondary)[/]"
-        console.print(f"  {_chip(claim['outcome'])}  [bold]{claim['name']}[/]{mark}")
+        console.print(f"  {_chip(claim['outcome'], scale=outcome['scale'])}  [bold]{claim['name']}[/]{mark}")
         for text in (claim["sentence"], claim.get("control_sentence", "")):
             if text:
                 _print_indented(escape(text))
-    if outcome.get("scope_sentence"):
-        console.print()
-        _print_indented(f"[dim]{escape(outcome['scope_sentence'])}[/]", 2)
+        for text in warnings(claim):
+            _print_indented(f"[dim]{escape(text)}[/]")
     console.print()
 
 
@@ -383,7 +388,7 @@ def _print_outcome(outcome: dict[str, Any]) -> bool:
         told = plural(diverged, "cell diverged and scores its", "cells diverged and score their")
         console.print(f"  [yellow]{told} metric's worst value, as anything worse does[/]")
     if not outcome["published"]:
-        console.print(f"  [yellow]{outcome['seeds_note']}[/]")
+        console.print(f"  [yellow]{escape(outcome['seeds_note'])}[/]")
     for failure in failures[:3]:
         console.print(
             Panel(escape(failure["error"].strip()), title=escape(failure["name"]), border_style="red")
@@ -433,13 +438,16 @@ def _print_plans(refs: Sequence[StudyRef], path: Path, options: Options, workers
                 found = Table(box=box.SIMPLE_HEAD)
                 found.add_column("claim")
                 found.add_column("smallest effect found with 80 % power at the last look", justify="right")
-                found.add_column("asked for", justify="right")
+                found.add_column("minimum effect", justify="right")
                 for claim in study.statistical:
                     if claim.name in plan.detectable:
-                        unit = unit_of(study, claim.contrast)
+                        metric = claim.contrast.metric
+                        higher = study.metric(metric).higher if metric else None
+                        unit = unit_of(study, claim.contrast) | {"higher": higher}
                         asked = math.log1p(claim.min_effect) if unit["scale"] == "log" else claim.min_effect
                         least = plan.detectable[claim.name]
-                        found.add_row(claim.name, words.amount(least, **unit), words.amount(asked, **unit))
+                        effects = (escape(words.amount(value, **unit)) for value in (least, asked))
+                        found.add_row(claim.name, *effects)
                 console.print(found)
             elif study.statistical:
                 console.print(
@@ -520,7 +528,9 @@ def compare(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the comparison as a web page.")] = None,
 ) -> None:
-    """Judge results of your own by the lab's rule: better, too small or worse, or cannot tell.
+    """Judge results of your own by the lab's rule.
+
+    The answer is: better; better, by less than you asked; too small or worse; or cannot tell.
 
     For example: trueup compare results.csv --metric acc --higher --baseline sgd --method adamp
     --min-effect 0.005

@@ -98,8 +98,15 @@ def test_a_gain_as_a_ratio() -> None:
     result = asked(frame, gain="ratio", min_effect=0.02)
     np.testing.assert_allclose(result.judgement.d, np.log(means["adamp"] / means["sgd"]))
     assert result.judgement.margin == pytest.approx(math.log(1.02))
-    assert "by 3.41 %" in result.sentence
-    assert "2 % was asked for" in result.sentence
+    assert "adamp is 3.41 % higher than sgd in acc (a factor of 1.034;" in result.sentence
+    assert "minimum effect a factor of 1.02)" in result.sentence
+
+
+@pytest.mark.parametrize(("higher", "label"), [(True, "adamp - sgd, acc"), (False, "sgd - adamp, acc")])
+def test_the_label_has_the_order_of_the_numbers(higher: bool, label: str) -> None:
+    document = asked(results(), higher=higher).to_dict()
+    assert document["contrast"] == label
+    assert (document["d"][0]["d"] > 0) == higher
 
 
 def test_alpha_sets_the_interval() -> None:
@@ -131,7 +138,7 @@ def test_the_sentence() -> None:
     }
     result = compare(frame, metric="top1", baseline="a", method="b", higher=True, min_effect=0.05)
     assert str(result) == (
-        "b beats a in top1 by 0.100 (95 % interval 0.085 to 0.115, 6 seeds; 0.05 was asked for): better."
+        "b beats a in top1 by 0.100 (95 % interval 0.085 to 0.115, 6 seeds; minimum effect 0.05): better."
     )
 
 

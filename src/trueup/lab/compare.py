@@ -22,22 +22,15 @@ import numpy as np
 
 from trueup.lab import numerals, verdict, words
 from trueup.lab.contrasts import Contrast, SeedCells, difference, log_ratio
+from trueup.lab.outcomes import own_words
 from trueup.lab.power import more_seeds
 from trueup.lab.scoring import Metric, as_number, plain
-from trueup.lab.verdict import ALPHA, Judgement, Outcome, Survival
+from trueup.lab.verdict import ALPHA, Judgement, Survival
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Word: TypeAlias = Literal["better", "better, by less than you asked", "too small or worse", "cannot tell"]
 Frame: TypeAlias = "pd.DataFrame | Mapping[str, Sequence[Any]]"
-
-WORDS: dict[Outcome, Word] = {
-    "reproduced": "better",
-    "smaller": "better, by less than you asked",
-    "contradicted": "too small or worse",
-    "inconclusive": "cannot tell",
-}
 
 
 @dataclass(frozen=True)
@@ -75,9 +68,9 @@ class Comparison:
     worst: float | None = None
 
     @property
-    def word(self) -> Word:
+    def word(self) -> str:
         """``better``, ``better, by less than you asked``, ``too small or worse`` or ``cannot tell``."""
-        return WORDS[self.judgement.outcome]
+        return own_words(self.judgement.outcome)
 
     @property
     def control(self) -> Survival | None:
@@ -124,7 +117,9 @@ class Comparison:
         for row in self.rows:
             for name, value in row.condition:
                 grid.setdefault(name, {})[value] = None
-        return self._claim() | {
+        claim = self._claim()
+        return claim | {
+            "contrast": words.contrast_label(claim),
             "title": f"{self.method} against {self.baseline}",
             "words": self.word,
             "arms": [
@@ -187,7 +182,7 @@ class Comparison:
         }
 
     def _judged(self, judgement: Judgement) -> dict[str, Any]:
-        return judgement.to_dict(self.seeds) | {"word": WORDS[judgement.outcome]}
+        return judgement.to_dict(self.seeds) | {"word": own_words(judgement.outcome)}
 
 
 def compare(
@@ -232,7 +227,7 @@ def compare(
     ... }
     >>> result = compare(runs, metric="acc", baseline="sgd", method="adamp", higher=True, min_effect=0.01)
     >>> print(result)
-    adamp beats sgd in acc by 0.033 (95 % interval 0.025 to 0.042, 6 seeds; 0.01 was asked for): better.
+    adamp beats sgd in acc by 0.033 (95 % interval 0.025 to 0.042, 6 seeds; minimum effect 0.01): better.
     """
     baseline, method, controls = str(baseline), str(method), [str(arm) for arm in _names(control)]
     _check_request(baseline, method, controls, min_effect, alpha, gain)

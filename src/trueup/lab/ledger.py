@@ -16,6 +16,8 @@ from typing import Any
 from scipy import stats
 
 from trueup.lab.errors import StudyError
+from trueup.lab.outcomes import outcome_words
+from trueup.lab.words import paper_head
 from trueup.whole_file import write_whole
 
 FORMAT = 1
@@ -159,10 +161,11 @@ def readme_table(entries: Mapping[str, Any], papers: Sequence[Any]) -> str:
             lines.append(f"| {name} | not published yet | | |")
         else:
             verdict = published["verdict"]
-            # the verdict has its own column: "Reproduced at desk scale: all 3 ..." goes on from the colon
-            sentence = verdict["sentence"].partition(": ")[2].replace("|", "\\|")
+            # the verdict has its own column
+            sentence = verdict["sentence"].removeprefix(f"{paper_head(verdict['outcome'], 'desk')}: ")
+            sentence = sentence.replace("|", "\\|")
             sentence = sentence[:1].upper() + sentence[1:]
-            outcome = "partly reproduced" if verdict["outcome"] == "partly" else verdict["outcome"]
+            outcome = outcome_words(verdict["outcome"]).removesuffix(" at desk scale")
             control = verdict["control"] or "not asked"
             lines.append(f"| {name} | **{outcome}** | {control} | {sentence} |")
     planned = sum(paper.state != "available" for paper in papers)

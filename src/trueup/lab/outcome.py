@@ -187,6 +187,7 @@ def document(
         claim_document(describe(study, claim), j, scale)
         for claim, j in zip(study.claims, judged, strict=False)
     ]
+    scope = words.scope_sentence(study.tested_on, study.paper_setup)
     return {
         "format": FORMAT,
         "slug": study.slug,
@@ -196,14 +197,14 @@ def document(
         "protocol": study.protocol,
         "tested_on": study.tested_on,
         "paper_setup": study.paper_setup,
-        "scope_sentence": words.scope_sentence(study.tested_on, study.paper_setup),
+        "scope_sentence": scope,
         "published": published,
         "seeds_note": seeds_note,
         "protocols": [
             {"protocol": n, "changed_because": study.protocols.get(n, "")}
             for n in sorted({*protocols, *range(1, study.protocol + 1)})  # this store may be younger
         ],
-        "verdict": verdict_document(judged, claims, scale),
+        "verdict": verdict_document(judged, claims, scale, scope),
         "claims": claims,
         "metrics": [
             {
@@ -242,7 +243,7 @@ def document(
 
 
 def verdict_document(
-    judged: Sequence[Judged], claims: Sequence[Mapping[str, Any]], scale: str
+    judged: Sequence[Judged], claims: Sequence[Mapping[str, Any]], scale: str, scope: str
 ) -> dict[str, Any]:
     """A paper's verdict, from its claims as judged and as documents."""
     primary = [j for j in judged if j.claim.primary]
@@ -252,7 +253,8 @@ def verdict_document(
     return {
         "outcome": outcome,
         "control": control,
-        "sentence": words.paper_sentence(outcome, control, claims, scale),
+        "sentence": words.paper_sentence(outcome, claims, scale),
+        "details": words.paper_details(outcome, control, claims, scale, scope),
     }
 
 

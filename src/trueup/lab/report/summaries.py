@@ -30,7 +30,7 @@ EMPTY: dict[str, Any] = {
     "published": False,
     "seeds_note": "",
     "protocols": [],
-    "verdict": {"outcome": "none", "control": None, "sentence": ""},
+    "verdict": {"outcome": "none", "control": None, "sentence": "", "details": []},
     "claims": [],
     "metrics": [],
     "conditions": [],
