@@ -5,11 +5,13 @@ Exit codes: 0 it ran, 1 cells failed, 2 the command cannot be carried out as giv
 
 from __future__ import annotations
 
+import datetime
 import math
 import os
 import re
 import sys
 import webbrowser
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -34,6 +36,7 @@ from trueup import papers
 if TYPE_CHECKING:
     from trueup.lab.cell import Cell, CellResult
     from trueup.lab.engine import StudyRef
+    from trueup.lab.ledger import Standing
     from trueup.lab.runner import Options
 
 app = typer.Typer(
@@ -91,10 +94,17 @@ def _print_indented(text: str, by: int = 4) -> None:
     console.print(Padding(text, (0, 0, 0, by)))
 
 
-def _chip(word: str, stale: bool = False, scale: str = "desk") -> str:
+def _chip(word: str, standing: Standing = "published", scale: str = "desk") -> str:
     from trueup.lab.outcomes import outcome_words, shown
 
-    return f"[{shown(word).colour}]{outcome_words(word, scale)}[/]" + (" [dim](stale)[/]" if stale else "")
+    note = "" if standing == "published" else f" [dim]({standing})[/]"
+    return f"[{shown(word).colour}]{outcome_words(word, scale)}[/]{note}"
+
+
+STANDINGS = {
+    "certified": "the code was rewritten since it was published, and computes the same to the last bit",
+    "stale": "the code has changed since the verdict was published",
+}
 
 
 # -- list and show -------------------------------------------------------------------------------------------
@@ -118,22 +128,24 @@ def list_papers(
     table.add_column("paper, and the problem it treats", ratio=1)
     table.add_column("room", style="cyan")
     table.add_column("verdict", min_width=14, max_width=17)
-    stale = reconstructed = False
+    reconstructed, standings = False, set[str]()
     for paper in papers.CATALOGUE:
         if (room and paper.room != room) or (available and paper.state != "available"):
             continue
         if paper.slug in entries:
-            state, old = _chip(entries[paper.slug]["verdict"]["outcome"]), _stale(paper, entries)
-            state += "\n[dim]stale[/]" if old else ""
-            stale = stale or old
+            standing = _standing(paper, entries)
+            state = _chip(entries[paper.slug]["verdict"]["outcome"])
+            state += "" if standing == "published" else f"\n[dim]{standing}[/]"
+            standings.add(standing)
         else:
             state = "not published yet" if paper.state == "available" else "[dim]planned[/]"
         state += "\n[dim]reconstructed[/]" if paper.reconstructed else ""
         reconstructed = reconstructed or paper.reconstructed
         table.add_row(f"[bold]{paper.slug}[/]\n  {escape(paper.problem)}", paper.room, state)
     console.print(table)
-    if stale:
-        console.print("stale: the code has changed since the verdict was published", style="dim")
+    for name, meaning in STANDINGS.items():
+        if name in standings:
+            console.print(f"{name}: {meaning}", style="dim")
     if reconstructed:
         console.print("reconstructed: the paper's equations could not be confirmed", style="dim")
     console.print("`trueup show SLUG` tells more; `trueup run SLUG` tests it here.", style="dim")
@@ -162,7 +174,8 @@ def show(slug: Annotated[str, typer.Argument(help="A paper's slug, as `trueup li
     console.print(Syntax(usage, "python", background_color="default", word_wrap=True, padding=1))
     entries = ledger.read()
     if slug in entries:
-        _print_claims(entries[slug], stale=_stale(paper, entries))
+        _print_claims(entries[slug], standing=_standing(paper, entries))
+        _print_history(entries[slug])
     else:
         from trueup.lab.engine import StudyRef
 
@@ -175,16 +188,16 @@ def show(slug: Annotated[str, typer.Argument(help="A paper's slug, as `trueup li
     console.print(f"`trueup run {slug}` tests it here.\n", style="dim")
 
 
-def _stale(paper: papers.Paper, entries: dict[str, Any]) -> bool:
-    """Has the code that a published verdict rests on changed since?"""
+def _standing(paper: papers.Paper, entries: dict[str, Any]) -> Standing:
+    """Is the present code the published one, certified since, or neither?"""
+    from trueup.lab import ledger
     from trueup.lab.engine import StudyRef
-    from trueup.lab.fingerprint import code_fingerprint
+    from trueup.lab.fingerprint import verdict_fingerprint
 
-    published: str = entries[paper.slug]["provenance"]["fingerprint"]
-    return code_fingerprint(StudyRef("module", paper.study)) != published
+    return ledger.standing(entries[paper.slug], verdict_fingerprint(StudyRef("module", paper.study)))
 
 
-def _print_claims(outcome: dict[str, Any], *, stale: bool = False) -> None:
+def _print_claims(outcome: dict[str, Any], *, standing: Standing = "published") -> None:
     from trueup.lab.words import warnings
 
     verdict = outcome["verdict"]
@@ -192,8 +205,8 @@ def _print_claims(outcome: dict[str, Any], *, stale: bool = False) -> None:
     details = verdict.get("details") or [outcome.get("scope_sentence") or ""]
     for text in filter(None, details):
         console.print(escape(text))
-    if stale:
-        console.print("stale: the code has changed since this was published", style="magenta")
+    if standing in STANDINGS:
+        console.print(f"{standing}: {STANDINGS[standing]}", style="magenta" if standing == "stale" else "dim")
     console.print()
     for claim in outcome["claims"]:
         mark = "" if claim["primary"] else " [dim](secondary)[/]"
@@ -203,6 +216,15 @@ def _print_claims(outcome: dict[str, Any], *, stale: bool = False) -> None:
                 _print_indented(escape(text))
         for text in warnings(claim):
             _print_indented(f"[dim]{escape(text)}[/]")
+    console.print()
+
+
+def _print_history(published: dict[str, Any]) -> None:
+    """What happened to a published verdict, oldest first."""
+    from trueup.lab.ledger import event_words
+
+    for event in published["history"]:
+        console.print(f"[dim]{event['date']}  {escape(event_words(event))}[/]")
     console.print()
 
 
@@ -497,9 +519,21 @@ def _write_report(path: Path, output: Path | None = None) -> Path:
         for p in papers.CATALOGUE
     ]
     marked = {
-        p.slug: entries[p.slug] | {"stale": _stale(p, entries)} for p in papers.CATALOGUE if p.slug in entries
+        p.slug: _with_seeds(entries[p.slug]) | {"standing": _standing(p, entries)}
+        for p in papers.CATALOGUE
+        if p.slug in entries
     }
     return write_report(output or path.parent / "report", outcomes, catalogue, marked)
+
+
+def _with_seeds(published: dict[str, Any]) -> dict[str, Any]:
+    """A ledger entry with every seed's contrast, from its evidence."""
+    from trueup.lab import evidence
+
+    if not evidence.exists(published["slug"]):
+        return published
+    verdict, claims = evidence.rejudge(evidence.read(published["slug"]))
+    return published | {"verdict": verdict, "claims": claims}
 
 
 # -- compare -------------------------------------------------------------------------------------------------
@@ -583,44 +617,142 @@ def ledger_show(context: typer.Context) -> None:
     q = ledger.q_values(entries)
     for slug, published in entries.items():
         verdict, tried = published["verdict"], len(published["protocols"])
+        times = ledger.times_published(published)
         facts = [
             f"its control: {verdict['control'] or 'not asked'}",
             f"protocol {published['protocol']}" + (f" of {tried} tried" if tried > 1 else ""),
-            f"published {published['provenance']['date']}",
+            f"published {published['provenance']['date']}" + (f", the {times}th time" if times > 3 else ""),
         ]
         facts += [
             f"replication {r['attempt']} ({r['date']}) {'agrees' if r['agrees'] else '[red]differs[/]'}"
-            for r in published["replications"]
+            for r in ledger.replications(published)
         ]
         values = [f"{name} {value:.2g}" for (paper, name), value in q.items() if paper == slug]
         facts += [f"q: {', '.join(values)}"] if values else []
         paper = papers.get(slug)
-        chip = _chip(verdict["outcome"], _stale(paper, entries))
+        chip = _chip(verdict["outcome"], _standing(paper, entries))
         chip += "  [yellow]reconstructed[/]" if paper.reconstructed else ""
         console.print(f"\n[bold]{slug}[/]  {chip}")
         _print_indented(escape(verdict["sentence"]), 2)
         _print_indented(f"[dim]{'; '.join(facts)}[/]", 2)
     console.print()
-    console.print("`trueup show SLUG` tells every claim.", style="dim")
+    console.print("`trueup show SLUG` tells every claim, and what happened to the verdict.", style="dim")
 
 
 @ledger_app.command("publish")
 def ledger_publish(
     slugs: Annotated[list[str], typer.Argument(help="Papers whose stored desk verdict is to be published.")],
+    reason: Annotated[
+        str, typer.Option(help="Why a protocol that was published before is published again.")
+    ] = "",
     store: StoreOption = STORE,
     readme: Annotated[Path, typer.Option(help="The README whose table is renewed.")] = Path("README.md"),
 ) -> None:
-    """Write stored desk verdicts into the ledger that ships with the package. For maintainers."""
-    from trueup.lab import ledger
-    from trueup.lab.runner import collect
+    """Write stored desk verdicts into the ledger that ships with the package. For maintainers.
+
+    The evidence is written beside it: every cell's numbers, and every seed's contrast. Nothing is overwritten
+    silently: the entry's history keeps what was published before, and publishing one protocol twice needs a
+    reason. Claims or grids that changed need a new protocol number, which draws fresh seeds. If only code was
+    rewritten, certify it instead.
+    """
+    from trueup.lab import evidence, ledger
+    from trueup.lab.certify import Repository
+    from trueup.lab.runner import gather
     from trueup.lab.store import Store
 
+    commit = Repository().require_clean()
     with Store(store, create=False) as opened:
         for slug in slugs:
-            entry = ledger.publish(collect(_reference(slug), opened))
+            ref = _reference(slug)
+            outcome, made = gather(ref, opened)
+            measured = None
+            if evidence.exists(slug):
+                measured = evidence.measured(ref.load(), evidence.read(slug))
+            entry = ledger.publish(outcome, made, commit=commit, measured=measured, reason=reason)
             console.print(f"[bold]{slug}[/]: {_chip(entry['verdict']['outcome'])}")
-            if readme.exists():
-                ledger.renew_readme(readme, ledger.read(), papers.CATALOGUE)
+            _renew(readme)
+
+
+def _renew(readme: Path) -> None:
+    from trueup.lab import ledger
+
+    if readme.exists():
+        ledger.renew_readme(readme, ledger.read(), papers.CATALOGUE)
+
+
+@ledger_app.command("rejudge")
+def ledger_rejudge(
+    slugs: Annotated[
+        list[str] | None, typer.Argument(help="Published papers; all of them if left out.")
+    ] = None,
+    readme: Annotated[Path, typer.Option(help="The README whose table is renewed.")] = Path("README.md"),
+) -> None:
+    """Apply the present verdict rule to the stored contrasts of published verdicts. For maintainers.
+
+    Nothing is trained or computed again, and torch is not needed. An outcome that changes enters the history.
+    """
+    from trueup.lab import evidence, ledger
+
+    entries = ledger.read()
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("paper", "published", "by the present rule", "claims that changed"):
+        table.add_column(name)
+    for slug in slugs or [slug for slug in entries if evidence.exists(slug)]:
+        if slug not in entries:
+            raise ValueError(f"{slug} has no published verdict; published: {', '.join(entries) or 'none'}")
+        before = entries[slug]
+        now = ledger.rejudge(slug, date=datetime.date.today().isoformat())
+        old = {claim["name"]: claim["outcome"] for claim in before["claims"]}
+        changed = [
+            f"{claim['name']}: {old.get(claim['name'], 'new')}, now {claim['outcome']}"
+            for claim in now["claims"]
+            if old.get(claim["name"]) != claim["outcome"]
+        ]
+        outcomes = (before["verdict"]["outcome"], now["verdict"]["outcome"])
+        table.add_row(slug, *map(_chip, outcomes), "; ".join(changed) or "none")
+    console.print(table)
+    _renew(readme)
+
+
+@ledger_app.command("evidence")
+def ledger_evidence(
+    slug: Annotated[str, typer.Argument(help="A paper with a published verdict.")],
+    csv: Annotated[bool, typer.Option("--csv", help="Print every cell as comma-separated values.")] = False,
+) -> None:
+    """What a published verdict rests on: its cells, its seeds and where it was computed.
+
+    For example: trueup ledger evidence adamp --csv > adamp.csv
+    """
+    from trueup.lab import evidence, words
+
+    document = evidence.read(slug)
+    if csv:
+        sys.stdout.write(evidence.to_csv(document))
+        return
+    kinds = Counter(cell["kind"] for cell in document["cells"])
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("[bold]commit[/]", document["commit"])
+    facts.add_row("[bold]protocol[/]", str(document["protocol"]))
+    for number, look in enumerate(document["looks"], start=1):
+        facts.add_row(f"[bold]look {number}[/]", f"{len(look['seeds'])} seeds at alpha {look['alpha']}")
+    facts.add_row("[bold]cells[/]", ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
+    for name, value in document["environment"].items():
+        facts.add_row(f"[bold]{name}[/]", escape(value or "not set"))
+    console.print(facts)
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("claim", "seeds", "mean contrast", "contrast of every seed"):
+        table.add_column(name)
+    _, claims = evidence.rejudge(document)
+    for claim in claims:
+        d = [item["d"] for item in claim.get("d") or ()]
+        factor = claim.get("scale_factor") or 1
+        if claim["kind"] == "statistical":
+            texts = (f"{factor * value:.3g}" for value in d)
+            unit = {key: claim[key] for key in ("scale", "unit", "scale_factor")}
+            mean = words.amount(claim["mean"], **unit)
+            table.add_row(claim["name"], str(len(d)), mean, " ".join(texts))
+    console.print(table)
+    console.print(f"`trueup ledger evidence {slug} --csv` prints every cell.", style="dim")
 
 
 @ledger_app.command("replicate")
@@ -628,48 +760,73 @@ def ledger_replicate(
     slug: Annotated[str, typer.Argument(help="A paper with a published verdict.")],
     workers: Annotated[int | None, typer.Option(help="Processes; one a core if left out.")] = None,
     store: StoreOption = STORE,
-    record: Annotated[bool, typer.Option("--record", help="Note the result in the ledger.")] = False,
 ) -> None:
-    """Run a published study again on fresh seeds: does the verdict agree?
+    """Run a published study again on fresh seeds, tuning seeds too: do the effects agree?
 
-    Exact and cost claims, which draw no seeds, are computed again. The published verdict stays as it is.
+    Effects are compared with their intervals, and those of the controls; two runs may differ in a word at
+    almost the same effect. Exact and cost claims, which draw no seeds, are computed again. The published
+    verdict stays as it is. In a checkout of the repository every attempt is recorded, whatever it says.
     """
-    from trueup.lab import ledger
+    from trueup.lab import evidence, ledger
+    from trueup.lab.replication import agrees, compare_effects
     from trueup.lab.runner import Options
 
     entries = ledger.read()
     if slug not in entries:
         raise ValueError(f"{slug} has no published verdict; published: {', '.join(entries) or 'none'}")
     published = entries[slug]
-    if _stale(papers.get(slug), entries):
-        changed = f"the code of {slug} has changed since its verdict was published"
-        if record:
-            raise ValueError(f"{changed}: publish it again before a replication is recorded")
-        console.print(f"[yellow]{changed}; this runs the code as it is now[/]")
-    attempt = 1 + len(published["replications"])
-    options = Options(replicate=attempt)
-    outcome = _run_all([_reference(slug)], store, options, _workers(workers))[0]
+    _, before = evidence.rejudge(evidence.read(slug))
+    if _standing(papers.get(slug), entries) == "stale":
+        raise ValueError(
+            f"the code of {slug} has changed since its verdict was published: certify or publish it first, "
+            "so that the replication is one of the published code"
+        )
+    attempt = 1 + len(ledger.replications(published))
+    outcome = _run_all([_reference(slug)], store, Options(replicate=attempt), _workers(workers))[0]
     failed = _print_outcome(outcome)
-
-    agreement = ledger.agreement(published, outcome)
-    table = Table(box=box.SIMPLE_HEAD, title="against the published verdict", title_justify="left")
-    for name in ("primary claim", "published", "replication"):
-        table.add_column(name)
-    for name, (before, after) in agreement.items():
-        table.add_row(name, _chip(before), _chip(after))
-    console.print(table)
-    agrees = all(before == after for before, after in agreement.values())
+    rows = compare_effects(before, outcome["claims"])
+    _print_replication(rows)
+    agreed = not failed and agrees(rows)
     console.print(
-        "[green]The replication agrees with the published verdict.[/]"
-        if agrees
-        else "[red]The replication differs from the published verdict.[/]"
+        "[red]Cells failed, so the replication says nothing.[/]"
+        if failed
+        else "[green]The replication agrees with the published effects.[/]"
+        if agreed
+        else "[red]The replication differs from the published effects.[/]"
     )
-    if record and not failed:
-        ledger.add_replication(outcome, attempt)
+    if ledger.checkout() is not None:
+        ledger.add_event(
+            slug,
+            {
+                "event": "replicated",
+                "date": outcome["provenance"]["date"],
+                "protocol": published["protocol"],
+                "fingerprint": outcome["provenance"]["fingerprint"],
+                "attempt": attempt,
+                "verdict": outcome["verdict"]["outcome"],
+                "agrees": agreed,
+                "effects": rows,
+            },
+        )
         console.print(f"recorded in the ledger as replication {attempt}")
-    elif record:
-        console.print("[red]not recorded, since cells failed[/]")
     raise typer.Exit(1 if failed else 0)
+
+
+def _print_replication(rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, title="against the published effects", title_justify="left")
+    for name in ("claim", "published", "replication", "difference (interval)", "agree?"):
+        table.add_column(name)
+    for row in rows:
+        old, new = (
+            f"{_chip(row[run]['outcome'])}" + ("" if row[run]["mean"] is None else f" {row[run]['mean']:.3g}")
+            for run in ("published", "replicated")
+        )
+        told = ""
+        if row["difference"] is not None:
+            told = f"{row['difference']:.2g} ({row['low']:.2g} to {row['high']:.2g})"
+        name = row["claim"] + (f", control {row['control']}" if row["control"] else "")
+        table.add_row(name, old, new, told, "[green]yes[/]" if row["agrees"] else "[red]no[/]")
+    console.print(table)
 
 
 # -- data ----------------------------------------------------------------------------------------------------

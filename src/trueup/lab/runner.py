@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from trueup.lab import evidence
 from trueup.lab.cell import Cell, CellResult, Items, clear_leftovers, environment, items
 from trueup.lab.engine import Engine, StudyRef, Task
 from trueup.lab.errors import StudyError
-from trueup.lab.fingerprint import cell_fingerprint, code_fingerprint
+from trueup.lab.fingerprint import cell_fingerprint, code_fingerprint, verdict_fingerprint
 from trueup.lab.measured import Evidence, measure
 from trueup.lab.outcome import document, judge_claims, undecided
 from trueup.lab.power import detectable
@@ -89,6 +90,13 @@ def collect(ref: StudyRef, store: Store, options: Options | None = None) -> dict
     return _Session(ref, store, None, options or Options(), Silent()).outcome()
 
 
+def gather(ref: StudyRef, store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The desk outcome from stored cells alone, and the evidence that it rests on."""
+    session = _Session(ref, store, None, Options(), Silent())
+    outcome = session.outcome()
+    return outcome, evidence.document(session.study, session.evidence, session.cells, outcome)
+
+
 @dataclass
 class Plan:
     """What a run would do, before any time is spent.
@@ -122,7 +130,7 @@ class _Session:
         self.data = data_records(self.study.data_at(options.scale))
         self.evidence = Evidence()
         self.conditions = [items(c) for c in self.study.condition_grid()]
-        self._done: dict[Cell, CellResult] = {}  # in this session: a widened grid asks for its trials again
+        self.cells: dict[Cell, CellResult] = {}  # in this session: a widened grid asks for its trials again
         self.computed = self.reused = 0
         self.cpu_seconds = self.stage_seconds = 0.0
         self.peak_memory: int | None = None
@@ -140,8 +148,8 @@ class _Session:
         for cell in cells:
             if cell in results:
                 continue
-            if cell in self._done:
-                results[cell] = self._done[cell]
+            if cell in self.cells:
+                results[cell] = self.cells[cell]
                 continue
             fingerprint = self.fingerprint(cell)
             if self.options.fresh and self.engine is not None:
@@ -188,7 +196,7 @@ class _Session:
         )
 
     def _account(self, cell: Cell, result: CellResult, *, reused: bool) -> None:
-        self._done[cell] = result
+        self.cells[cell] = result
         self.reused += reused
         self.computed += not reused
         if cell.kind == "stage":
@@ -238,8 +246,8 @@ class _Session:
         results: dict[Cell, CellResult] = {}
         tasks = []
         for cell, keys in wanted.items():
-            if cell in self._done:
-                results[cell] = self._done[cell]
+            if cell in self.cells:
+                results[cell] = self.cells[cell]
                 continue
             fingerprint = self.fingerprint(cell)
             artefact = self.store.artefacts / f"{fingerprint}.npz"
@@ -312,7 +320,7 @@ class _Session:
             provenance={
                 **(self.environment or environment(self.options.threads, self.options.device)),
                 "date": datetime.date.today().isoformat(),
-                "fingerprint": self.code,
+                "fingerprint": verdict_fingerprint(self.ref),
                 "data": self.data,
             },
         )
@@ -481,7 +489,7 @@ class _Session:
         self, plan: Plan, name: str, cells: int, kinds: Sequence[str], seeds: Sequence[int] | None = None
     ) -> None:
         if cells:
-            done = [cell for cell, result in self._done.items() if result.status != "failed"]
+            done = [cell for cell, result in self.cells.items() if result.status != "failed"]
             found = sum(cell.kind in kinds and (seeds is None or cell.seed in seeds) for cell in done)
             plan.cells[name] = cells
             # a widened grid may hold more stored trials than the plan's own

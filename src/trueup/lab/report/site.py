@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 import trueup
 from trueup.lab import numerals, words
-from trueup.lab.ledger import q_values
+from trueup.lab.ledger import event_words, q_values, replications, times_published
 from trueup.lab.outcomes import ORDER, outcome_words, shown
 from trueup.lab.report import export, figures, summaries, wording
 from trueup.whole_file import write_whole
@@ -44,8 +44,8 @@ def write_report(
         outcomes: outcome documents, one a study and scale.
         papers: the catalogue's records as mappings: slug, title, authors, year, arxiv, room, problem, state,
             fidelity, reconstructed, names, usage.
-        ledger: slug -> published outcome document (its cells may be left out) with ``stale`` where the code
-            has changed since; it stands in for papers that were not run here.
+        ledger: slug -> published entry, perhaps with every seed's contrast, and its ``standing``
+            (``published``, ``certified`` or ``stale``); it stands in for papers that were not run here.
 
     Returns:
         The path of ``index.html``.
@@ -192,7 +192,9 @@ def _write_study(
         ran=outcome is not None,
         here=here,  # or taken from the ledger
         command=_command(study),
-        replications=entry.get("replications") or (),
+        replications=replications(entry) if entry else (),
+        history=[(event["date"], event_words(event)) for event in entry.get("history") or ()],
+        times_published=times_published(entry) if entry else 0,
         sections=[(anchor, name) for anchor, name, there in sections if there],
         troubles=troubles,
         failed=failed,
