@@ -214,16 +214,15 @@ def _series_read(study: Study, gathered: Evidence) -> tuple[str, ...]:
 
 
 def _check_continuous(study: Study, cells: Mapping[Cell, CellResult]) -> None:
-    """Refuse an arm of whose numbers none tells its cells apart: a coarse accuracy hides small changes."""
-    values: defaultdict[str, defaultdict[str, set[float]]] = defaultdict(lambda: defaultdict(set))
-    counts: defaultdict[str, int] = defaultdict(int)
+    """Refuse an arm of whose numbers none tells its seeds apart: a coarse accuracy hides small changes."""
+    results: defaultdict[tuple[str, Any], list[Mapping[str, float]]] = defaultdict(list)
     for cell, result in cells.items():
         if cell.kind == "report" and result.status == "ok":
-            counts[cell.arm] += 1
-            for name, value in result.numbers.items():
-                values[cell.arm][name].add(value)
-    for arm, count in counts.items():
-        if count > 1 and max(map(len, values[arm].values())) < 0.9 * count:
+            results[cell.arm, cell.condition].append(result.numbers)
+    for (arm, _), numbers in results.items():
+        names = {name for of_seed in numbers for name in of_seed}
+        distinct = max((len({n[name] for n in numbers if name in n}) for name in names), default=0)
+        if len(numbers) > 1 and distinct < 0.9 * len(numbers):
             raise EvidenceError(
                 f"{study.slug}: arm {arm!r} returns no continuous number, so that a small change of its code "
                 "could not be seen: return a loss or the norm of the weights as well"

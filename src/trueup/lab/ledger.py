@@ -166,8 +166,9 @@ def _outcomes(verdict: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) -
 
 def _is_published(old: Mapping[str, Any], outcome: Mapping[str, Any], folder: Path | None) -> bool:
     """Is this very verdict in the ledger, with its evidence?"""
-    same_code = old["provenance"]["fingerprint"] == outcome["provenance"]["fingerprint"]
-    same = same_code and old["verdict"] == outcome["verdict"] and old["claims"] == _kept(outcome["claims"])
+    new = entry(outcome)
+    same = all(old[part] == new[part] for part in ("protocol", "verdict", "claims"))
+    same = same and old["provenance"]["fingerprint"] == new["provenance"]["fingerprint"]
     return same and ships.exists(outcome["slug"], folder)
 
 
