@@ -20,6 +20,7 @@ from trueup.whole_file import write_whole
 
 if TYPE_CHECKING:
     from trueup.lab.cell import Cell, CellResult
+    from trueup.lab.spec import Study
 
 FORMAT = 1
 FOLDER = Path(__file__).parent.parent / "evidence"
@@ -114,3 +115,69 @@ def cell_of(document: Mapping[str, Any], record: Mapping[str, Any]) -> Cell:
         record["seed"],
         record["instance"],
     )
+
+
+# -- what was declared, and what was judged ------------------------------------------------------------------
+
+
+def plan(study: Study) -> dict[str, Any]:
+    """Everything that a study declares and that decides its verdict, as plain JSON."""
+    return {
+        "protocol": study.protocol,
+        "metrics": [{"name": m.name, "higher": m.higher, "worst": m.worst} for m in study.metrics],
+        "arms": [{"name": a.name, "role": a.role} for a in study.arms],
+        "conditions": [
+            {"name": c.name, "values": list(c.values), "tuned_at": c.tuned_at} for c in study.conditions
+        ],
+        "tune": [{"name": a.name, "values": list(a.values)} for a in study.tune],
+        "looks": [list(look) for look in study.looks],
+        "tuning_seeds": study.tuning_seeds,
+        "claims": [
+            {
+                "name": c.name,
+                "kind": c.kind,
+                "primary": c.primary,
+                "requires": list(c.requires),
+                "contrast": getattr(getattr(c, "contrast", None), "text", None),
+                "min_effect": getattr(c, "min_effect", None),
+                "controls": list(study.controls(c)) if c.kind == "statistical" else None,  # type: ignore[arg-type]
+                "instances": list(getattr(c, "instances", ())),
+                "tolerance": getattr(c, "tolerance", None),
+                "at_most": getattr(c, "at_most", None),
+            }
+            for c in study.claims
+        ],
+    }
+
+
+def contrasts(study: Study, document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The contrasts of every statistical claim, its links and its controls, from the evidence's cells."""
+    from trueup.lab.contrasts import Contrast, SeedCells
+
+    higher = {m.name: m.higher for m in study.metrics}
+    by_seed: dict[int, list[Any]] = {}
+    for record in document["cells"]:
+        if record["kind"] == "report":
+            row = (record["arm"], record["condition"], record["numbers"], record["series"])
+            by_seed.setdefault(record["seed"], []).append(row)
+
+    def of(contrast: Contrast) -> list[dict[str, Any]]:
+        return [
+            {"seed": seed, "d": float(contrast.value(SeedCells(cells, higher)))}
+            for seed, cells in sorted(by_seed.items())
+        ]
+
+    out = []
+    for claim in study.statistical:
+        record = {
+            "name": claim.name,
+            "d": of(claim.contrast),
+            "links": [{"text": link.text, "d": of(link)} for link in claim.contrast.links],
+            "controls": [],
+        }
+        if claim.contrast.against is not None:
+            record["controls"] = [
+                {"arm": arm, "d": of(claim.contrast.against(arm))} for arm in study.controls(claim)
+            ]
+        out.append(record)
+    return out
