@@ -133,6 +133,35 @@ def add_replication(outcome: Mapping[str, Any], attempt: int, path: Path | None 
     return agrees
 
 
+def add_event(slug: str, event: Mapping[str, Any], path: Path | None = None) -> None:
+    """Append an event to the history of a published verdict; what is in a history stays as it is.
+
+    Raises:
+        LedgerError: if nothing is published under this slug.
+    """
+    entries = read(path)
+    if slug not in entries:
+        raise LedgerError(f"{slug} has no published verdict; published: {', '.join(entries) or 'none'}")
+    entries[slug].setdefault("history", []).append(dict(event))
+    _write(entries, path)
+
+
+def current_fingerprints(published: Mapping[str, Any]) -> set[str]:
+    """Fingerprints under which a verdict is current: the published code's and those certified since.
+
+    One that was later found to compute other numbers is not among them.
+    """
+    current = {published["provenance"]["fingerprint"]}
+    for event in published.get("history", ()):
+        if event["event"] == "published":
+            current = {event["fingerprint"]}
+        elif event["event"] == "certified":
+            current.add(event["fingerprint"])
+        elif event["event"] == "differed":
+            current.discard(event["fingerprint"])
+    return current
+
+
 def q_values(entries: Mapping[str, Any]) -> dict[tuple[str, str], float]:
     """Benjamini-Hochberg q-values of all published primary statistical claims, by (slug, claim)."""
     keys = [
