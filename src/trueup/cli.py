@@ -12,7 +12,7 @@ import re
 import sys
 import webbrowser
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -48,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-ledger_app = typer.Typer(help="Published verdicts: look, publish, replicate.", no_args_is_help=False)
+ledger_app = typer.Typer(help="Published verdicts: look, publish, replicate, certify.", no_args_is_help=False)
 data_app = typer.Typer(help="Real data sets: list them, fetch the larger ones once.", no_args_is_help=False)
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(data_app, name="data")
@@ -599,7 +599,7 @@ def compare(
 
 @ledger_app.callback(invoke_without_command=True)
 def ledger_show(context: typer.Context) -> None:
-    """Published verdicts: look, publish, replicate."""
+    """Published verdicts: look, publish, replicate, certify."""
     if context.invoked_subcommand is not None:
         return
     from trueup.lab import ledger
@@ -827,6 +827,106 @@ def _print_replication(rows: Sequence[dict[str, Any]]) -> None:
         name = row["claim"] + (f", control {row['control']}" if row["control"] else "")
         table.add_row(name, old, new, told, "[green]yes[/]" if row["agrees"] else "[red]no[/]")
     console.print(table)
+
+
+class _CertifyBar:
+    """Live progress: one bar a study, over the cells of both codes."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.task: Any = None
+
+    def begin(self, slug: str, cells: int) -> None:
+        self.task = self.bars.add_task(slug, total=cells)
+
+    def done(self, cells: int) -> None:
+        self.bars.update(self.task, advance=cells)
+
+
+@ledger_app.command("certify")
+def ledger_certify(
+    slugs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Papers with a published verdict; all whose code has changed if left out."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core if left out.")] = None,
+) -> None:
+    """Show that changed code computes what was published, so that no study is run anew. For maintainers.
+
+    Run it after refactoring, in a git checkout, with everything under src/ committed. A sample of each
+    study's cells is computed twice on this machine, by the published commit and by the present code: two
+    seeds of each look, every trial at one seed, the best two trials at all, and every exact claim. Cost
+    claims are measured again. Which seeds are drawn depends on the commit.
+
+    certified: equal in every bit. The ledger notes the present code, and the verdict is current again.
+
+    differs: the cells are named here and in the ledger; the exit code is 1. Mend the code, or publish anew.
+
+    refused: claims, arms or grids have changed. That is another protocol: publish it under a new number.
+    """
+    from trueup.lab import ledger
+    from trueup.lab.certify import Repository, certify
+    from trueup.lab.errors import StudyError
+
+    entries = ledger.read()
+    for slug in slugs or ():
+        if slug not in entries:
+            raise ValueError(f"{slug} has no published verdict; published: {', '.join(entries) or 'none'}")
+    chosen = list(
+        dict.fromkeys(slugs or [s for s in entries if _standing(papers.get(s), entries) == "stale"])
+    )
+    if not chosen:
+        console.print("nothing to certify: every verdict's code is what was published, or certified since")
+        return
+    repository = Repository()
+    repository.require_clean()
+    refs = {slug: _reference(slug) for slug in chosen}
+    for slug, ref in refs.items():
+        _check_data(ref, entries[slug]["scale"])
+    workers = _workers(workers)
+    found: dict[str, Any] = {}
+    columns = (TextColumn("  {task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=console) as bars:
+            for slug, ref in refs.items():
+                try:
+                    found[slug] = certify(slug, ref, repository, workers=workers, progress=_CertifyBar(bars))
+                except StudyError as error:
+                    found[slug] = error
+    except KeyboardInterrupt:
+        errors.print("\nstopped: what was certified before is noted; the same command does the rest")
+        raise typer.Exit(130) from None
+    _print_certifications(found)
+    raise typer.Exit(0 if all(getattr(f, "outcome", "") == "certified" for f in found.values()) else 1)
+
+
+def _print_certifications(found: Mapping[str, Any]) -> None:
+    """A table of what came out, and below it why a study was refused or where it differs."""
+    from trueup.lab.certify import Certification
+    from trueup.lab.numerals import duration, plural
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("study", "cells", "verdict", "against the published numbers", "time"):
+        table.add_column(column, justify="right" if column == "cells" else "left")
+    for slug, result in found.items():
+        if isinstance(result, Certification):
+            colour = "green" if result.outcome == "certified" else "red"
+            word = f"[{colour}]{result.outcome}[/]"
+            row = [f"{result.cells:,}", word, result.agreement, duration(result.seconds)]
+        else:
+            row = ["", "[magenta]refused[/]", "", ""]
+        table.add_row(slug, *row)
+    console.print(table)
+    for slug, result in found.items():
+        if not isinstance(result, Certification):
+            console.print(f"[bold]{slug}[/]: {escape(str(result))}")
+        elif result.differences:
+            cells = plural(len({d.cell for d in result.differences}), "cell")
+            console.print(f"[bold]{slug}[/]: {cells} differ or failed")
+            for difference in result.differences[:10]:
+                _print_indented(escape(str(difference)))
+            if len(result.differences) > 10:
+                _print_indented(f"and {len(result.differences) - 10} more numbers")
 
 
 # -- data ----------------------------------------------------------------------------------------------------

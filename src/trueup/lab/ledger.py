@@ -225,37 +225,16 @@ def rejudge(slug: str, path: Path | None = None, folder: Path | None = None, *, 
     return new
 
 
-def add_event(slug: str, event: Mapping[str, Any], path: Path | None = None) -> None:
-    """Append an event to the history of a published verdict; what is in a history stays as it is.
-
-    Raises:
-        LedgerError: if nothing is published under this slug.
-    """
-    entries = read(path)
-    _require(entries, slug)
-    entries[slug].setdefault("history", []).append(dict(event))
-    _write(entries, path)
-
-
 def _require(entries: Mapping[str, Any], slug: str) -> None:
     if slug not in entries:
         raise LedgerError(f"{slug} has no published verdict; published: {', '.join(entries) or 'none'}")
 
 
 def standing(published: Mapping[str, Any], fingerprint: str) -> Standing:
-    """Is this the published code, code that was certified since, or neither?
-
-    Code that was certified and later found to compute other numbers is neither.
-    """
+    """Is this the published code, code that was certified since, or neither?"""
     if fingerprint == published["provenance"]["fingerprint"]:
         return "published"
-    found: Standing = "stale"
-    for event in published.get("history", ()):
-        if event["event"] == "published":
-            found = "stale"
-        elif event.get("fingerprint") == fingerprint and event["event"] in ("certified", "differed"):
-            found = "certified" if event["event"] == "certified" else "stale"
-    return found
+    return "certified" if fingerprint in current_fingerprints(published) else "stale"
 
 
 def checkout() -> Path | None:
@@ -305,6 +284,34 @@ def replications(published: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every replication of the entry's protocol, whatever it said."""
     events = published.get("history", ())
     return [e for e in events if e["event"] == "replicated" and e["protocol"] == published["protocol"]]
+
+
+def add_event(slug: str, event: Mapping[str, Any], path: Path | None = None) -> None:
+    """Append an event to the history of a published verdict; what is in a history stays as it is.
+
+    Raises:
+        LedgerError: if nothing is published under this slug.
+    """
+    entries = read(path)
+    _require(entries, slug)
+    entries[slug].setdefault("history", []).append(dict(event))
+    _write(entries, path)
+
+
+def current_fingerprints(published: Mapping[str, Any]) -> set[str]:
+    """Fingerprints under which a verdict is current: the published code's and those certified since.
+
+    One that was later found to compute other numbers is not among them.
+    """
+    current = {published["provenance"]["fingerprint"]}
+    for event in published.get("history", ()):
+        if event["event"] == "published":
+            current = {event["fingerprint"]}
+        elif event["event"] == "certified":
+            current.add(event["fingerprint"])
+        elif event["event"] == "differed":
+            current.discard(event["fingerprint"])
+    return current
 
 
 def q_values(entries: Mapping[str, Any]) -> dict[tuple[str, str], float]:

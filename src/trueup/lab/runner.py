@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -95,6 +97,26 @@ def gather(ref: StudyRef, store: Store) -> tuple[dict[str, Any], dict[str, Any]]
     session = _Session(ref, store, None, Options(), Silent())
     outcome = session.outcome()
     return outcome, evidence.document(session.study, session.evidence, session.cells, outcome)
+
+
+def recompute(
+    ref: StudyRef,
+    cells: Sequence[Cell],
+    engine: Engine,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> dict[Cell, CellResult]:
+    """Compute these cells anew, and the stages that they read, in a store that is then deleted.
+
+    Cells of cost claims come last, each with nothing beside it.
+    """
+    with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "cells.sqlite") as store:
+        session = _Session(ref, store, engine, options or Options(), progress or Silent())
+        results = session.need("cells", [cell for cell in cells if cell.kind != "cost"])
+        for cell in cells:
+            if cell.kind == "cost":
+                results |= session.need(f"cost: {cell.arm}", [cell])
+        return results
 
 
 @dataclass
