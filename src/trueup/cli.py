@@ -665,10 +665,8 @@ def ledger_publish(
         for slug in slugs:
             ref = _reference(slug)
             outcome, made = gather(ref, opened)
-            measured = None
-            if evidence.exists(slug):
-                measured = evidence.measured(ref.load(), evidence.read(slug))
-            entry = ledger.publish(outcome, made, commit=commit, measured=measured, reason=reason)
+            changed = evidence.changed(ref.load(), evidence.read(slug)) if evidence.exists(slug) else None
+            entry = ledger.publish(outcome, made, commit=commit, changed=changed, reason=reason)
             console.print(f"[bold]{slug}[/]: {_chip(entry['verdict']['outcome'])}")
             _renew(readme)
 
