@@ -226,6 +226,7 @@ def test_code_is_current_if_it_was_published_or_certified_since(publish):
             "protocol 1 published at commit c0ffee: partly reproduced (first)",
         ),
         ({"event": "replicated", "attempt": 2, "agrees": False}, "replication 2: effects differ"),
+        ({"event": "replicated", "attempt": 3, "agrees": None}, "replication 3: cells failed"),
         (
             {"event": "certified", "commit": "beef", "cells": 1200, "equal_to_evidence": 1200},
             "certified at commit beef: 1,200 cells computed by both codes agree, 1,200 equal the published "

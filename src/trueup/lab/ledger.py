@@ -245,7 +245,8 @@ def event_words(event: Mapping[str, Any]) -> str:
     if event["event"] == "rejudged":
         return f"judged again by a new rule: {outcome_words(event['verdict'])}"
     if event["event"] == "replicated":
-        return f"replication {event['attempt']}: effects {'agree' if event['agrees'] else 'differ'}"
+        said = {True: "effects agree", False: "effects differ", None: "cells failed"}[event["agrees"]]
+        return f"replication {event['attempt']}: {said}"
     if event["event"] == "certified":
         equal = f"{event['equal_to_evidence']:,} equal the published ones"
         return f"certified{commit}: {event['cells']:,} cells computed by both codes agree, {equal}"
