@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from toy import InlineEngine, write_toy
 
 from trueup.lab import runner
+from trueup.lab.cell import CellResult
 from trueup.lab.engine import StudyRef
 from trueup.lab.power import detectable
 from trueup.lab.runner import Options
@@ -209,6 +211,99 @@ def test_a_stage_of_a_stage_that_is_not_there_is_not_there_either(tmp_path, stor
     outcome = runner.run(ref, store, InlineEngine())
     assert outcome["verdict"]["outcome"] == ("incomplete" if fails else "reproduced")
     assert runner.collect(ref, store)["verdict"] == outcome["verdict"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"no archive", None])
+def test_a_damaged_artefact_is_built_again(tmp_path, store, damage):
+    ref = toy(tmp_path)
+    whole = runner.run(ref, store, InlineEngine())
+    for fingerprint, cell, _ in list(store.cells("toy")):
+        if cell.kind == "report":
+            store.forget(fingerprint)
+    artefacts = sorted(store.artefacts.iterdir())
+    content = artefacts[0].read_bytes()
+    middle = content.index(b"NUMPY") + 128  # among the numbers
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    artefacts[0].write_bytes(flipped if damage is None else damage)
+    engine = InlineEngine()
+    again = runner.run(ref, store, engine)
+    assert sum(c.kind == "stage" for c in engine.done) == 1
+    assert again["claims"] == whole["claims"]
+    for fingerprint, cell, _ in list(store.cells("toy")):
+        if cell.kind == "stage":
+            assert (store.artefacts / f"{fingerprint}.npz").stat().st_size == len(content)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        CellResult("ok", {"score": float("nan")}),
+        CellResult("ok", {"score": 1.0, ("a", "b"): 1.0}),
+        CellResult("ok", {"score": 1.0}, arrays={"x": np.array([{}])}),
+        CellResult("ok", {"score": 1.0}, peak_memory=2**70),
+        CellResult("failed", error="a file called \udcff"),
+    ],
+    ids=["nan", "tuple", "objects", "huge", "surrogate"],
+)
+def test_a_result_that_cannot_be_stored_fails_its_cell_alone(tmp_path, store, bad):
+    class Odd(InlineEngine):
+        def map(self, tasks):
+            for task, result in super().map(tasks):
+                odd = task.cell.kind == "report" and task.cell.arm == "ours" and task.cell.seed == 0
+                yield task, bad if odd else result
+
+    outcome = runner.run(toy(tmp_path), store, Odd(), Options(seeds=6))
+    failed = [c for c in outcome["cells"] if c["status"] == "failed"]
+    assert [(c["arm"], c["seed"]) for c in failed] == [("ours", 0)] * 2
+    assert len(outcome["cells"]) == 36
+    for cell in failed:
+        assert "cannot be stored" in cell["error"] or "called \\udcff" in cell["error"]
+        cell["error"].encode()
+    assert runner.collect(toy(tmp_path), store, Options(seeds=6))["cells"] == outcome["cells"]
+
+
+def test_cost_sums_cpu_time_and_plans_go_by_wall_time(tmp_path, store):
+    class Timed(InlineEngine):
+        def map(self, tasks):
+            for task, result in super().map(tasks):
+                yield task, replace(result, seconds=10.0, cpu_seconds=2.0)
+
+    ref = toy(tmp_path)
+    cost = runner.run(ref, store, Timed(), Options(seeds=3))["cost"]
+    assert (cost["cpu_seconds"], cost["stage_seconds"]) == (2.0 * (2 + 54 + 18), 2.0 * (3 + 3))
+    left = runner.plan(ref, store)
+    assert left.minutes == pytest.approx(10 / 60 * (120 + 20))
+
+
+def test_cells_of_a_run_on_another_device_are_found_again(tmp_path, store):
+    ref = toy(tmp_path)
+    ran = runner.run(ref, store, InlineEngine(), Options(device="cuda"))
+    assert runner.collect(ref, store)["cost"]["cells"] == 0
+    store.note_run("toy", "desk", ref.kind, ref.name, None, "cuda")
+    for options in (None, Options(device="cuda:1")):
+        assert runner.collect(ref, store, options)["claims"] == ran["claims"]
+
+
+def test_a_cell_has_half_an_hour_unless_its_study_says_more(tmp_path, store):
+    class Limits(InlineEngine):
+        def map(self, tasks):
+            limits.update(task.timeout for task in tasks)
+            return super().map(tasks)
+
+    path = Path(write_toy(tmp_path, name="limits.py"))
+    text = path.read_text().replace('"desk": {}', '"desk": {}, "paper": {}')
+    for given, scale, expected in (
+        ("", "smoke", 1800),
+        ("", "desk", 1800),
+        ("", "paper", None),
+        ("timeout=60,", "paper", 60),
+        ("timeout=None,", "desk", None),
+    ):
+        limits: set[float | None] = set()
+        study = tmp_path / f"limits_{len(given)}_{scale}.py"
+        study.write_text(text.replace('slug="toy",', f'slug="toy", {given}'))
+        runner.run(StudyRef("file", str(study)), store, Limits(), Options(scale, fresh=True))
+        assert limits == {expected}
 
 
 def test_failed_cells_are_tried_again(tmp_path, store):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,8 +86,15 @@ def run(
 
 
 def collect(ref: StudyRef, store: Store, options: Options | None = None) -> dict[str, Any]:
-    """The outcome document from stored cells alone; what is missing is ``incomplete``."""
-    return _Session(ref, store, None, options or Options(), Silent()).outcome()
+    """The outcome document from stored cells alone; what is missing is ``incomplete``.
+
+    Without options, it is that of the desk scale on the device of its last run.
+    """
+    if options is None:
+        slug = ref.load().slug
+        ran = [r["device"] for r in store.runs() if (r["study"], r["scale"]) == (slug, "desk")]
+        options = Options(device=ran[0] if ran else "cpu")
+    return _Session(ref, store, None, options, Silent()).outcome()
 
 
 @dataclass
@@ -155,7 +164,7 @@ class _Session:
             return results
         self.progress.phase(phase, len(cells), len(results))
         for task, result in self.engine.map(tasks):
-            self._keep(task, result)
+            result = self._keep(task, result)
             results[task.cell] = result
             self._account(task.cell, result, reused=False)
             self.progress.done(task.cell, result)
@@ -166,11 +175,24 @@ class _Session:
         seedless = cell.kind in ("exact", "exact-control", "cost")
         return seedless and self.options.replicate > 0 and self.engine is not None
 
-    def _keep(self, task: Task, result: CellResult) -> None:
+    def _keep(self, task: Task, result: CellResult) -> CellResult:
+        """Store a result; what cannot be stored is a failure of its cell."""
         # a replaced worker loads the code as it is now; its result must not pass for the old code's
         if code_fingerprint(self.ref) != self.code:
             raise StudyError(f"the code of {self.study.slug} changed while it ran: run it again")
-        self.store.put(task.fingerprint, task.cell, result)
+        # an error may quote a file's name that is no valid Unicode
+        result = replace(result, error=result.error.encode("utf-8", "backslashreplace").decode())
+        try:
+            self.store.put(task.fingerprint, task.cell, result)
+        except (OverflowError, TypeError, ValueError) as error:
+            result = CellResult("failed", error=f"the cell's result cannot be stored: {error}")
+            self.store.put(task.fingerprint, task.cell, result)
+        return result
+
+    @property
+    def _timeout(self) -> float | None:
+        no_limit = self.options.scale == "paper" and self.study.timeout == Study.timeout
+        return None if no_limit else self.study.timeout
 
     def _task(
         self, cell: Cell, fingerprint: str, inputs: Mapping[tuple[Items, int, str], dict[str, str]]
@@ -183,17 +205,19 @@ class _Session:
             tuple(sorted(paths.items())),
             self.options.device,
             self.options.threads,
-            timeout=self.study.timeout,
+            timeout=self._timeout,
         )
 
     def _account(self, cell: Cell, result: CellResult, *, reused: bool) -> None:
         self._done[cell] = result
         self.reused += reused
         self.computed += not reused
+        # rows of older versions have wall time only, which on one thread is much the same
+        cpu_seconds = result.cpu_seconds or result.seconds
         if cell.kind == "stage":
-            self.stage_seconds += result.seconds
+            self.stage_seconds += cpu_seconds
             return
-        self.cpu_seconds += result.seconds
+        self.cpu_seconds += cpu_seconds
         if result.peak_memory is not None:
             self.peak_memory = max(self.peak_memory or 0, result.peak_memory)
         if result.environment:
@@ -245,7 +269,7 @@ class _Session:
             if self.options.fresh and self.engine is not None:
                 self.store.forget(fingerprint)
             stored = self.store.get(fingerprint)
-            if stored is not None and (artefact.exists() if stored.status == "ok" else self.engine is None):
+            if stored is not None and self._is_usable(stored, artefact):
                 results[cell] = stored
                 self._account(cell, stored, reused=True)
                 continue
@@ -259,7 +283,7 @@ class _Session:
                     self.options.device,
                     self.options.threads,
                     str(artefact),
-                    self.study.timeout,
+                    self._timeout,
                 )
             )
         if self.engine is None:
@@ -267,11 +291,17 @@ class _Session:
         if tasks:
             self.progress.phase(phase, len(wanted), len(results))
         for task, result in self.engine.map(tasks):
-            self._keep(task, result)
+            result = self._keep(task, result)
             results[task.cell] = result
             self._account(task.cell, result, reused=False)
             self.progress.done(task.cell, result)
         return results
+
+    def _is_usable(self, stored: CellResult, artefact: Path) -> bool:
+        """Can cells read what a stage left? Without an engine none will."""
+        if self.engine is None:
+            return stored.status == "failed" or artefact.exists()
+        return stored.status == "ok" and _is_whole(artefact)
 
     def _stage_cell(self, stage: Stage, key: tuple[Items, int, str]) -> Cell:
         condition, seed, tuning = key
@@ -569,6 +599,15 @@ class _Session:
 def plan(ref: StudyRef, store: Store, options: Options | None = None, workers: int = 1) -> Plan:
     """What a run would do: cells, minutes, and the smallest effect it could find. Nothing is computed."""
     return _Session(ref, store, None, options or Options(), Silent()).plan(workers)
+
+
+def _is_whole(artefact: Path) -> bool:
+    """Is the ``.npz`` file there, with content that matches its own checksums?"""
+    try:
+        with zipfile.ZipFile(artefact) as file:
+            return file.testzip() is None
+    except Exception:  # a damaged archive raises whatever its bytes happen to mean
+        return False
 
 
 def _tuning(cell: Cell) -> str:
