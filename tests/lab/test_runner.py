@@ -128,15 +128,46 @@ def test_a_winner_at_the_edge_widens_the_grid_for_every_arm_once(tmp_path, store
     assert "edge" in better["note"]
 
 
-def test_no_grid_grows_where_one_arm_would_get_more_trials_than_another(tmp_path, store):
-    path = Path(write_toy(tmp_path, best=10.0))
-    own = 'Arm("ours", "method", tune=[Axis("lr", (1.0,)), Axis("beta", (0.1, 0.2, 0.3))])'
-    path.write_text(path.read_text().replace('Arm("ours", "method")', own))
-    outcome = runner.run(StudyRef("file", str(path)), store, InlineEngine())
-    assert {len(tuning["trials"]) for tuning in outcome["tuning"]} == {3}
-    plain = next(tuning for tuning in outcome["tuning"] if tuning["arm"] == "plain")
-    assert plain["edge"] == ["lr"]  # so that what rests on it is not decided
-    assert claim(outcome, "better")["outcome"] != "reproduced"
+OWN = 'Arm("ours", "method", tune=[Axis("lr", (1.0,)), Axis("beta", (0.1, 0.2, 0.3))])'
+BETA = "-abs(run.get('beta', 0.2) - 0.2)"
+
+
+def with_own_axes(tmp_path, own=OWN, **effects) -> StudyRef:
+    """A toy study in which beta = 0.2 is best for the arm that tunes it."""
+    path = Path(write_toy(tmp_path, name=f"own_{abs(hash((own, *effects.items())))}.py", **effects))
+    text = path.read_text().replace('Arm("ours", "method")', own)
+    path.write_text(text.replace("score = base", f"score = {BETA} + base"))
+    return StudyRef("file", str(path))
+
+
+def test_an_arm_with_axes_of_its_own_gets_as_many_new_trials_at_its_best_values(tmp_path, store):
+    outcome = runner.run(with_own_axes(tmp_path, best=10.0), store, InlineEngine())
+    for tuning in outcome["tuning"]:
+        trials = [tuple(t["hyper"].values()) for t in tuning["trials"]]
+        if tuning["arm"] == "ours":
+            assert trials == [(1.0, 0.1), (1.0, 0.2), (1.0, 0.3), (10.0, 0.2)]
+        else:
+            assert trials == [(0.01,), (0.1,), (1.0,), (10.0,)]
+        assert tuning["widened"]
+        assert "lr" in tuning["edge"]
+
+
+def test_an_arm_that_does_not_try_the_axis_that_grows_gets_no_new_trials(tmp_path, store):
+    own = 'Arm("ours", "method", {"lr": 1.0}, tune=[Axis("beta", (0.1, 0.2, 0.3))])'
+    outcome = runner.run(with_own_axes(tmp_path, own, best=10.0), store, InlineEngine())
+    assert {(t["arm"], len(t["trials"]), t["widened"]) for t in outcome["tuning"]} == {
+        ("plain", 4, True),
+        ("control", 4, True),
+        ("ours", 3, False),
+    }
+
+
+def test_an_axis_grows_only_at_the_condition_that_hits_its_edge(tmp_path, store):
+    ref = with_own_axes(tmp_path, best="(10.0 if run['size'] == 2 and run.arm == 'plain' else 1.0)")
+    path = Path(ref.name)
+    path.write_text(path.read_text().replace("(0.01, 0.1, 1.0)", "(0.1, 1.0, 3.0)"))
+    outcome = runner.run(ref, store, InlineEngine())
+    assert {(t["condition"]["size"], len(t["trials"])) for t in outcome["tuning"]} == {(1, 3), (2, 4)}
 
 
 def test_trials_that_a_wider_grid_asks_for_again_are_run_and_counted_once(tmp_path, store):
@@ -365,14 +396,22 @@ def test_an_edge_where_arms_are_tuned_counts_at_every_value(tmp_path, store):
     assert "edge" in claim(outcome, "better")["note"]
 
 
-def test_a_replication_draws_other_seeds_and_keeps_the_tuning(tmp_path, store):
+def test_a_replication_draws_fresh_seeds_for_tuning_too(tmp_path, store):
     ref = toy(tmp_path)
-    first = runner.run(ref, store, InlineEngine())
-    engine = InlineEngine()
+    first_engine, engine = InlineEngine(), InlineEngine()
+    first = runner.run(ref, store, first_engine)
     again = runner.run(ref, store, engine, Options(replicate=1))
-    assert not any(c.kind == "tune" for c in engine.done)
     assert not {c["seed"] for c in first["cells"]} & {c["seed"] for c in again["cells"]}
+    for kind, count in (("tune", 54), ("stage", 3 + 10)):
+        cells = [c for c in engine.done if c.kind == kind]
+        assert len(cells) == count
+        assert not set(cells) & set(first_engine.done)
+        assert not {c.seed for c in cells} & set(range(100))
     assert not again["published"]
+    rest = InlineEngine()
+    assert runner.run(ref, store, rest, Options(replicate=1))["tuning"] == again["tuning"]
+    assert {c.kind for c in rest.done} == {"exact", "exact-control"}
+    assert runner.plan(ref, store, Options(replicate=1)).stored["tuning"] == 54
 
 
 def test_a_replication_computes_exact_claims_again_and_leaves_the_stored_ones(tmp_path, store):

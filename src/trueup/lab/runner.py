@@ -19,9 +19,18 @@ from trueup.lab.fingerprint import cell_fingerprint, code_fingerprint
 from trueup.lab.outcome import Evidence, document, judge_claims, undecided
 from trueup.lab.power import detectable
 from trueup.lab.seeds import DEVELOPMENT, published_seeds, replicate_seeds, tuning_seeds
-from trueup.lab.spec import SCALES, Axis, ExactClaim, Stage, Study
+from trueup.lab.spec import SCALES, Axis, ExactClaim, Stage, Study, Value
 from trueup.lab.store import Store
-from trueup.lab.tuning import Side, Trial, Tuned, choose, edges, widen
+from trueup.lab.tuning import (
+    Side,
+    Trial,
+    Tuned,
+    choose,
+    edges,
+    extra_trials,
+    replicate_tuning_seeds,
+    widen,
+)
 from trueup.lab.verdict import ALPHA
 
 EXPLORATORY = "development seeds: shown, never published"
@@ -49,8 +58,8 @@ class Options:
         scale: smoke, desk or paper.
         seeds: ``None`` follows the protocol's looks on its published seeds; a number runs that many
             development seeds, which are shown but never published.
-        replicate: k > 0 draws the k-th set of fresh seeds for a replication, and computes exact and cost
-            claims again.
+        replicate: k > 0 draws the k-th set of fresh seeds for a replication, for its tuning too, and
+            computes exact and cost claims again.
         fresh: forget what the store has.
     """
 
@@ -193,6 +202,13 @@ class _Session:
     def _timeout(self) -> float | None:
         no_limit = self.options.scale == "paper" and self.study.timeout == Study.timeout
         return None if no_limit else self.study.timeout
+
+    @property
+    def _tuning_seeds(self) -> list[int]:
+        study, attempt = self.study, self.options.replicate
+        if attempt:
+            return replicate_tuning_seeds(study.slug, study.protocol, attempt, study.tuning_seeds)
+        return tuning_seeds(study.tuning_seeds)
 
     def _task(
         self, cell: Cell, fingerprint: str, inputs: Mapping[tuple[Items, int, str], dict[str, str]]
@@ -402,9 +418,10 @@ class _Session:
             return
         tuned_at = {c: items(self.study.tuning_condition(dict(c))) for c in self.conditions}
         axes = {(arm.name, c): self.study.axes(arm) for arm in self.study.arms for c in tuned_at.values()}
-        first_round = self._trials("tuning", axes)
-        widened = self._widened(axes, first_round)
-        second_round = self._trials("tuning, wider grid", widened) if widened != axes else first_round
+        grids = {key: self.study.grid(self.study.arm(key[0]), own) for key, own in axes.items()}
+        first_round = self._trials("tuning", grids)
+        widened, wider = self._widened(axes, first_round)
+        second_round = self._trials("tuning, wider grid", wider) if wider != grids else first_round
         found: dict[tuple[str, Items], Tuned | None] = {}
         for key, trials in second_round.items():
             if trials is None or not trials:
@@ -419,11 +436,10 @@ class _Session:
                 self.evidence.tuned[arm.name, condition] = found[arm.name, where]
 
     def _trials(
-        self, phase: str, axes: Mapping[tuple[str, Items], Sequence[Axis]]
+        self, phase: str, grids: Mapping[tuple[str, Items], Sequence[Mapping[str, Value]]]
     ) -> dict[tuple[str, Items], list[Trial] | None]:
         """Scores of every trial; ``None`` where one failed."""
-        seeds = tuning_seeds(self.study.tuning_seeds)
-        grids = {key: self.study.grid(self.study.arm(key[0]), own) for key, own in axes.items()}
+        seeds = self._tuning_seeds
         cells = [
             self._cell("tune", arm, condition, hyper=items(hyper), seed=seed)
             for (arm, condition), grid in grids.items()
@@ -454,31 +470,40 @@ class _Session:
         self,
         axes: Mapping[tuple[str, Items], tuple[Axis, ...]],
         trials: Mapping[tuple[str, Items], list[Trial] | None],
-    ) -> dict[tuple[str, Items], tuple[Axis, ...]]:
-        """The grids after widening: a shared axis grows for every arm of the condition, on the sides hit."""
-        shared = {axis.name for axis in self.study.tune}
+    ) -> tuple[dict[tuple[str, Items], tuple[Axis, ...]], dict[tuple[str, Items], list[dict[str, Value]]]]:
+        """Axes and trials after a shared axis has grown for each arm of a condition, on the sides hit."""
+        study = self.study
+        shared = {axis.name for axis in study.tune}
         hit: dict[tuple[Items, str], set[Side]] = {}
         for (arm, condition), own in trials.items():
             if own:
-                winner = choose(own, self.study.metrics[0])
+                winner = choose(own, study.metrics[0])
                 for name, side in edges(axes[arm, condition], winner.hyper).items():
                     if name in shared:
                         hit.setdefault((condition, name), set()).add(side)
-        wider = {
-            (arm, condition): tuple(
+
+        def grow(own: Sequence[Axis], condition: Items) -> tuple[Axis, ...]:
+            return tuple(
                 widen(axis, hit[condition, axis.name])
                 if (condition, axis.name) in hit and axis.ordered
                 else axis
                 for axis in own
             )
-            for (arm, condition), own in axes.items()
-        }
-        # An arm with axes of its own would get other numbers of trials: then no grid grows.
-        grown = {
-            (condition, len(self.study.grid(self.study.arm(arm), own)))
-            for (arm, condition), own in wider.items()
-        }
-        return wider if len(grown) == len({condition for condition, _ in grown}) else dict(axes)
+
+        wider = {(arm, condition): grow(own, condition) for (arm, condition), own in axes.items()}
+        grids = {key: study.grid(study.arm(key[0]), own) for key, own in wider.items()}
+        for condition in {condition for _, condition in axes}:
+            if len({len(grids[arm.name, condition]) for arm in study.arms}) == 1:
+                continue
+            # an arm with axes of its own would get another number of trials
+            grown = grow(study.tune, condition)
+            for own_arm in (arm for arm in study.arms if arm.tune is not None):
+                key = own_arm.name, condition
+                wider[key], extra = extra_trials(
+                    axes[key], trials[key] or (), study.tune, grown, study.metrics[0]
+                )
+                grids[key] = study.grid(own_arm) + extra
+        return wider, grids
 
     def plan(self, workers: int) -> Plan:
         study, plan = self.study, Plan()
@@ -488,7 +513,7 @@ class _Session:
         keys: set[tuple[Items, int, str]] = set()
         if study.tune and self.options.scale != "smoke":
             places = {items(study.tuning_condition(dict(c))) for c in self.conditions}
-            seeds = tuning_seeds(study.tuning_seeds)
+            seeds = self._tuning_seeds
             keys |= {(place, seed, "tune") for place in places for seed in seeds}
             trials = len(study.grid(study.arms[0])) * len(seeds) * len(study.arms) * len(places)
             self._plan_phase(plan, "tuning", trials, ("tune",))
