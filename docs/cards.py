@@ -18,8 +18,8 @@ from trueup import papers
 from trueup.lab import ledger
 from trueup.lab.engine import StudyRef
 from trueup.lab.fingerprint import code_fingerprint
+from trueup.lab.outcomes import outcome_words
 from trueup.lab.report.wording import FIDELITY, ORIGIN
-from trueup.lab.words import outcome_words
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from conformance import estimators, layers, optimizers
@@ -114,8 +114,10 @@ def _verdicts(paper: papers.Paper, entry: dict[str, Any] | None) -> str:
     if entry is None:
         parts = [_claim(c.name, "", c.primary, c.origin, c.statement) for c in ref.load().claims]
         return "\n\n".join([f"No verdict is published yet; {again}.", *parts])
-    scope = entry["scope_sentence"]
-    parts = [f"**{entry['verdict']['sentence']}** {scope[:1].upper()}{scope[1:]}".strip() + "." * bool(scope)]
+    verdict, scope = entry["verdict"], entry["scope_sentence"].rstrip(".")
+    # entries published before a verdict had details have the scope beside it
+    details = verdict.get("details") or [f"{scope[:1].upper()}{scope[1:]}."] * bool(scope)
+    parts = [" ".join([f"**{verdict['sentence']}**", *details])]
     for claim in entry["claims"]:
         text = " ".join(filter(None, (claim["sentence"], claim.get("control_sentence"))))
         parts.append(_claim(claim["name"], claim["outcome"], claim["primary"], claim["origin"], text))

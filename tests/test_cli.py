@@ -180,6 +180,45 @@ def test_failed_cells_are_shown_and_exit_1(trueup):
     assert "incomplete" in out
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain \ttext\n", "plain \ttext\n"),
+        ("\x1b[31mred\x1b[0m \x9b1mbold", "red bold"),
+        ("\x1b]0;title\x07a\x1b]8;;https://x.org\x1b\\link\x9d0;t\x9c", "alink"),
+        ("\x1bPq#0\x1b\\a\x1bcb\x1b(Bc\x1b", "abc"),
+        ("a\rb\x08c\x00\x7f\x85", "abc"),
+        ("[bold]", "\\[bold]"),
+    ],
+)
+def test_text_of_a_study_cannot_steer_the_terminal(text, shown):
+    assert cli.escape(text) == shown
+
+
+def test_labels_and_errors_of_a_study_reach_the_terminal_without_control_characters(trueup):
+    attack = "\\x1b]0;owned\\x07\\x1b[31m[red]"
+    text = write_study(f"assert run.arm != 'c' or run.seed < 3, '{attack} a bug'")
+    path = Path(text)
+    path.write_text(
+        path.read_text()
+        .replace('Arm("b", "method")', f'Arm("b", "method", label="{attack} mine")')
+        .replace('"Is b better', f'"{attack} is b better')
+    )
+    for seeds in ("6", "3"):
+        _, out, _ = trueup("run", "tiny.py", "--workers", "1", "--seeds", seeds)
+        assert "[red]" in out
+        assert not {"\x1b", "\x07"} & set(out)
+        assert "a bug" in out if seeds == "6" else "mine" in out
+
+
+def test_strongly_skewed_seeds_are_a_warning_in_the_terminal(trueup, monkeypatch):
+    entry = ledger.read()["adamp"]
+    entry["claims"][2]["skew"] = 1.7
+    monkeypatch.setattr(ledger, "read", lambda: {"adamp": entry})
+    monkeypatch.setattr(cli, "_stale", lambda paper, entries: False)
+    assert trueup("show", "adamp")[1].count("These seeds are strongly skewed") == 1
+
+
 def test_diverged_cells_are_counted_where_the_verdict_is_told(trueup):
     trouble = "if run.arm == 'a': return {'score': float('nan')}"
     _, out, _ = trueup("run", write_study(trouble), "--workers", "1", "--seeds", "6")

@@ -6,6 +6,8 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +34,25 @@ def test_record_is_well_formed(paper: papers.Paper) -> None:
     assert paper.state == ("available" if paper.names else "planned")
     assert bool(paper.usage) == bool(paper.names)
     assert paper.study == "trueup.studies." + paper.slug.replace("-", "_")
+
+
+def test_every_area_of_the_catalogue_has_its_place_in_the_import_contracts() -> None:
+    layers = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["tool"][
+        "importlinter"
+    ]["contracts"][0]["layers"]
+    tiers = [set(re.findall(r"\w+", layer)) for layer in layers]
+    assert {paper.room for paper in papers.CATALOGUE} <= set.union(*tiers)
+    tier_of = {name: i for i, tier in enumerate(tiers) for name in tier}
+    assert tier_of["cli"] < tier_of["search"] < tier_of["lab"]
+    assert tier_of["fairness"] == tier_of["robustness"] == tier_of["calibration"]
+
+
+@pytest.mark.parametrize(
+    ("slug", "area"),
+    [("calibration-sets", "alignment"), ("fairseg", "fairness"), ("accuracy-disparity", "fairness")],
+)
+def test_papers_stand_in_the_area_of_their_problem(slug: str, area: str) -> None:
+    assert papers.get(slug).room == area
 
 
 def test_get_returns_the_record_and_teaches_the_spelling() -> None:

@@ -5,11 +5,14 @@ Exit codes: 0 it ran, 1 cells failed, 2 the command cannot be carried out as giv
 
 from __future__ import annotations
 
+import datetime
 import math
 import os
+import re
 import sys
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +22,7 @@ try:
     import typer
     from rich import box
     from rich.console import Console
-    from rich.markup import escape
+    from rich.markup import escape as escape_markup
     from rich.padding import Padding
     from rich.panel import Panel
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -33,6 +36,7 @@ from trueup import papers
 if TYPE_CHECKING:
     from trueup.lab.cell import Cell, CellResult
     from trueup.lab.engine import StudyRef
+    from trueup.lab.ledger import Standing
     from trueup.lab.runner import Options
 
 app = typer.Typer(
@@ -44,27 +48,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-ledger_app = typer.Typer(help="Published verdicts: look, publish, replicate.", no_args_is_help=False)
+ledger_app = typer.Typer(help="Published verdicts: look, publish, replicate, certify.", no_args_is_help=False)
 data_app = typer.Typer(help="Real data sets: list them, fetch the larger ones once.", no_args_is_help=False)
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(data_app, name="data")
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
-
-COLOURS = {
-    "reproduced": "green",
-    "partly": "yellow",
-    "inconclusive": "yellow",
-    "contradicted": "red",
-    "incomplete": "magenta",
-    "invalid": "magenta",
-    "none": "dim",
-    "better": "green",
-    "too small or worse": "red",
-    "cannot tell": "yellow",
-}
-
-WORDS = {"partly": "partly reproduced", "none": "no verdict"}
 
 StoreOption = Annotated[
     Path,
@@ -87,13 +76,35 @@ def main() -> None:
         sys.exit(2)
 
 
+# whole escape sequences (colours, titles, cursor moves), then every control character but newline and tab
+_CONTROL = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[ -/]*[0-~]"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+
+
+def escape(text: str) -> str:
+    """Text of a study or an error, made inert: no markup and nothing that would steer the terminal."""
+    return escape_markup(_CONTROL.sub("", text))
+
+
 def _print_indented(text: str, by: int = 4) -> None:
     console.print(Padding(text, (0, 0, 0, by)))
 
 
-def _chip(word: str, stale: bool = False) -> str:
-    colour = COLOURS.get(word, "white")
-    return f"[{colour}]{WORDS.get(word, word)}[/]" + (" [dim](stale)[/]" if stale else "")
+def _chip(word: str, standing: Standing = "published", scale: str = "desk") -> str:
+    from trueup.lab.outcomes import outcome_words, shown
+
+    note = "" if standing == "published" else f" [dim]({standing})[/]"
+    return f"[{shown(word).colour}]{outcome_words(word, scale)}[/]{note}"
+
+
+STANDINGS = {
+    "certified": "the code was rewritten since it was published, and computes the same to the last bit",
+    "stale": "the code has changed since the verdict was published",
+}
 
 
 # -- list and show -------------------------------------------------------------------------------------------
@@ -116,23 +127,25 @@ def list_papers(
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     table.add_column("paper, and the problem it treats", ratio=1)
     table.add_column("room", style="cyan")
-    table.add_column("verdict", no_wrap=True)
-    stale = reconstructed = False
+    table.add_column("verdict", min_width=14, max_width=17)
+    reconstructed, standings = False, set[str]()
     for paper in papers.CATALOGUE:
         if (room and paper.room != room) or (available and paper.state != "available"):
             continue
         if paper.slug in entries:
-            state, old = _chip(entries[paper.slug]["verdict"]["outcome"]), _stale(paper, entries)
-            state += "\n[dim]stale[/]" if old else ""
-            stale = stale or old
+            standing = _standing(paper, entries)
+            state = _chip(entries[paper.slug]["verdict"]["outcome"])
+            state += "" if standing == "published" else f"\n[dim]{standing}[/]"
+            standings.add(standing)
         else:
             state = "not published yet" if paper.state == "available" else "[dim]planned[/]"
         state += "\n[dim]reconstructed[/]" if paper.reconstructed else ""
         reconstructed = reconstructed or paper.reconstructed
         table.add_row(f"[bold]{paper.slug}[/]\n  {escape(paper.problem)}", paper.room, state)
     console.print(table)
-    if stale:
-        console.print("stale: the code has changed since the verdict was published", style="dim")
+    for name, meaning in STANDINGS.items():
+        if name in standings:
+            console.print(f"{name}: {meaning}", style="dim")
     if reconstructed:
         console.print("reconstructed: the paper's equations could not be confirmed", style="dim")
     console.print("`trueup show SLUG` tells more; `trueup run SLUG` tests it here.", style="dim")
@@ -161,7 +174,8 @@ def show(slug: Annotated[str, typer.Argument(help="A paper's slug, as `trueup li
     console.print(Syntax(usage, "python", background_color="default", word_wrap=True, padding=1))
     entries = ledger.read()
     if slug in entries:
-        _print_claims(entries[slug], stale=_stale(paper, entries))
+        _print_claims(entries[slug], standing=_standing(paper, entries))
+        _print_history(entries[slug])
     else:
         from trueup.lab.engine import StudyRef
 
@@ -174,30 +188,43 @@ def show(slug: Annotated[str, typer.Argument(help="A paper's slug, as `trueup li
     console.print(f"`trueup run {slug}` tests it here.\n", style="dim")
 
 
-def _stale(paper: papers.Paper, entries: dict[str, Any]) -> bool:
-    """Has the code that a published verdict rests on changed since?"""
+def _standing(paper: papers.Paper, entries: dict[str, Any]) -> Standing:
+    """Is the present code the published one, certified since, or neither?"""
+    from trueup.lab import ledger
     from trueup.lab.engine import StudyRef
-    from trueup.lab.fingerprint import code_fingerprint
+    from trueup.lab.fingerprint import verdict_fingerprint
 
-    published: str = entries[paper.slug]["provenance"]["fingerprint"]
-    return code_fingerprint(StudyRef("module", paper.study)) != published
+    return ledger.standing(entries[paper.slug], verdict_fingerprint(StudyRef("module", paper.study)))
 
 
-def _print_claims(outcome: dict[str, Any], *, stale: bool = False) -> None:
+def _print_claims(outcome: dict[str, Any], *, standing: Standing = "published") -> None:
+    from trueup.lab.words import warnings
+
     verdict = outcome["verdict"]
     console.print(f"[bold]{escape(verdict['sentence'])}[/]")
-    if stale:
-        console.print("stale: the code has changed since this was published", style="magenta")
+    details = verdict.get("details") or [outcome.get("scope_sentence") or ""]
+    for text in filter(None, details):
+        console.print(escape(text))
+    if standing in STANDINGS:
+        console.print(f"{standing}: {STANDINGS[standing]}", style="magenta" if standing == "stale" else "dim")
     console.print()
     for claim in outcome["claims"]:
         mark = "" if claim["primary"] else " [dim](secondary)[/]"
-        console.print(f"  {_chip(claim['outcome'])}  [bold]{claim['name']}[/]{mark}")
+        console.print(f"  {_chip(claim['outcome'], scale=outcome['scale'])}  [bold]{claim['name']}[/]{mark}")
         for text in (claim["sentence"], claim.get("control_sentence", "")):
             if text:
                 _print_indented(escape(text))
-    if outcome.get("scope_sentence"):
-        console.print()
-        _print_indented(f"[dim]{escape(outcome['scope_sentence'])}[/]", 2)
+        for text in warnings(claim):
+            _print_indented(f"[dim]{escape(text)}[/]")
+    console.print()
+
+
+def _print_history(published: dict[str, Any]) -> None:
+    """What happened to a published verdict, oldest first."""
+    from trueup.lab.ledger import event_words
+
+    for event in published["history"]:
+        console.print(f"[dim]{event['date']}  {escape(event_words(event))}[/]")
     console.print()
 
 
@@ -383,7 +410,7 @@ def _print_outcome(outcome: dict[str, Any]) -> bool:
         told = plural(diverged, "cell diverged and scores its", "cells diverged and score their")
         console.print(f"  [yellow]{told} metric's worst value, as anything worse does[/]")
     if not outcome["published"]:
-        console.print(f"  [yellow]{outcome['seeds_note']}[/]")
+        console.print(f"  [yellow]{escape(outcome['seeds_note'])}[/]")
     for failure in failures[:3]:
         console.print(
             Panel(escape(failure["error"].strip()), title=escape(failure["name"]), border_style="red")
@@ -438,13 +465,16 @@ def _print_plans(refs: Sequence[StudyRef], path: Path, options: Options, workers
                 found = Table(box=box.SIMPLE_HEAD)
                 found.add_column("claim")
                 found.add_column("smallest effect found with 80 % power at the last look", justify="right")
-                found.add_column("asked for", justify="right")
+                found.add_column("minimum effect", justify="right")
                 for claim in study.statistical:
                     if claim.name in plan.detectable:
-                        unit = unit_of(study, claim.contrast)
+                        metric = claim.contrast.metric
+                        higher = study.metric(metric).higher if metric else None
+                        unit = unit_of(study, claim.contrast) | {"higher": higher}
                         asked = math.log1p(claim.min_effect) if unit["scale"] == "log" else claim.min_effect
                         least = plan.detectable[claim.name]
-                        found.add_row(claim.name, words.amount(least, **unit), words.amount(asked, **unit))
+                        effects = (escape(words.amount(value, **unit)) for value in (least, asked))
+                        found.add_row(claim.name, *effects)
                 console.print(found)
             elif study.statistical:
                 console.print(
@@ -495,9 +525,21 @@ def _write_report(path: Path, output: Path | None = None) -> Path:
         for p in papers.CATALOGUE
     ]
     marked = {
-        p.slug: entries[p.slug] | {"stale": _stale(p, entries)} for p in papers.CATALOGUE if p.slug in entries
+        p.slug: _with_seeds(entries[p.slug]) | {"standing": _standing(p, entries)}
+        for p in papers.CATALOGUE
+        if p.slug in entries
     }
     return write_report(output or path.parent / "report", outcomes, catalogue, marked)
+
+
+def _with_seeds(published: dict[str, Any]) -> dict[str, Any]:
+    """A ledger entry with every seed's contrast, from its evidence."""
+    from trueup.lab import evidence
+
+    if not evidence.exists(published["slug"]):
+        return published
+    verdict, claims = evidence.rejudge(evidence.read(published["slug"]))
+    return published | {"verdict": verdict, "claims": claims}
 
 
 # -- compare -------------------------------------------------------------------------------------------------
@@ -526,7 +568,9 @@ def compare(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the comparison as a web page.")] = None,
 ) -> None:
-    """Judge results of your own by the lab's rule: better, too small or worse, or cannot tell.
+    """Judge results of your own by the lab's rule.
+
+    The answer is: better; better, by less than you asked; too small or worse; or cannot tell.
 
     For example: trueup compare results.csv --metric acc --higher --baseline sgd --method adamp
     --min-effect 0.005
@@ -561,7 +605,7 @@ def compare(
 
 @ledger_app.callback(invoke_without_command=True)
 def ledger_show(context: typer.Context) -> None:
-    """Published verdicts: look, publish, replicate."""
+    """Published verdicts: look, publish, replicate, certify."""
     if context.invoked_subcommand is not None:
         return
     from trueup.lab import ledger
@@ -579,44 +623,142 @@ def ledger_show(context: typer.Context) -> None:
     q = ledger.q_values(entries)
     for slug, published in entries.items():
         verdict, tried = published["verdict"], len(published["protocols"])
+        times = ledger.times_published(published)
         facts = [
             f"its control: {verdict['control'] or 'not asked'}",
             f"protocol {published['protocol']}" + (f" of {tried} tried" if tried > 1 else ""),
-            f"published {published['provenance']['date']}",
+            f"published {published['provenance']['date']}" + (f", the {times}th time" if times > 3 else ""),
         ]
         facts += [
             f"replication {r['attempt']} ({r['date']}) {'agrees' if r['agrees'] else '[red]differs[/]'}"
-            for r in published["replications"]
+            for r in ledger.replications(published)
         ]
         values = [f"{name} {value:.2g}" for (paper, name), value in q.items() if paper == slug]
         facts += [f"q: {', '.join(values)}"] if values else []
         paper = papers.get(slug)
-        chip = _chip(verdict["outcome"], _stale(paper, entries))
+        chip = _chip(verdict["outcome"], _standing(paper, entries))
         chip += "  [yellow]reconstructed[/]" if paper.reconstructed else ""
         console.print(f"\n[bold]{slug}[/]  {chip}")
         _print_indented(escape(verdict["sentence"]), 2)
         _print_indented(f"[dim]{'; '.join(facts)}[/]", 2)
     console.print()
-    console.print("`trueup show SLUG` tells every claim.", style="dim")
+    console.print("`trueup show SLUG` tells every claim, and what happened to the verdict.", style="dim")
 
 
 @ledger_app.command("publish")
 def ledger_publish(
     slugs: Annotated[list[str], typer.Argument(help="Papers whose stored desk verdict is to be published.")],
+    reason: Annotated[
+        str, typer.Option(help="Why a protocol that was published before is published again.")
+    ] = "",
     store: StoreOption = STORE,
     readme: Annotated[Path, typer.Option(help="The README whose table is renewed.")] = Path("README.md"),
 ) -> None:
-    """Write stored desk verdicts into the ledger that ships with the package. For maintainers."""
-    from trueup.lab import ledger
-    from trueup.lab.runner import collect
+    """Write stored desk verdicts into the ledger that ships with the package. For maintainers.
+
+    The evidence is written beside it: every cell's numbers, and every seed's contrast. Nothing is overwritten
+    silently: the entry's history keeps what was published before, and publishing one protocol twice needs a
+    reason. Claims or grids that changed need a new protocol number, which draws fresh seeds. If only code was
+    rewritten, certify it instead.
+    """
+    from trueup.lab import evidence, ledger
+    from trueup.lab.certify import Repository
+    from trueup.lab.runner import gather
     from trueup.lab.store import Store
 
+    commit = Repository().require_clean()
     with Store(store, create=False) as opened:
         for slug in slugs:
-            entry = ledger.publish(collect(_reference(slug), opened))
+            ref = _reference(slug)
+            outcome, made = gather(ref, opened)
+            measured = None
+            if evidence.exists(slug):
+                measured = evidence.measured(ref.load(), evidence.read(slug))
+            entry = ledger.publish(outcome, made, commit=commit, measured=measured, reason=reason)
             console.print(f"[bold]{slug}[/]: {_chip(entry['verdict']['outcome'])}")
-            if readme.exists():
-                ledger.renew_readme(readme, ledger.read(), papers.CATALOGUE)
+            _renew(readme)
+
+
+def _renew(readme: Path) -> None:
+    from trueup.lab import ledger
+
+    if readme.exists():
+        ledger.renew_readme(readme, ledger.read(), papers.CATALOGUE)
+
+
+@ledger_app.command("rejudge")
+def ledger_rejudge(
+    slugs: Annotated[
+        list[str] | None, typer.Argument(help="Published papers; all of them if left out.")
+    ] = None,
+    readme: Annotated[Path, typer.Option(help="The README whose table is renewed.")] = Path("README.md"),
+) -> None:
+    """Apply the present verdict rule to the stored contrasts of published verdicts. For maintainers.
+
+    Nothing is trained or computed again, and torch is not needed. An outcome that changes enters the history.
+    """
+    from trueup.lab import evidence, ledger
+
+    entries = ledger.read()
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("paper", "published", "by the present rule", "claims that changed"):
+        table.add_column(name)
+    for slug in slugs or [slug for slug in entries if evidence.exists(slug)]:
+        if slug not in entries:
+            raise ValueError(f"{slug} has no published verdict; published: {', '.join(entries) or 'none'}")
+        before = entries[slug]
+        now = ledger.rejudge(slug, date=datetime.date.today().isoformat())
+        old = {claim["name"]: claim["outcome"] for claim in before["claims"]}
+        changed = [
+            f"{claim['name']}: {old.get(claim['name'], 'new')}, now {claim['outcome']}"
+            for claim in now["claims"]
+            if old.get(claim["name"]) != claim["outcome"]
+        ]
+        outcomes = (before["verdict"]["outcome"], now["verdict"]["outcome"])
+        table.add_row(slug, *map(_chip, outcomes), "; ".join(changed) or "none")
+    console.print(table)
+    _renew(readme)
+
+
+@ledger_app.command("evidence")
+def ledger_evidence(
+    slug: Annotated[str, typer.Argument(help="A paper with a published verdict.")],
+    csv: Annotated[bool, typer.Option("--csv", help="Print every cell as comma-separated values.")] = False,
+) -> None:
+    """What a published verdict rests on: its cells, its seeds and where it was computed.
+
+    For example: trueup ledger evidence adamp --csv > adamp.csv
+    """
+    from trueup.lab import evidence, words
+
+    document = evidence.read(slug)
+    if csv:
+        sys.stdout.write(evidence.to_csv(document))
+        return
+    kinds = Counter(cell["kind"] for cell in document["cells"])
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("[bold]commit[/]", document["commit"])
+    facts.add_row("[bold]protocol[/]", str(document["protocol"]))
+    for number, look in enumerate(document["looks"], start=1):
+        facts.add_row(f"[bold]look {number}[/]", f"{len(look['seeds'])} seeds at alpha {look['alpha']}")
+    facts.add_row("[bold]cells[/]", ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
+    for name, value in document["environment"].items():
+        facts.add_row(f"[bold]{name}[/]", escape(value or "not set"))
+    console.print(facts)
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("claim", "seeds", "mean contrast", "contrast of every seed"):
+        table.add_column(name)
+    _, claims = evidence.rejudge(document)
+    for claim in claims:
+        d = [item["d"] for item in claim.get("d") or ()]
+        factor = claim.get("scale_factor") or 1
+        if claim["kind"] == "statistical":
+            texts = (f"{factor * value:.3g}" for value in d)
+            unit = {key: claim[key] for key in ("scale", "unit", "scale_factor")}
+            mean = words.amount(claim["mean"], **unit)
+            table.add_row(claim["name"], str(len(d)), mean, " ".join(texts))
+    console.print(table)
+    console.print(f"`trueup ledger evidence {slug} --csv` prints every cell.", style="dim")
 
 
 @ledger_app.command("replicate")
@@ -624,48 +766,173 @@ def ledger_replicate(
     slug: Annotated[str, typer.Argument(help="A paper with a published verdict.")],
     workers: Annotated[int | None, typer.Option(help="Processes; one a core if left out.")] = None,
     store: StoreOption = STORE,
-    record: Annotated[bool, typer.Option("--record", help="Note the result in the ledger.")] = False,
 ) -> None:
-    """Run a published study again on fresh seeds: does the verdict agree?
+    """Run a published study again on fresh seeds, tuning seeds too: do the effects agree?
 
-    Exact and cost claims, which draw no seeds, are computed again. The published verdict stays as it is.
+    Effects are compared with their intervals, and those of the controls; two runs may differ in a word at
+    almost the same effect. Exact and cost claims, which draw no seeds, are computed again. The published
+    verdict stays as it is. In a checkout of the repository every attempt is recorded, whatever it says.
     """
-    from trueup.lab import ledger
+    from trueup.lab import evidence, ledger
+    from trueup.lab.replication import agrees, compare_effects
     from trueup.lab.runner import Options
 
     entries = ledger.read()
     if slug not in entries:
         raise ValueError(f"{slug} has no published verdict; published: {', '.join(entries) or 'none'}")
     published = entries[slug]
-    if _stale(papers.get(slug), entries):
-        changed = f"the code of {slug} has changed since its verdict was published"
-        if record:
-            raise ValueError(f"{changed}: publish it again before a replication is recorded")
-        console.print(f"[yellow]{changed}; this runs the code as it is now[/]")
-    attempt = 1 + len(published["replications"])
-    options = Options(replicate=attempt)
-    outcome = _run_all([_reference(slug)], store, options, _workers(workers))[0]
+    _, before = evidence.rejudge(evidence.read(slug))
+    if _standing(papers.get(slug), entries) == "stale":
+        raise ValueError(
+            f"the code of {slug} has changed since its verdict was published: certify or publish it first, "
+            "so that the replication is one of the published code"
+        )
+    attempt = 1 + len(ledger.replications(published))
+    outcome = _run_all([_reference(slug)], store, Options(replicate=attempt), _workers(workers))[0]
     failed = _print_outcome(outcome)
-
-    agreement = ledger.agreement(published, outcome)
-    table = Table(box=box.SIMPLE_HEAD, title="against the published verdict", title_justify="left")
-    for name in ("primary claim", "published", "replication"):
-        table.add_column(name)
-    for name, (before, after) in agreement.items():
-        table.add_row(name, _chip(before), _chip(after))
-    console.print(table)
-    agrees = all(before == after for before, after in agreement.values())
+    rows = compare_effects(before, outcome["claims"])
+    _print_replication(rows)
+    agreed = not failed and agrees(rows)
     console.print(
-        "[green]The replication agrees with the published verdict.[/]"
-        if agrees
-        else "[red]The replication differs from the published verdict.[/]"
+        "[red]Cells failed, so the replication says nothing.[/]"
+        if failed
+        else "[green]The replication agrees with the published effects.[/]"
+        if agreed
+        else "[red]The replication differs from the published effects.[/]"
     )
-    if record and not failed:
-        ledger.add_replication(outcome, attempt)
+    if ledger.checkout() is not None:
+        ledger.add_event(
+            slug,
+            {
+                "event": "replicated",
+                "date": outcome["provenance"]["date"],
+                "protocol": published["protocol"],
+                "fingerprint": outcome["provenance"]["fingerprint"],
+                "attempt": attempt,
+                "verdict": outcome["verdict"]["outcome"],
+                "agrees": agreed,
+                "effects": rows,
+            },
+        )
         console.print(f"recorded in the ledger as replication {attempt}")
-    elif record:
-        console.print("[red]not recorded, since cells failed[/]")
     raise typer.Exit(1 if failed else 0)
+
+
+def _print_replication(rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, title="against the published effects", title_justify="left")
+    for name in ("claim", "published", "replication", "difference (interval)", "agree?"):
+        table.add_column(name)
+    for row in rows:
+        old, new = (
+            f"{_chip(row[run]['outcome'])}" + ("" if row[run]["mean"] is None else f" {row[run]['mean']:.3g}")
+            for run in ("published", "replicated")
+        )
+        told = ""
+        if row["difference"] is not None:
+            told = f"{row['difference']:.2g} ({row['low']:.2g} to {row['high']:.2g})"
+        name = row["claim"] + (f", control {row['control']}" if row["control"] else "")
+        table.add_row(name, old, new, told, "[green]yes[/]" if row["agrees"] else "[red]no[/]")
+    console.print(table)
+
+
+class _CertifyBar:
+    """Live progress: one bar a study, over the cells of both codes."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.task: Any = None
+
+    def begin(self, slug: str, cells: int) -> None:
+        self.task = self.bars.add_task(slug, total=cells)
+
+    def done(self, cells: int) -> None:
+        self.bars.update(self.task, advance=cells)
+
+
+@ledger_app.command("certify")
+def ledger_certify(
+    slugs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Papers with a published verdict; all whose code has changed if left out."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core if left out.")] = None,
+) -> None:
+    """Show that changed code computes what was published, so that no study is run anew. For maintainers.
+
+    Run it after refactoring, in a git checkout, with everything under src/ committed. A sample of each
+    study's cells is computed twice on this machine, by the published commit and by the present code: two
+    seeds of each look, every trial at one seed, the best two trials at all, and every exact claim. Cost
+    claims are measured again. Which seeds are drawn depends on the commit.
+
+    certified: equal in every bit. The ledger notes the present code, and the verdict is current again.
+
+    differs: the cells are named here and in the ledger; the exit code is 1. Mend the code, or publish anew.
+
+    refused: claims, arms or grids have changed. That is another protocol: publish it under a new number.
+    """
+    from trueup.lab import ledger
+    from trueup.lab.certify import Repository, certify
+    from trueup.lab.errors import StudyError
+
+    entries = ledger.read()
+    for slug in slugs or ():
+        if slug not in entries:
+            raise ValueError(f"{slug} has no published verdict; published: {', '.join(entries) or 'none'}")
+    chosen = list(
+        dict.fromkeys(slugs or [s for s in entries if _standing(papers.get(s), entries) == "stale"])
+    )
+    if not chosen:
+        console.print("nothing to certify: every verdict's code is what was published, or certified since")
+        return
+    repository = Repository()
+    repository.require_clean()
+    refs = {slug: _reference(slug) for slug in chosen}
+    for slug, ref in refs.items():
+        _check_data(ref, entries[slug]["scale"])
+    workers = _workers(workers)
+    found: dict[str, Any] = {}
+    columns = (TextColumn("  {task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=console) as bars:
+            for slug, ref in refs.items():
+                try:
+                    found[slug] = certify(slug, ref, repository, workers=workers, progress=_CertifyBar(bars))
+                except StudyError as error:
+                    found[slug] = error
+    except KeyboardInterrupt:
+        errors.print("\nstopped: what was certified before is noted; the same command does the rest")
+        raise typer.Exit(130) from None
+    _print_certifications(found)
+    raise typer.Exit(0 if all(getattr(f, "outcome", "") == "certified" for f in found.values()) else 1)
+
+
+def _print_certifications(found: Mapping[str, Any]) -> None:
+    """A table of what came out, and below it why a study was refused or where it differs."""
+    from trueup.lab.certify import Certification
+    from trueup.lab.numerals import duration, plural
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("study", "cells", "verdict", "against the published numbers", "time"):
+        table.add_column(column, justify="right" if column == "cells" else "left")
+    for slug, result in found.items():
+        if isinstance(result, Certification):
+            colour = "green" if result.outcome == "certified" else "red"
+            word = f"[{colour}]{result.outcome}[/]"
+            row = [f"{result.cells:,}", word, result.agreement, duration(result.seconds)]
+        else:
+            row = ["", "[magenta]refused[/]", "", ""]
+        table.add_row(slug, *row)
+    console.print(table)
+    for slug, result in found.items():
+        if not isinstance(result, Certification):
+            console.print(f"[bold]{slug}[/]: {escape(str(result))}")
+        elif result.differences:
+            cells = plural(len({d.cell for d in result.differences}), "cell")
+            console.print(f"[bold]{slug}[/]: {cells} differ or failed")
+            for difference in result.differences[:10]:
+                _print_indented(escape(str(difference)))
+            if len(result.differences) > 10:
+                _print_indented(f"and {len(result.differences) - 10} more numbers")
 
 
 # -- data ----------------------------------------------------------------------------------------------------

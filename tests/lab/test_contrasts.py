@@ -43,8 +43,8 @@ SEED = cells(
         (contrasts.monotone("large", "acc", "noise"), -0.1),
         (contrasts.monotone("ghost", "loss", "noise"), 0.2),
         (contrasts.monotone("large", "acc", "noise", at={"noise": 0}), 0.0),
-        (contrasts.spread("scaled", "large", "acc", "noise"), 0.06),
-        (contrasts.spread("large", "scaled", "acc", "noise"), -0.06),
+        (contrasts.spread("scaled", "large", "acc", "noise", best=0), 0.06),
+        (contrasts.spread("large", "scaled", "acc", "noise", best=0), -0.06),
         (contrasts.rank_correlation("large", "noise", "acc"), -1.0),
         (contrasts.rank_correlation("large", "noise", "loss"), 0.0),  # a constant series
         (contrasts.custom(lambda c: 2 * c.mean("ghost", "acc"), ["ghost"], text="twice"), 1.8),
@@ -85,6 +85,40 @@ def test_the_tests_and_scales_of_the_constructors() -> None:
     assert contrasts.custom(lambda c: 0.0, ["a"], text="", metrics=["acc", "loss"]).metric == ""
 
 
+def test_a_spread_also_asks_for_no_loss_at_the_best_setting() -> None:
+    steady = contrasts.spread("large", "ghost", "acc", "noise", best=1)
+    assert [link.test for link in steady.links] == ["superiority", "non-inferiority"]
+    assert [link.value(SEED) for link in steady.links] == pytest.approx([0.0, -0.2])
+    assert [dict(link.at) for link in steady.links] == [{}, {"noise": 1}]
+    assert steady.against is not None
+    assert steady.against("scaled").links == ()  # a control need explain the smaller spread alone
+    pinned = contrasts.spread("large", "ghost", "acc", "noise", best=1, at={"size": 2})
+    assert [dict(link.at) for link in pinned.links] == [{"size": 2}, {"size": 2, "noise": 1}]
+
+
+@pytest.mark.parametrize(
+    ("contrast", "methods", "rivals"),
+    [
+        (contrasts.difference("a", "b", "acc"), "a", "b"),
+        (contrasts.log_ratio("a", "b", "acc"), "a", "b"),
+        (contrasts.non_inferiority("a", "b", "acc"), "a", "b"),
+        (contrasts.equivalence("a", "b", "acc"), "ab", "ab"),  # a better arm of the two breaks it
+        (contrasts.ordering("b < c <= a", "acc"), "a", "bc"),
+        (contrasts.spread("a", "b", "acc", "k", best=1), "a", "b"),
+        (contrasts.monotone("a", "acc", "k"), "a", "a"),
+        (contrasts.rank_correlation("a", "k", "acc"), "a", "a"),
+        (contrasts.custom(lambda c: 0.0, ["a", "b", "c"], text=""), "a", "bc"),
+        (contrasts.custom(lambda c: 0.0, ["a"], text=""), "a", "a"),
+        (contrasts.custom(lambda c: 0.0, ["a", "b"], text="", test="equivalence"), "ab", "ab"),
+    ],
+    ids=lambda x: x.text if isinstance(x, contrasts.Contrast) else "",
+)
+def test_a_contrast_names_its_methods_and_rivals(
+    contrast: contrasts.Contrast, methods: str, rivals: str
+) -> None:
+    assert (contrast.methods, contrast.rivals) == (tuple(methods), tuple(rivals))
+
+
 def test_an_ordering_is_made_of_its_links() -> None:
     chain = contrasts.ordering("large < scaled <= ghost", "acc")
     assert [link.test for link in chain.links] == ["superiority", "non-inferiority"]
@@ -107,7 +141,7 @@ def test_an_ordering_that_cannot_be_read(chain: str) -> None:
         (contrasts.difference("ghost", "large", "acc"), 0.1),
         (contrasts.log_ratio("ghost", "large", "loss"), math.log(1.5)),
         (contrasts.ordering("large < ghost", "acc"), 0.1),
-        (contrasts.spread("large", "ghost", "acc", "noise"), -0.06),
+        (contrasts.spread("large", "ghost", "acc", "noise", best=0), -0.06),
     ],
     ids=lambda x: x.text if isinstance(x, contrasts.Contrast) else "",
 )

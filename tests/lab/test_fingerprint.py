@@ -15,7 +15,7 @@ import pytest
 from trueup.lab import fingerprint
 from trueup.lab.cell import Cell
 from trueup.lab.engine import StudyRef
-from trueup.lab.fingerprint import _closure, cell_fingerprint, code_fingerprint
+from trueup.lab.fingerprint import _closure, cell_fingerprint, code_fingerprint, verdict_fingerprint
 from trueup.lab.spec import StudyError
 
 ROOM = {
@@ -436,6 +436,12 @@ study = Study(
 """
 
 
+def fingerprints(tree: Tree) -> tuple[str, str]:
+    """Of the cells' code, and of the verdict."""
+    path = tree.root / "mine" / "study.py"
+    return code_fingerprint(path), verdict_fingerprint(path)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -443,22 +449,38 @@ study = Study(
         ("the plain one", "plain"),
         ('label="accuracy"', 'label="test accuracy"'),
         ('"It is better."', '"It beats plain."'),
-        ("min_effect=0.01", "min_effect=0.02"),
+        ('why="a point"', 'why="one point"'),
         ('Figure("Accuracy", "acc")', 'Figure("Accuracy of every seed", "acc"), Figure("Again", "acc")'),
         ('tested_on="digits"', 'tested_on="small images"'),
         ("nine more", "9 more"),
+    ],
+)
+def test_words_of_a_study_do_not_count(tree: Tree, old: str, new: str) -> None:
+    tree.write({"mine/study.py": DECLARED})
+    before = fingerprints(tree)
+    tree.edit("mine/study.py", old, new)
+    assert fingerprints(tree) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("min_effect=0.01", "min_effect=0.02"),
+        ('difference("ours", "plain", "acc")', 'difference("plain", "ours", "acc")'),
         ("tolerance=0.5", "tolerance=0.1"),
         ("(1, 32)", "(1, 32, 64)"),
+        ("(0.1, 1.0)", "(0.1, 1.0, 10.0)"),
         ("(10, 0.005)", "(10, 0.005), (20, 0.02)"),
         ("tuning_seeds=3", "tuning_seeds=6"),
         ('"baseline"', '"control"'),
     ],
 )
-def test_words_and_claims_of_a_study_do_not_count(tree: Tree, old: str, new: str) -> None:
+def test_claims_grids_and_looks_count_for_the_verdict_alone(tree: Tree, old: str, new: str) -> None:
     tree.write({"mine/study.py": DECLARED})
-    before = code_fingerprint(tree.root / "mine" / "study.py")
+    cells, verdict = fingerprints(tree)
     tree.edit("mine/study.py", old, new)
-    assert code_fingerprint(tree.root / "mine" / "study.py") == before
+    assert fingerprints(tree)[0] == cells
+    assert fingerprints(tree)[1] != verdict
 
 
 @pytest.mark.parametrize(
@@ -477,9 +499,10 @@ def test_words_and_claims_of_a_study_do_not_count(tree: Tree, old: str, new: str
 )
 def test_what_a_cell_computes_counts(tree: Tree, old: str, new: str) -> None:
     tree.write({"mine/study.py": DECLARED})
-    before = code_fingerprint(tree.root / "mine" / "study.py")
+    cells, verdict = fingerprints(tree)
     tree.edit("mine/study.py", old, new)
-    assert code_fingerprint(tree.root / "mine" / "study.py") != before
+    assert fingerprints(tree)[0] != cells
+    assert fingerprints(tree)[1] != verdict
 
 
 @pytest.mark.parametrize(

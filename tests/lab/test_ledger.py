@@ -1,10 +1,14 @@
-import json
+import copy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from toy import InlineEngine, write_toy
 
-from trueup.lab import ledger, runner
+from trueup.lab import evidence, ledger, runner, verdict
 from trueup.lab.engine import StudyRef
 from trueup.lab.runner import Options
 from trueup.lab.store import Store
@@ -17,98 +21,290 @@ PAPERS = [
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
+def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ledger")
     ref = StudyRef("file", write_toy(folder, name="toy_ledger.py"))
     with Store(folder / "store.sqlite") as store:
+        runner.run(ref, store, InlineEngine())
+        published, made = runner.gather(ref, store)
         return {
-            "published": runner.run(ref, store, InlineEngine()),
+            "ref": ref,
+            "evidence": made,
+            "published": published,
             "explored": runner.run(ref, store, InlineEngine(), Options(seeds=6)),
             "smoke": runner.run(ref, store, InlineEngine(), Options("smoke")),
             "replicated": runner.run(ref, store, InlineEngine(), Options(replicate=1)),
         }
 
 
+@pytest.fixture
+def outcomes(runs):
+    return {name: copy.deepcopy(run) for name, run in runs.items() if name != "ref"}
+
+
+@pytest.fixture
+def publish(tmp_path, outcomes):
+    """Publish the toy's outcome, changed or not, into a ledger of this test's own."""
+
+    def call(outcome=None, made=None, **given):
+        return ledger.publish(
+            outcome or outcomes["published"],
+            made or outcomes["evidence"],
+            **{"commit": "c0ffee", "path": tmp_path / "ledger.json", "folder": tmp_path} | given,
+        )
+
+    return call
+
+
+def entry_of(tmp_path):
+    return ledger.read(tmp_path / "ledger.json")["toy"]
+
+
 def test_nothing_is_published_yet(tmp_path):
     assert ledger.read(tmp_path / "ledger.json") == {}
 
 
-def test_publishing_keeps_verdict_claims_and_provenance(tmp_path, outcomes):
+def test_publishing_keeps_verdict_claims_provenance_and_evidence(tmp_path, outcomes, publish):
     path = tmp_path / "ledger.json"
-    ledger.publish(outcomes["published"], path)
-    entry = ledger.read(path)["toy"]
+    publish()
+    entry = entry_of(tmp_path)
     assert entry["verdict"] == outcomes["published"]["verdict"]
     assert entry["provenance"]["fingerprint"] == outcomes["published"]["provenance"]["fingerprint"]
     assert [c["outcome"] for c in entry["claims"]] == [c["outcome"] for c in outcomes["published"]["claims"]]
+    (event,) = entry["history"]
+    assert (event["event"], event["commit"], event["protocol"]) == ("published", "c0ffee", 1)
+    assert event["outcomes"]["better"] == "reproduced"
+    assert evidence.read("toy", tmp_path)["commit"] == "c0ffee"
     before = path.read_text()
-    ledger.publish(outcomes["published"], path)
+    publish()  # the very same verdict: nothing to say
     assert path.read_text() == before
     assert path.stat().st_mode & 0o777 == 0o644  # it ships with the package: everybody may read it
 
 
 @pytest.mark.parametrize("kind", ["explored", "smoke", "replicated"])
-def test_only_desk_verdicts_on_the_protocols_seeds_are_published(tmp_path, outcomes, kind):
+def test_only_desk_verdicts_on_the_protocols_seeds_are_published(tmp_path, outcomes, publish, kind):
     with pytest.raises(ledger.LedgerError, match="only desk verdicts"):
-        ledger.publish(outcomes[kind], tmp_path / "ledger.json")
-    assert not (tmp_path / "ledger.json").exists()
+        publish(outcomes[kind])
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_an_incomplete_verdict_is_not_published(tmp_path, outcomes):
-    broken = json.loads(json.dumps(outcomes["published"]))
-    broken["claims"][0]["outcome"] = "incomplete"
+def test_an_incomplete_verdict_is_not_published(outcomes, publish):
+    outcomes["published"]["claims"][0]["outcome"] = "incomplete"
     with pytest.raises(ledger.LedgerError, match="better is incomplete"):
-        ledger.publish(broken, tmp_path / "ledger.json")
+        publish()
 
 
-def test_a_replication_is_noted_with_whether_it_agrees(tmp_path, outcomes):
-    path = tmp_path / "ledger.json"
-    ledger.publish(outcomes["published"], path)
-    assert ledger.add_replication(outcomes["replicated"], 1, path)
-    other = json.loads(json.dumps(outcomes["replicated"]))
-    other["claims"][0]["outcome"] = "contradicted"
-    assert not ledger.add_replication(other, 2, path)
-    assert [r["agrees"] for r in ledger.read(path)["toy"]["replications"]] == [True, False]
+# -- bound to the protocol number ----------------------------------------------------------------------------
 
 
-def test_a_replication_changes_nothing_else_of_the_entry(tmp_path, outcomes):
-    path = tmp_path / "ledger.json"
-    ledger.publish(outcomes["published"], path)
-    before = ledger.read(path)["toy"]
-    ledger.add_replication(outcomes["replicated"], 1, path)
-    after = ledger.read(path)["toy"]
-    assert len(after.pop("replications")) == 1
-    assert after == {k: v for k, v in before.items() if k != "replications"}
+def lower_minimum(made):
+    made["plan"]["claims"][0]["min_effect"] = 0.05
 
 
-def test_a_replication_of_other_code_is_not_recorded(tmp_path, outcomes):
-    path = tmp_path / "ledger.json"
-    ledger.publish(outcomes["published"], path)
-    other = json.loads(json.dumps(outcomes["replicated"]))
-    other["provenance"]["fingerprint"] = "of an edited study"
-    with pytest.raises(ledger.LedgerError, match="publish it again first"):
-        ledger.add_replication(other, 1, path)
-    assert ledger.read(path)["toy"]["replications"] == []
+def drop_control(made):
+    made["plan"]["claims"][0]["controls"] = []
 
 
-def test_agreement_sets_the_primary_claims_side_by_side(outcomes):
-    other = json.loads(json.dumps(outcomes["replicated"]))
-    other["claims"][0]["outcome"] = "contradicted"
-    assert ledger.agreement(outcomes["published"], other) == {"better": ("reproduced", "contradicted")}
+def more_looks(made):
+    made["plan"]["looks"].append({"n": 40, "alpha": 0.01})
 
 
-def test_protocols_tried_are_kept(tmp_path, outcomes):
-    path = tmp_path / "ledger.json"
-    ledger.publish(outcomes["published"], path)
-    second = json.loads(json.dumps(outcomes["published"]))
+def finer_grid(made):
+    made["plan"]["arms"][0]["tune"][0]["values"].append(3.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lower_minimum, "min_effect of better: 0.1 published, 0.05 now"),
+        (drop_control, "controls of better"),
+        (more_looks, "looks"),
+        (finer_grid, "values"),
+    ],
+)
+def test_other_claims_or_grids_need_another_protocol_number(tmp_path, outcomes, publish, change, told):
+    publish()
+    before = (tmp_path / "ledger.json").read_text()
+    change(outcomes["evidence"])
+    outcomes["published"]["provenance"]["fingerprint"] = "of the edited study"
+    with pytest.raises(ledger.LedgerError, match=f"(?s){told}.*Raise the study's protocol number"):
+        publish(reason="better so")
+    assert (tmp_path / "ledger.json").read_text() == before
+
+
+def test_another_contrast_under_the_same_name_is_refused(runs, tmp_path, outcomes, publish):
+    publish()
+    outcomes["published"]["provenance"]["fingerprint"] = "of the edited study"
+    study = runs["ref"].load()
+    measured = evidence.measured(study, evidence.read("toy", tmp_path))
+    assert measured == evidence.read("toy", tmp_path)["measured"]
+    publish(reason="the code was rewritten", measured=measured)
+    better = study.claims[0]
+    half = replace(better.contrast, value=lambda cells: better.contrast.value(cells) / 2)
+    changed = replace(study, claims=(replace(better, contrast=half), *study.claims[1:]))
+    measured = evidence.measured(changed, evidence.read("toy", tmp_path))
+    outcomes["published"]["provenance"]["fingerprint"] = "of another edit"
+    with pytest.raises(ledger.LedgerError, match="d of better"):
+        publish(reason="the code was rewritten", measured=measured)
+
+
+def test_entries_from_before_evidence_shipped_are_held_against_their_claims(tmp_path, outcomes, publish):
+    publish()
+    (tmp_path / "toy.json.gz").unlink()
+    outcomes["published"]["claims"][0]["min_effect"] = 0.05
+    with pytest.raises(ledger.LedgerError, match=r"min_effect of better: 0\.1 published, 0\.05 now"):
+        publish(reason="to ship evidence")
+
+
+def test_publishing_a_protocol_again_needs_a_reason_and_leaves_a_trace(tmp_path, outcomes, publish):
+    publish()
+    outcomes["published"]["provenance"]["fingerprint"] = "of edited code"
+    outcomes["published"]["claims"][0]["outcome"] = "inconclusive"
+    with pytest.raises(ledger.LedgerError, match="was published before, on the same seeds: say why"):
+        publish()
+    publish(reason="a bug in the method", commit="beef")
+    entry = entry_of(tmp_path)
+    assert [e["outcomes"]["better"] for e in entry["history"]] == ["reproduced", "inconclusive"]
+    assert [e["reason"] for e in entry["history"]] == ["first published", "a bug in the method"]
+    assert ledger.times_published(entry) == 2
+
+
+def test_a_new_protocol_is_published_and_an_earlier_one_refused(tmp_path, outcomes, publish):
+    publish()
+    second = copy.deepcopy(outcomes["published"])
     second |= {"protocol": 2, "protocols": [{"protocol": 2, "changed_because": ""}]}
-    ledger.publish(second, path)
-    assert [p["protocol"] for p in ledger.read(path)["toy"]["protocols"]] == [1, 2]
+    publish(second)
+    entry = entry_of(tmp_path)
+    assert [p["protocol"] for p in entry["protocols"]] == [1, 2]
+    assert [e["reason"] for e in entry["history"]] == ["first published", "a new protocol"]
+    assert ledger.times_published(entry) == 1
+    with pytest.raises(ledger.LedgerError, match="this is the earlier protocol 1"):
+        publish(reason="the first was nicer")
 
 
-def test_q_values_are_of_primary_statistical_claims(tmp_path, outcomes):
-    path = tmp_path / "ledger.json"
-    ledger.publish(outcomes["published"], path)
-    entries = ledger.read(path)
+def test_an_arm_without_a_continuous_number_hides_changes(tmp_path):
+    path = write_toy(tmp_path, name="coarse.py").replace("toy.py", "coarse.py")
+    text = Path(path).read_text()
+    Path(path).write_text(text.replace('"score": score, "curve"', '"score": round(score), "curve"'))
+    ref = StudyRef("file", path)
+    with Store(tmp_path / "store.sqlite") as store:
+        runner.run(ref, store, InlineEngine())
+        with pytest.raises(evidence.EvidenceError, match="returns no continuous number"):
+            runner.gather(ref, store)
+
+
+# -- history -------------------------------------------------------------------------------------------------
+
+
+def event(name, fingerprint, **more):
+    return {
+        "event": name,
+        "date": "2027-01-02",
+        "commit": "beef",
+        "protocol": 1,
+        "fingerprint": fingerprint,
+    } | more
+
+
+def test_events_are_appended_and_change_nothing_else(tmp_path, publish):
+    publish()
+    before = entry_of(tmp_path)
+    ledger.add_event("toy", event("certified", "rewritten"), tmp_path / "ledger.json")
+    after = entry_of(tmp_path)
+    assert after.pop("history") == [*before.pop("history"), event("certified", "rewritten")]
+    assert after == before
+    with pytest.raises(ledger.LedgerError, match="toy2 has no published verdict; published: toy"):
+        ledger.add_event("toy2", {}, tmp_path / "ledger.json")
+
+
+def test_code_is_current_if_it_was_published_or_certified_since(publish):
+    entry = publish()
+    own = entry["provenance"]["fingerprint"]
+    assert ledger.standing(entry, own) == "published"
+    assert ledger.standing(entry, "rewritten") == "stale"
+    entry["history"].append(event("certified", "rewritten"))
+    assert ledger.standing(entry, "rewritten") == "certified"
+    assert ledger.last_certified(entry) == "2027-01-02"
+    entry["history"].append(event("differed", "rewritten"))
+    assert ledger.standing(entry, "rewritten") == "stale"
+    entry["history"] += [event("certified", "rewritten"), event("published", "of a bug mended")]
+    assert ledger.standing(entry, "rewritten") == "stale"
+    assert ledger.last_certified(entry) == ""
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (
+            {"event": "published", "protocol": 1, "commit": "c0ffee", "verdict": "partly", "reason": "first"},
+            "protocol 1 published at commit c0ffee: partly reproduced (first)",
+        ),
+        ({"event": "replicated", "attempt": 2, "agrees": False}, "replication 2: effects differ"),
+        (
+            {"event": "certified", "commit": "beef", "cells": 1200, "equal_to_evidence": 1200},
+            "certified at commit beef: 1,200 cells computed by both codes agree, 1,200 equal the published "
+            "ones",
+        ),
+        (
+            {"event": "differed", "commit": "beef", "cells": 12},
+            "differed at commit beef: 12 cells computed by both codes do not all agree",
+        ),
+    ],
+)
+def test_events_in_words(event, words):
+    assert ledger.event_words(event) == words
+
+
+# -- judged again --------------------------------------------------------------------------------------------
+
+
+def test_judging_again_by_the_same_rule_changes_nothing(tmp_path, outcomes, publish):
+    publish()
+    before = (tmp_path / "ledger.json").read_text()
+    ledger.rejudge("toy", tmp_path / "ledger.json", tmp_path, date="2027-01-02")
+    assert (tmp_path / "ledger.json").read_text() == before
+    verdict, claims = evidence.rejudge(evidence.read("toy", tmp_path))
+    assert verdict == outcomes["published"]["verdict"]
+    assert claims == outcomes["published"]["claims"]
+
+
+def test_a_new_rule_changes_outcomes_and_says_so(tmp_path, publish, monkeypatch):
+    publish()
+    monkeypatch.setattr(verdict, "above", lambda d, m, alpha: False)
+    monkeypatch.setattr(verdict, "pvalues", lambda d, m: (0.5, 0.5))
+    entry = ledger.rejudge("toy", tmp_path / "ledger.json", tmp_path, date="2027-01-02")
+    assert entry["claims"][0]["outcome"] == "inconclusive"
+    assert [e["event"] for e in entry["history"]] == ["published", "rejudged"]
+    assert entry["history"][1]["outcomes"]["better"] == "inconclusive"
+    assert entry_of(tmp_path) == entry
+
+
+def test_judging_again_needs_neither_torch_nor_the_study(tmp_path, publish):
+    publish()
+    script = (
+        "import sys; from pathlib import Path; from trueup.lab import evidence\n"
+        f"verdict, claims = evidence.rejudge(evidence.read('toy', Path({str(tmp_path)!r})))\n"
+        "assert claims[0]['outcome'] == 'reproduced'\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_reading_the_ledger_imports_no_scipy():
+    script = (
+        "import sys; from trueup.lab import ledger; ledger.read()\n"
+        "found = {'scipy', 'torch', 'numpy', 'pandas'} & set(sys.modules)\n"
+        "assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+# -- q-values, the README ------------------------------------------------------------------------------------
+
+
+def test_q_values_are_of_primary_statistical_claims(tmp_path, publish):
+    publish()
+    entries = ledger.read(tmp_path / "ledger.json")
     q = ledger.q_values(entries)
     assert set(q) == {("toy", "better")}
     assert q["toy", "better"] == pytest.approx(entries["toy"]["claims"][0]["pvalue"])
@@ -130,19 +326,21 @@ def test_a_newer_ledger_asks_for_an_upgrade(tmp_path):
         ledger.read(path)
 
 
-def test_an_unwritable_ledger_says_so(tmp_path, outcomes):
+def test_an_unwritable_ledger_says_so(tmp_path, publish):
     (tmp_path / "taken").touch()
     with pytest.raises(ledger.LedgerError, match="cannot write"):
-        ledger.publish(outcomes["published"], tmp_path / "taken" / "ledger.json")
+        publish(path=tmp_path / "taken" / "ledger.json")
+    with pytest.raises(ledger.LedgerError, match="cannot write the evidence of toy"):
+        publish(folder=tmp_path / "taken")
 
 
 def _full(*paths):
     raise OSError(28, "No space left on device")
 
 
-def test_the_readme_table_is_renewed_between_its_marks(tmp_path, outcomes, monkeypatch):
+def test_the_readme_table_is_renewed_between_its_marks(tmp_path, publish, monkeypatch):
     path, readme = tmp_path / "ledger.json", tmp_path / "README.md"
-    ledger.publish(outcomes["published"], path)
+    publish()
     readme.write_text(f"head\n{ledger.MARK}\nold\n{ledger.MARK}\ntail\n")
     ledger.renew_readme(readme, ledger.read(path), PAPERS)
     text = readme.read_text()
@@ -158,15 +356,13 @@ def test_the_readme_table_is_renewed_between_its_marks(tmp_path, outcomes, monke
     with pytest.raises(ledger.LedgerError, match="cannot write"):
         ledger.renew_readme(readme, {}, PAPERS)
     assert readme.read_text() == text
-    assert sorted(tmp_path.iterdir()) == [readme, path]
+    assert sorted(tmp_path.iterdir()) == [readme, path, tmp_path / "toy.json.gz"]
     readme.write_text("no marks")
     with pytest.raises(ledger.LedgerError, match="twice"):
         ledger.renew_readme(readme, ledger.read(path), PAPERS)
 
 
 def test_the_shipped_ledger_reads_and_the_readme_shows_it():
-    from pathlib import Path
-
     from trueup import papers
 
     entries = ledger.read()

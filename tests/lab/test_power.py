@@ -19,13 +19,24 @@ def test_power_agrees_with_simulation() -> None:
 
 def test_power_without_an_effect_is_alpha() -> None:
     assert power(0.0, 10, 0.025) == pytest.approx(0.025)
-    assert power(5.0, 1, 0.025) == 0.0
 
 
-@pytest.mark.parametrize(("n", "effect"), [(5, 1.7), (10, 1.0), (20, 0.66)])
-def test_the_effects_that_the_protocol_promises(n: int, effect: float) -> None:
-    assert detectable(n, 0.025) == pytest.approx(effect, abs=0.05)
-    assert power(detectable(n, 0.025), n, 0.025) == pytest.approx(0.8)
+@pytest.mark.parametrize(("fewest", "alpha"), [(6, 0.025), (8, 0.005)])
+def test_too_few_seeds_have_no_power_whatever_the_effect(fewest: int, alpha: float) -> None:
+    assert power(5.0, fewest, alpha) > 0.9
+    assert power(5.0, fewest - 1, alpha) == 0.0
+    assert seeds_needed(100.0, alpha) == fewest
+    with pytest.raises(ValueError, match=f"can decide nothing at alpha = {alpha}: give at least {fewest}"):
+        detectable(fewest - 1, alpha)
+
+
+@pytest.mark.parametrize(
+    ("n", "alpha", "effect"),
+    [(8, 0.025, 1.16), (10, 0.025, 1.0), (20, 0.025, 0.66), (10, 0.005, 1.33), (20, 0.02, 0.69)],
+)
+def test_the_effects_that_the_protocol_promises(n: int, alpha: float, effect: float) -> None:
+    assert detectable(n, alpha) == pytest.approx(effect, abs=0.006)
+    assert power(detectable(n, alpha), n, alpha) == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("effect", [0.3, 0.66, 1.0, 2.0])
@@ -40,7 +51,7 @@ def test_seeds_needed_is_the_smallest_number_that_suffices(effect: float, alpha:
 def test_an_effect_beyond_measure_is_found() -> None:
     assert power(1e16, 10, 0.025) == 1.0
     assert power(-1e16, 10, 0.025) == power(float("nan"), 10, 0.025) == 0.0
-    assert seeds_needed(1e16, 0.025) == 2
+    assert seeds_needed(1e16, 0.025) == 6
 
 
 def test_effects_that_no_number_of_seeds_finds() -> None:

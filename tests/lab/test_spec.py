@@ -253,14 +253,22 @@ def test_refused(declare: Callable[[], Any], message: str) -> None:
         contrasts.ordering("large < ghost", "acc", at={"k": 1}),
         contrasts.monotone("ghost", "acc", "j", at={"k": 1}),
         contrasts.rank_correlation("ghost", "j", "acc", at={"k": 1}),
-        contrasts.spread("ghost", "large", "acc", "j", at={"k": 1}),
+        contrasts.spread("ghost", "large", "acc", "j", best=0, at={"k": 1}),
+        contrasts.spread("ghost", "large", "acc", "k", best=1),
     ],
-    ids=lambda contrast: contrast.text,
+    ids=lambda contrast: f"{contrast.text} {dict(contrast.at)}",
 )
 def test_a_claim_about_what_no_cell_runs_is_refused(contrast: contrasts.Contrast) -> None:
     study(conditions=[Condition("j", (0, 1)), Condition("k", (1, 2))], claims=[claim(contrast=contrast)])
     with pytest.raises(StudyError, match=r"k=1, which no cell runs; condition 'k' has the values \(2, 3\)"):
         study(conditions=[Condition("j", (0, 1)), Condition("k", (2, 3))], claims=[claim(contrast=contrast)])
+
+
+def test_an_arm_that_is_a_control_is_never_its_own() -> None:
+    chain = contrasts.ordering("large < ghost < same-updates", "acc")
+    assert study(claims=[made := claim(contrast=chain)]).controls(made) == ()  # the last arm makes the claim
+    turned = contrasts.ordering("same-updates < large < ghost", "acc")
+    assert study(claims=[made := claim(contrast=turned)]).controls(made) == ("same-updates",)
 
 
 def test_what_comes_close_to_a_rule_and_keeps_it() -> None:

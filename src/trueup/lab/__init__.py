@@ -15,36 +15,42 @@ A study of your own is one page::
 ``trueup run my_study.py`` runs it; ``compare`` judges results that you already have.
 """
 
-from trueup.lab.cell import Cell, CellResult
-from trueup.lab.compare import Comparison, compare, read_results
-from trueup.lab.contrasts import (
-    Contrast,
-    SeedCells,
-    custom,
-    difference,
-    equivalence,
-    log_ratio,
-    monotone,
-    non_inferiority,
-    ordering,
-    rank_correlation,
-    spread,
-)
-from trueup.lab.errors import StudyError
-from trueup.lab.run import Run
-from trueup.lab.scoring import Metric
-from trueup.lab.spec import (
-    Arm,
-    Axis,
-    Claim,
-    Condition,
-    CostClaim,
-    ExactClaim,
-    Figure,
-    Stage,
-    Study,
-)
-from trueup.lab.verdict import Judgement, judge
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trueup.lab.cell import Cell, CellResult
+    from trueup.lab.comparison import Comparison, compare, read_results
+    from trueup.lab.contrasts import (
+        Contrast,
+        SeedCells,
+        custom,
+        difference,
+        equivalence,
+        log_ratio,
+        monotone,
+        non_inferiority,
+        ordering,
+        rank_correlation,
+        spread,
+    )
+    from trueup.lab.errors import StudyError
+    from trueup.lab.run import Run
+    from trueup.lab.scoring import Metric
+    from trueup.lab.spec import (
+        Arm,
+        Axis,
+        Claim,
+        Condition,
+        CostClaim,
+        ExactClaim,
+        Figure,
+        Stage,
+        Study,
+    )
+    from trueup.lab.verdict import Judgement, judge
 
 __all__ = [
     "Arm",
@@ -78,3 +84,29 @@ __all__ = [
     "read_results",
     "spread",
 ]
+
+# Loaded when they are used: reading the ledger must not import SciPy.
+_MODULES = {
+    "cell": ("Cell", "CellResult"),
+    "comparison": ("Comparison", "compare", "read_results"),
+    "contrasts": (
+        *("Contrast", "SeedCells", "custom", "difference", "equivalence", "log_ratio", "monotone"),
+        *("non_inferiority", "ordering", "rank_correlation", "spread"),
+    ),
+    "errors": ("StudyError",),
+    "run": ("Run",),
+    "scoring": ("Metric",),
+    "spec": (*("Arm", "Axis", "Claim", "Condition", "CostClaim", "ExactClaim", "Figure", "Stage", "Study"),),
+    "verdict": ("Judgement", "judge"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -197,11 +197,12 @@ def clear_leftovers(folder: Path) -> None:
     """
     for file in folder.glob("*.part"):
         writer = re.fullmatch(rf"{re.escape(platform.node())}-(\d+)-\w+\.part", file.name)
-        if writer and not _is_alive(int(writer[1])):
+        if writer and not is_alive(int(writer[1])):
             file.unlink(missing_ok=True)  # another run may have been quicker
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Does a process of this machine run?"""
     if os.name != "posix":  # elsewhere signal 0 would end the process
         return True
     try:

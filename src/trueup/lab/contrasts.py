@@ -1,15 +1,15 @@
-"""Contrasts: one number a seed, positive in the claimed direction.
+"""Contrasts: one number per seed, positive in the claimed direction.
 
 The seed is the statistical unit, so a contrast first brings all cells of a seed (arms, conditions, nets)
 together into one number; ``verdict`` then judges these numbers. The constructors below cover what papers
-claim; :func:`custom` takes any function of a seed's cells.
+claim; `custom` takes any function of a seed's cells.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -75,15 +75,19 @@ class SeedCells:
 
 @dataclass(frozen=True)
 class Contrast:
-    """One number a seed and how it is judged.
+    """One number per seed and how it is judged.
 
     Attributes:
-        value: ``value(cells)`` for the :class:`SeedCells` of one seed; positive supports the claim.
+        value: ``value(cells)`` for the `SeedCells` of one seed; positive supports the claim.
         test: ``superiority`` (d > m), ``equivalence`` (-m < d < m) or ``non-inferiority`` (d > -m).
         scale: ``difference``; ``log`` (d is a log ratio and m becomes log(1 + min_effect)); ``correlation``.
         arms: arms whose cells are needed; ``metrics``: and metrics; ``conditions``: and conditions, swept;
-            ``at``: and conditions, each at one value.
-        links: for an ordering, the pairwise contrasts of which all must hold.
+            ``at``: and conditions, each at one value. No cell beyond ``at`` is needed or read.
+        series: names read beside ``metrics``; if both are empty, ``value`` may read all that a cell returns.
+        methods: arms that the claim would gain from if they were better than they look.
+        rivals: arms that the claim would lose from if they were better than they look; where an arm is
+            compared with itself, or with its equal, it is among the methods and the rivals.
+        links: the contrasts of which all must hold, in an ordering or beside a spread.
         against: builds the same contrast with a control in place of the baseline; ``None`` where the claim
             is no gain over something.
         text: short words for tables, "AdamP - Adam, accuracy".
@@ -97,6 +101,9 @@ class Contrast:
     metrics: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
     at: At = field(default_factory=dict)
+    series: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()
     links: tuple[Contrast, ...] = ()
     against: Callable[[str], Contrast] | None = field(default=None, compare=False)
     text: str = ""
@@ -145,6 +152,8 @@ def log_ratio(better: str, worse: str, metric: str, at: At | None = None) -> Con
         arms=(better, worse),
         metrics=(metric,),
         at=at or {},
+        methods=(better,),
+        rivals=(worse,),
         against=lambda control: log_ratio(better, control, metric, at),
         text=f"{better} / {worse}, {metric}",
         metric=metric,
@@ -174,6 +183,8 @@ def ordering(chain: str, metric: str, at: At | None = None) -> Contrast:
         arms=tuple(names),
         metrics=(metric,),
         at=at or {},
+        methods=(names[-1],),
+        rivals=tuple(names[:-1]),
         links=links,
         against=lambda control: difference(names[-1], control, metric, at),
         text=f"{chain}, {metric}",
@@ -195,6 +206,8 @@ def monotone(arm: str, metric: str, over: str, *, improves: bool = True, at: At 
         metrics=(metric,),
         conditions=(over,),
         at=at or {},
+        methods=(arm,),
+        rivals=(arm,),  # elsewhere in the sweep
         text=f"smallest step of {arm} over {over}, {metric}",
         metric=metric,
     )
@@ -223,13 +236,26 @@ def rank_correlation(
         scale="correlation",
         arms=(arm,),
         at=at or {},
+        series=(x, y),
+        methods=(arm,),
+        rivals=(arm,),
         text=f"{method} of {x} and {y}, {arm}",
     )
 
 
-def spread(steadier: str, other: str, metric: str, over: str, at: At | None = None) -> Contrast:
-    """How much less one arm's metric varies over a sweep (largest minus smallest value) than another's."""
+def spread(steadier: str, other: str, metric: str, over: str, *, best: Any, at: At | None = None) -> Contrast:
+    """How much less one arm's metric varies over a sweep (largest minus smallest value) than another's.
 
+    Being evenly bad is not being robust, so two links must hold: the spread is smaller by more than
+    ``min_effect``, and at ``best``, the value of ``over`` at which the arms are tuned, ``steadier`` is not
+    worse by that much. A control has to explain the smaller spread alone.
+    """
+    steady = _spread(steadier, other, metric, over, at)
+    no_worse = non_inferiority(steadier, other, metric, {**(at or {}), over: best})
+    return replace(steady, links=(steady, no_worse))
+
+
+def _spread(steadier: str, other: str, metric: str, over: str, at: At | None) -> Contrast:
     def value(cells: SeedCells) -> float:
         return float(
             np.ptp(cells.sweep(other, metric, over, at)[1])
@@ -242,7 +268,9 @@ def spread(steadier: str, other: str, metric: str, over: str, at: At | None = No
         metrics=(metric,),
         conditions=(over,),
         at=at or {},
-        against=lambda control: spread(steadier, control, metric, over, at),
+        methods=(steadier,),
+        rivals=(other,),
+        against=lambda control: _spread(steadier, control, metric, over, at),
         text=f"spread over {over}: {other} - {steadier}, {metric}",
         metric=metric,
     )
@@ -255,14 +283,23 @@ def custom(
     text: str,
     metrics: Sequence[str] = (),
     test: Test = "superiority",
+    at: At | None = None,
     against: Callable[[str], Contrast] | None = None,
 ) -> Contrast:
-    """Any function of a seed's cells; name the arms whose cells it needs."""
+    """Any function of a seed's cells; name the arms whose cells it needs, the method first.
+
+    The other arms are its rivals; a single arm is compared with itself. ``at`` names the conditions whose
+    cells are read, if not all.
+    """
+    both = test == "equivalence" or len(arms) == 1
     return Contrast(
         value,
         test=test,
         arms=tuple(arms),
         metrics=tuple(metrics),
+        at=at or {},
+        methods=tuple(arms) if both else tuple(arms[:1]),
+        rivals=tuple(arms) if both else tuple(arms[1:]),
         against=against,
         text=text,
         metric=metrics[0] if len(metrics) == 1 else "",
@@ -276,6 +313,8 @@ def _two_arms(a: str, b: str, metric: str, at: At | None, test: Test) -> Contras
         arms=(a, b),
         metrics=(metric,),
         at=at or {},
+        methods=(a, b) if test == "equivalence" else (a,),
+        rivals=(a, b) if test == "equivalence" else (b,),
         against=(lambda control: _two_arms(a, control, metric, at, test)) if test == "superiority" else None,
         text=f"{a} - {b}, {metric}",
         metric=metric,

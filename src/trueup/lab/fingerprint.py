@@ -13,8 +13,8 @@ Three rules keep verdicts from going stale for no reason:
 * ``trueup.lab`` does not count, except :data:`_COUNTED_IN_LAB`, which decide what a cell sees and how its
   metrics are scored; the rest measures and does not compute. :data:`PROTOCOL` is raised by hand when it
   changes what a stored cell means.
-* A study's words (labels, titles, reasons, figures) and its claims do not count, except what exact and cost
-  claims compute: ``protocol`` has a hash of its own for them.
+* A study's words (labels, titles, reasons, figures) do not count. Its claims, grids and looks count for its
+  verdict (:func:`verdict_fingerprint`), and not for its cells, which cannot see them.
 * ``trueup.data`` does not count: the arrays a study declares are pinned bit for bit and enter by their hash.
 
 What cannot be seen statically is taken widely or not at all: a package used as a value
@@ -24,6 +24,7 @@ What cannot be seen statically is taken widely or not at all: a package used as 
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import hashlib
 import importlib.machinery
@@ -71,8 +72,21 @@ def code_fingerprint(ref: StudyRef | str | Path) -> str:
         >>> code_fingerprint(file) == before
         False
     """
+    return _hash(_closure(ref))
+
+
+def verdict_fingerprint(ref: StudyRef | str | Path) -> str:
+    """The sha256 of everything that computes a study's verdict: its cells' code, its claims, grids and looks.
+
+    Raises:
+        StudyError: for a file that is missing or is not Python, with file and line.
+    """
+    return _hash(_closure(ref, _OF_VERDICTS))
+
+
+def _hash(closure: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
-    for name, code in sorted(_closure(ref).items()):
+    for name, code in sorted(closure.items()):
         digest.update(f"{name} {code}\n".encode())
     return digest.hexdigest()
 
@@ -96,31 +110,74 @@ def _torch_version() -> str:
     return ".".join(importlib.metadata.version("torch").split(".")[:2])
 
 
+# -- what counts of a study's declarations -------------------------------------------------------------------
+# The parameters that count, by position; "" stands for one that does not. A declaration that a table does not
+# name counts not at all.
+_Counted: TypeAlias = Mapping[str, tuple[str, ...]]
+_OF_CELLS: _Counted = {
+    "Study": ("slug", "", "metrics", "arms", "cell", "claims", "scales", "", "", "stages", "", "data"),
+    "Metric": ("name", "higher", "worst"),
+    "Arm": ("name", "", "settings"),
+    "ExactClaim": ("name", "", "deviation", "instances", "", "negative_control"),
+    "CostClaim": ("name", "", "prepare", "", "rounds"),
+}
+_OF_VERDICTS: _Counted = {
+    "Study": (
+        *(
+            "slug",
+            "",
+            "metrics",
+            "arms",
+            "cell",
+            "claims",
+            "scales",
+            "conditions",
+            "tune",
+            "stages",
+            "",
+            "data",
+        ),
+        *("", "", "protocol", "", "looks", "tuning_seeds"),
+    ),
+    "Metric": ("name", "higher", "worst"),
+    "Arm": ("name", "role", "settings", "tune"),
+    "Axis": ("name", "values", "low", "high"),
+    "Condition": ("name", "values", "tuned_at"),
+    "Claim": ("name", "", "contrast", "min_effect", "", "origin", "primary", "requires", "controls"),
+    "ExactClaim": (
+        *("name", "", "deviation", "instances", "tolerance", "negative_control", ""),
+        *("origin", "primary", "requires"),
+    ),
+    "CostClaim": ("name", "", "prepare", "at_most", "rounds", "origin", "primary", "requires"),
+}
+_DECLARATIONS = {*_OF_VERDICTS, "Figure"}
+
+
 # -- following references ------------------------------------------------------------------------------------
 # A reference is a dotted name that code mentions: ``trueup.nn.GhostBatchNorm1d.forward``, or ``trueup.nn.*``.
 # The flag says whether a package at its end is used as a value and so counts whole, or merely imported.
 _Reference: TypeAlias = tuple[str, bool]
 
 
-def _closure(ref: StudyRef | str | Path) -> dict[str, str]:
+def _closure(ref: StudyRef | str | Path, counted: _Counted = _OF_CELLS) -> dict[str, str]:
     """Module name -> hash of its syntax, for every module that the study reaches."""
     if isinstance(ref, (str, Path)) or ref.kind == "file":
         path = Path(ref if isinstance(ref, (str, Path)) else ref.name).absolute()
         if not path.is_file():
             raise StudyError(f"there is no study file {path}")
         trace = _Trace(beside=path.parent)
-        trace.add_study(_STUDY, path)
+        trace.add_study(_STUDY, path, counted)
     else:
         trace = _Trace(top_level=_top_level(ref.name))
         module = trace.locate(ref.name)
         if module is None:
             raise StudyError(f"there is no module {ref.name!r} on Python's path")
         if module.is_file():
-            trace.add_study(ref.name, module)
+            trace.add_study(ref.name, module, counted)
         trace.reach(ref.name, whole=True)
     for name in _COUNTED_IN_LAB:
-        if (counted := trace.locate(name)) is not None:
-            trace.add_file(name, counted)
+        if (of_lab := trace.locate(name)) is not None:
+            trace.add_file(name, of_lab)
     return trace.code
 
 
@@ -202,10 +259,11 @@ class _Trace:
                 return
             module = submodule
 
-    def add_study(self, module: str, path: Path) -> None:
-        """Count a study's own file, without its words and claims."""
+    def add_study(self, module: str, path: Path, counted: _Counted) -> None:
+        """Count a study's own file, and of its declarations what counts."""
         stat = path.stat()
-        self._add(module, _study_code(path, stat.st_mtime_ns, stat.st_size, module.rpartition(".")[0]))
+        tree = _study_tree(path, stat.st_mtime_ns, stat.st_size)
+        self._add(module, _count(_StripDeclarations(counted).strip(tree), module.rpartition(".")[0]))
 
     def add_file(self, module: str, path: Path) -> None:
         """Count a file, whole."""
@@ -288,15 +346,9 @@ def _code_of(path: Path, changed: int, size: int, package: str) -> _Code:
 
 
 @functools.cache
-def _study_code(path: Path, changed: int, size: int, package: str) -> _Code:
-    tree = _Strip().visit(_parse(path))
-    declarations = {
-        alias.asname or alias.name: alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module == "trueup.lab" and not node.level
-        for alias in node.names
-    }
-    return _count(_StripDeclarations(declarations).visit(tree), package)
+def _study_tree(path: Path, changed: int, size: int) -> ast.Module:
+    tree: ast.Module = _Strip().visit(_parse(path))
+    return tree
 
 
 @functools.cache
@@ -361,52 +413,53 @@ class _Strip(ast.NodeTransformer):
         return node.orelse if name == "TYPE_CHECKING" else node
 
 
-# Of a declaration, the parameters that a cell can see, by position; "" stands for one that it cannot. What is
-# left out (words, claims, grids, looks) enters the protocol's hash, or is for people.
-_SEEN = {
-    "Study": ("slug", "", "metrics", "arms", "cell", "claims", "scales", "", "", "stages", "", "data"),
-    "Metric": ("name", "higher", "worst"),
-    "Arm": ("name", "", "settings"),
-    "ExactClaim": ("name", "", "deviation", "instances", "", "negative_control"),
-    "CostClaim": ("name", "", "prepare", "", "rounds"),
-}
-_UNSEEN = ("Claim", "Figure", "Condition", "Axis")
-
-
 class _StripDeclarations(ast.NodeTransformer):
-    """Drop from a study's declarations what no cell can see.
+    """Drop from a study's declarations what does not count."""
 
-    Args:
-        names: how the file calls what it imports from ``trueup.lab``.
-    """
+    def __init__(self, counted: _Counted) -> None:
+        self._counted = counted
+        self._names: dict[str, str] = {}
 
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self._names = names
+    def strip(self, tree: ast.Module) -> ast.Module:
+        """A stripped copy of a study file's syntax."""
+        self._names = {
+            alias.asname or alias.name: alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module == "trueup.lab" and not node.level
+            for alias in node.names
+        }
+        stripped: ast.Module = self.visit(copy.deepcopy(tree))
+        return stripped
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         declared = self._declared(node)
-        if declared in _SEEN and not any(isinstance(a, ast.Starred) for a in node.args):
-            seen = _SEEN[declared]
-            node.args = [a for a, name in zip(node.args, seen) if name]
-            node.keywords = [k for k in node.keywords if k.arg is None or k.arg in seen]
-        elif declared in _UNSEEN:
-            node.args, node.keywords = [], []
+        if declared and not any(isinstance(a, ast.Starred) for a in node.args):
+            counted = self._counted.get(declared, ())
+            node.args = [a for a, name in zip(node.args, counted) if name]
+            node.keywords = [k for k in node.keywords if k.arg is None or k.arg in counted]
         return node
 
     def visit_Tuple(self, node: ast.Tuple) -> ast.AST:
         self.generic_visit(node)
-        node.elts = [e for e in node.elts if self._declared(e) not in _UNSEEN]
+        node.elts = [e for e in node.elts if self._counts(e)]
         return node
 
     def visit_List(self, node: ast.List) -> ast.AST:
         self.generic_visit(node)
-        node.elts = [e for e in node.elts if self._declared(e) not in _UNSEEN]
+        node.elts = [e for e in node.elts if self._counts(e)]
         return node
 
+    def _counts(self, node: ast.AST) -> bool:
+        declared = self._declared(node)
+        return not declared or declared in self._counted
+
     def _declared(self, node: ast.AST) -> str:
-        is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-        return self._names.get(node.func.id, "") if is_call else ""  # type: ignore[attr-defined]
+        """What a call declares, by the lab's own name; "" for anything else."""
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+            return ""
+        name = self._names.get(node.func.id, "")
+        return name if name in _DECLARATIONS else ""
 
 
 def _count(tree: ast.AST, package: str) -> _Code:

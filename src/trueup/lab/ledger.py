@@ -1,9 +1,10 @@
 """The ledger: published desk verdicts, one file shipped with the package.
 
 A verdict enters it by :func:`publish` only, from an outcome that followed the protocol on its published
-seeds; :func:`add_replication` notes beside it what fresh seeds said. Functions that take a path use the
-shipped file if it is left out.
-An entry whose code has changed since is stale, and said to be so wherever it is shown.
+seeds. An entry keeps a history that only grows: when it was published, certified, judged again or replicated,
+from which commit, with which outcomes, and why. Functions that take a path use the shipped file if it is left
+out. An entry whose code is neither the published nor certified since is stale, and said to be so wherever it
+is shown.
 """
 
 from __future__ import annotations
@@ -11,21 +12,35 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from scipy import stats
-
+from trueup.lab import evidence as ships
 from trueup.lab.errors import StudyError
+from trueup.lab.outcomes import outcome_words
+from trueup.lab.words import paper_head
 from trueup.whole_file import write_whole
 
-FORMAT = 1
+FORMAT = 2
 MARK = "<!-- ledger -->"
 SHIPPED = Path(__file__).parent.parent / "ledger.json"
 
+Standing: TypeAlias = Literal["published", "certified", "stale"]
+
 _CLAIM_FIELDS = (
     *("name", "statement", "origin", "primary", "kind", "outcome", "note", "sentence", "control_sentence"),
-    *("survives", "contrast", "mean", "low", "high", "level", "n", "unit", "scale_factor", "scale"),
-    *("min_effect", "margin", "test", "pvalue", "look"),
+    *(
+        "survives",
+        "contrast",
+        "arms",
+        "labels",
+        "metric",
+        "measure",
+        "higher",
+        "unit",
+        "scale_factor",
+        "scale",
+    ),
+    *("mean", "low", "high", "level", "n", "min_effect", "margin", "test", "pvalue", "look", "skew"),
 )
 
 
@@ -63,18 +78,38 @@ def entry(outcome: Mapping[str, Any]) -> dict[str, Any]:
         "protocols": outcome["protocols"],
         "verdict": outcome["verdict"],
         "scope_sentence": outcome["scope_sentence"],
-        "claims": [{k: claim[k] for k in _CLAIM_FIELDS if k in claim} for claim in outcome["claims"]],
+        "claims": _kept(outcome["claims"]),
         "cost": {k: outcome["cost"][k] for k in ("cells", "cpu_seconds", "stage_seconds", "peak_memory")},
         "provenance": {k: provenance.get(k, "") for k in ("trueup", "torch", "date", "fingerprint")},
-        "replications": [],
+        "history": [],
     }
 
 
-def publish(outcome: Mapping[str, Any], path: Path | None = None) -> dict[str, Any]:
-    """Write an outcome's verdict into the ledger, and return the entry.
+def _kept(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: claim[k] for k in _CLAIM_FIELDS if k in claim} for claim in claims]
+
+
+def publish(
+    outcome: Mapping[str, Any],
+    evidence: Mapping[str, Any],
+    *,
+    commit: str,
+    measured: Sequence[Mapping[str, Any]] | None = None,
+    reason: str = "",
+    path: Path | None = None,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Write an outcome's verdict into the ledger and its evidence beside it, and return the entry.
+
+    Args:
+        commit: of the code that computed it.
+        measured: what the present contrasts make of the evidence published before (``evidence.measured``).
+        reason: why a protocol that was published before is published again; kept in the history.
+        path, folder: the ledger, and the folder of the evidence.
 
     Raises:
-        LedgerError: if the outcome is not at desk scale on the protocol's seeds, or is incomplete.
+        LedgerError: if the outcome is not at desk scale on the protocol's seeds, is incomplete, declares
+            something else than was published under its protocol number, or lacks a reason.
     """
     slug = outcome["slug"]
     if outcome["scale"] != "desk" or not outcome["published"]:
@@ -88,49 +123,195 @@ def publish(outcome: Mapping[str, Any], path: Path | None = None) -> dict[str, A
             f"{slug}: {', '.join(bad) or 'the verdict'} is incomplete: run `trueup run {slug}` first"
         )
     entries = read(path)
-    new = entry(outcome)
-    old = entries.get(slug)
+    new, old = entry(outcome), entries.get(slug)
     if old is not None:
+        if _is_published(old, outcome, folder):
+            return dict(old)
+        _check_protocol(old, outcome, evidence, measured, folder)
+        if old["protocol"] == new["protocol"] and not reason.strip():
+            raise LedgerError(
+                f"{slug}: protocol {old['protocol']} was published before, on the same seeds: say why it is "
+                "published again (--reason), or certify it if only its code was rewritten"
+            )
         tried = {p["protocol"]: p for p in old["protocols"]} | {p["protocol"]: p for p in new["protocols"]}
         new["protocols"] = [tried[n] for n in sorted(tried)]
-        if old["provenance"]["fingerprint"] == new["provenance"]["fingerprint"]:
-            new["replications"] = old["replications"]
+        new["history"] = list(old.get("history", ()))
+    new["history"].append(
+        {
+            "event": "published",
+            "date": outcome["provenance"]["date"],
+            "commit": commit,
+            "protocol": outcome["protocol"],
+            "fingerprint": outcome["provenance"]["fingerprint"],
+            **_outcomes(new["verdict"], new["claims"]),
+            "reason": reason or ("first published" if old is None else "a new protocol"),
+        }
+    )
+    try:
+        ships.write({**evidence, "commit": commit}, folder)
+    except OSError as error:
+        raise LedgerError(f"cannot write the evidence of {slug}: {error.strerror or error}") from None
     _write({**entries, slug: new}, path)
     return new
 
 
-def agreement(published: Mapping[str, Any], outcome: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Primary claim -> its outcome as published, and in another run of the study."""
-    before = {c["name"]: c["outcome"] for c in published["claims"] if c["primary"]}
-    after = {c["name"]: c["outcome"] for c in outcome["claims"] if c["primary"]}
-    return {name: (before.get(name, "none"), after.get(name, "none")) for name in {**before, **after}}
+def _outcomes(verdict: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What an event of the history says of a verdict."""
+    return {
+        "verdict": verdict["outcome"],
+        "control": verdict["control"],
+        "outcomes": {claim["name"]: claim["outcome"] for claim in claims},
+    }
 
 
-def add_replication(outcome: Mapping[str, Any], attempt: int, path: Path | None = None) -> bool:
-    """Note whether a replication on fresh seeds agrees with the published verdict, and return that.
+def _is_published(old: Mapping[str, Any], outcome: Mapping[str, Any], folder: Path | None) -> bool:
+    """Is this very verdict in the ledger, with its evidence?"""
+    new = entry(outcome)
+    same = all(old[part] == new[part] for part in ("protocol", "verdict", "claims"))
+    same = same and old["provenance"]["fingerprint"] == new["provenance"]["fingerprint"]
+    return same and ships.exists(outcome["slug"], folder)
 
-    Raises:
-        LedgerError: if it ran other code than the published verdict rests on.
+
+def _check_protocol(
+    old: Mapping[str, Any],
+    outcome: Mapping[str, Any],
+    evidence: Mapping[str, Any],
+    measured: Sequence[Mapping[str, Any]] | None,
+    folder: Path | None,
+) -> None:
+    """Refuse to publish something else under a protocol number that was published."""
+    slug, number = outcome["slug"], outcome["protocol"]
+    if number < old["protocol"]:
+        raise LedgerError(
+            f"{slug}: protocol {old['protocol']} is published, this is the earlier protocol {number}: "
+            "raise the study's protocol number"
+        )
+    if number > old["protocol"]:
+        return
+    if ships.exists(slug, folder):
+        before = ships.read(slug, folder)
+        changed = ships.difference(before["plan"], evidence["plan"])
+        if changed is None and measured is not None:
+            changed = ships.difference(ships.numbers(before["measured"]), ships.numbers(measured))
+    else:  # an entry from before evidence shipped
+        changed = ships.difference(_declared(old["claims"]), _declared(outcome["claims"]))
+    if changed is not None:
+        raise LedgerError(
+            f"{slug}: protocol {number} was published with other claims or another plan: {changed}. Raise "
+            "the study's protocol number, which draws fresh seeds"
+        )
+
+
+def _declared(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    declared = ("name", "primary", "kind", "min_effect", "scale")
+    return [{k: claim[k] for k in declared if k in claim} for claim in claims]
+
+
+def rejudge(slug: str, path: Path | None = None, folder: Path | None = None, *, date: str) -> dict[str, Any]:
+    """Apply the present rule to the stored contrasts of a published verdict, and return the entry.
+
+    An entry that changes is written, with an event in its history that says so if an outcome changed.
     """
     entries = read(path)
-    published = entries[outcome["slug"]]
-    if outcome["provenance"]["fingerprint"] != published["provenance"]["fingerprint"]:
-        raise LedgerError(
-            f"{outcome['slug']}: the replication ran other code than was published: publish it again first"
-        )
-    pairs = agreement(published, outcome)
-    agrees = all(before == after for before, after in pairs.values())
-    record = {
-        "attempt": attempt,
-        "date": outcome["provenance"]["date"],
-        "outcome": outcome["verdict"]["outcome"],
-        "agrees": agrees,
-        "claims": {name: after for name, (_, after) in pairs.items()},
-    }
-    kept = [r for r in published["replications"] if r["attempt"] != attempt]
-    published["replications"] = sorted([*kept, record], key=lambda r: int(r["attempt"]))
+    _require(entries, slug)
+    old = entries[slug]
+    verdict, claims = ships.rejudge(ships.read(slug, folder))
+    new = {**old, "verdict": verdict, "claims": _kept(claims)}
+    if _outcomes(verdict, claims) != _outcomes(old["verdict"], old["claims"]):
+        event = {"event": "rejudged", "date": date, "protocol": old["protocol"]}
+        new["history"] = [*old["history"], event | _outcomes(verdict, claims)]
+    if new != old:
+        _write({**entries, slug: new}, path)
+    return new
+
+
+def _require(entries: Mapping[str, Any], slug: str) -> None:
+    if slug not in entries:
+        raise LedgerError(f"{slug} has no published verdict; published: {', '.join(entries) or 'none'}")
+
+
+def standing(published: Mapping[str, Any], fingerprint: str) -> Standing:
+    """Is this the published code, code that was certified since, or neither?"""
+    if fingerprint == published["provenance"]["fingerprint"]:
+        return "published"
+    return "certified" if fingerprint in current_fingerprints(published) else "stale"
+
+
+def checkout() -> Path | None:
+    """The git checkout that the shipped ledger lies in; ``None`` for an installed package."""
+    root = SHIPPED.parents[2]
+    return root if (root / ".git").exists() else None
+
+
+def event_words(event: Mapping[str, Any]) -> str:
+    """An event of a history in one line.
+
+    >>> event_words({"event": "rejudged", "verdict": "smaller", "protocol": 1})
+    'judged again by a new rule: smaller than asked for'
+    """
+    commit = f" at commit {event['commit'][:12]}" if event.get("commit") else ""
+    if event["event"] == "published":
+        words = outcome_words(event["verdict"])
+        return f"protocol {event['protocol']} published{commit}: {words} ({event['reason']})"
+    if event["event"] == "rejudged":
+        return f"judged again by a new rule: {outcome_words(event['verdict'])}"
+    if event["event"] == "replicated":
+        return f"replication {event['attempt']}: effects {'agree' if event['agrees'] else 'differ'}"
+    if event["event"] == "certified":
+        equal = f"{event['equal_to_evidence']:,} equal the published ones"
+        return f"certified{commit}: {event['cells']:,} cells computed by both codes agree, {equal}"
+    return f"{event['event']}{commit}: {event['cells']:,} cells computed by both codes do not all agree"
+
+
+def last_certified(published: Mapping[str, Any]) -> str:
+    """The date on which code written since the last publication was certified; "" if it was not."""
+    date = ""
+    for event in published.get("history", ()):
+        if event["event"] in ("published", "differed"):
+            date = ""
+        elif event["event"] == "certified":
+            date = str(event["date"])
+    return date
+
+
+def times_published(published: Mapping[str, Any]) -> int:
+    """How often the entry's protocol was published."""
+    events = published.get("history", ())
+    return sum(e["event"] == "published" and e["protocol"] == published["protocol"] for e in events)
+
+
+def replications(published: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every replication of the entry's protocol, whatever it said."""
+    events = published.get("history", ())
+    return [e for e in events if e["event"] == "replicated" and e["protocol"] == published["protocol"]]
+
+
+def add_event(slug: str, event: Mapping[str, Any], path: Path | None = None) -> None:
+    """Append an event to the history of a published verdict; what is in a history stays as it is.
+
+    Raises:
+        LedgerError: if nothing is published under this slug.
+    """
+    entries = read(path)
+    _require(entries, slug)
+    entries[slug].setdefault("history", []).append(dict(event))
     _write(entries, path)
-    return agrees
+
+
+def current_fingerprints(published: Mapping[str, Any]) -> set[str]:
+    """Fingerprints under which a verdict is current: the published code's and those certified since.
+
+    One that was later found to compute other numbers is not among them.
+    """
+    current = {published["provenance"]["fingerprint"]}
+    for event in published.get("history", ()):
+        if event["event"] == "published":
+            current = {event["fingerprint"]}
+        elif event["event"] == "certified":
+            current.add(event["fingerprint"])
+        elif event["event"] == "differed":
+            current.discard(event["fingerprint"])
+    return current
 
 
 def q_values(entries: Mapping[str, Any]) -> dict[tuple[str, str], float]:
@@ -143,6 +324,8 @@ def q_values(entries: Mapping[str, Any]) -> dict[tuple[str, str], float]:
     ]
     if not keys:
         return {}
+    from scipy import stats  # reading the ledger must not take a second
+
     adjusted = stats.false_discovery_control([p for _, _, p in keys])
     return {(slug, name): float(q) for (slug, name, _), q in zip(keys, adjusted, strict=True)}
 
@@ -159,12 +342,15 @@ def readme_table(entries: Mapping[str, Any], papers: Sequence[Any]) -> str:
             lines.append(f"| {name} | not published yet | | |")
         else:
             verdict = published["verdict"]
-            # the verdict has its own column: "Reproduced at desk scale: all 3 ..." goes on from the colon
-            sentence = verdict["sentence"].partition(": ")[2].replace("|", "\\|")
+            # the verdict has its own column
+            sentence = verdict["sentence"].removeprefix(f"{paper_head(verdict['outcome'], 'desk')}: ")
+            sentence = sentence.replace("|", "\\|")
             sentence = sentence[:1].upper() + sentence[1:]
-            outcome = "partly reproduced" if verdict["outcome"] == "partly" else verdict["outcome"]
+            outcome = outcome_words(verdict["outcome"]).removesuffix(" at desk scale")
             control = verdict["control"] or "not asked"
-            lines.append(f"| {name} | **{outcome}** | {control} | {sentence} |")
+            certified = last_certified(published)
+            standing = f", certified {certified}" if certified else ""
+            lines.append(f"| {name} | **{outcome}**{standing} | {control} | {sentence} |")
     planned = sum(paper.state != "available" for paper in papers)
     return "\n".join([*lines, f"| *{planned} more* | planned | | |"])
 

@@ -6,102 +6,70 @@ cells each time; no verdict is stored as truth.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
-
-import numpy as np
+from typing import Any
 
 from trueup.lab import verdict, words
 from trueup.lab.cell import CellResult, Items
-from trueup.lab.contrasts import Contrast, SeedCells
+from trueup.lab.contrasts import Contrast
+from trueup.lab.measured import Evidence, Looks, MeasuredClaim, MeasuredContrast, ReportKey, measure
 from trueup.lab.power import more_seeds
-from trueup.lab.spec import AnyClaim, Claim, CostClaim, ExactClaim, Figure, Study
+from trueup.lab.spec import AnyClaim, Claim, ExactClaim, Figure, Study
 from trueup.lab.tuning import Tuned
 from trueup.lab.verdict import Judgement
 
 FORMAT = 1
-ReportKey: TypeAlias = tuple[str, Items, int]  # arm, condition, seed
-
-
-@dataclass
-class Evidence:
-    """What a run of a study has gathered.
-
-    Attributes:
-        report: results of the report cells.
-        looks: ``(alpha, seeds)`` of each look begun; the seeds of earlier looks are not repeated.
-        tuned: per (arm, condition); ``None`` where a trial failed.
-        exact: ``claim -> instance -> result``; ``control``: the same for its negative control.
-        cost: ``claim -> result``.
-        failures: tracebacks of what failed beside report cells, by name.
-    """
-
-    report: dict[ReportKey, CellResult] = field(default_factory=dict)
-    looks: list[tuple[float, list[int]]] = field(default_factory=list)
-    tuned: dict[tuple[str, Items], Tuned | None] = field(default_factory=dict)
-    exact: dict[str, dict[str, CellResult]] = field(default_factory=dict)
-    control: dict[str, dict[str, CellResult]] = field(default_factory=dict)
-    cost: dict[str, CellResult] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-
-    def seeds(self, look: int) -> list[int]:
-        """All seeds of the first ``look`` looks."""
-        return [seed for _, seeds in self.looks[:look] for seed in seeds]
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One claim's judgement, with what it rests on.
+    """One claim's judgement, or a control's, with what it rests on.
 
-    ``statistical`` is the judgement before requirements and edges are looked at.
+    ``statistical`` is the judgement before controls, requirements and edges are looked at.
     """
 
-    claim: AnyClaim
+    claim: MeasuredClaim
     judgement: Judgement
     statistical: Judgement
     look: int = 0
     seeds: tuple[int, ...] = ()
-    links: tuple[tuple[Contrast, Judgement], ...] = ()
-    controls: Mapping[str, Judgement] = field(default_factory=dict)
+    links: tuple[Judgement, ...] = ()
+    controls: Mapping[str, Judged] = field(default_factory=dict)
 
     @property
     def survives(self) -> verdict.Survival | None:
-        return verdict.survival(list(self.controls.values()))
+        return verdict.survival([control.judgement for control in self.controls.values()])
 
     @property
     def wants_more_seeds(self) -> bool:
         """Would another look help? Only what seeds can mend counts."""
-        if self.claim.kind != "statistical":
+        if self.claim.kind != "statistical" or self.judgement.outcome in ("incomplete", "invalid"):
             return False
-        return self.statistical.outcome == "inconclusive" or self.survives == "undecided"
+        return verdict.wants_look(self.statistical, self.links) or self.survives == "undecided"
 
 
-def judge_claims(study: Study, evidence: Evidence) -> list[Judged]:
-    """Every claim of the study by the verdict rule, in order."""
+def judge_claims(claims: Sequence[MeasuredClaim], looks: Looks) -> list[Judged]:
+    """Judge every claim of a study by the verdict rule, in order."""
     judged: dict[str, Judged] = {}
-    for claim in study.claims:
-        if isinstance(claim, Claim):
-            result = _statistical(study, claim, evidence)
-        elif isinstance(claim, ExactClaim):
-            result = _exact(claim, evidence)
-        else:
-            result = _cost(claim, evidence)
+    for claim in claims:
+        result = _JUDGES[claim.kind](claim, looks)
+        judgement = verdict.with_controls(
+            result.judgement, {arm: control.judgement for arm, control in result.controls.items()}
+        )
         required = {name: judged[name].judgement.outcome for name in claim.requires}
-        judgement = verdict.with_requirements(result.judgement, required)
-        if isinstance(claim, Claim):
-            judgement = verdict.with_edges(judgement, _edge_roles(study, claim, evidence))
-        if judgement.outcome == "reproduced":
-            judgement = verdict.with_controls(judgement, result.controls)
-        controls = result.controls if judgement.outcome == "reproduced" else {}
-        judged[claim.name] = replace(result, judgement=judgement, controls=controls)
+        judgement = verdict.with_requirements(judgement, required)
+        if claim.contrast is not None:
+            judgement = verdict.with_edges(
+                judgement, _edges(claim.contrast, replace(result, judgement=judgement))
+            )
+        judged[claim.name] = replace(result, judgement=judgement)
     return list(judged.values())
 
 
 def undecided(study: Study, evidence: Evidence) -> bool:
     """Does a primary claim, or one that a primary claim requires, want the next look?"""
-    judged = {j.claim.name: j for j in judge_claims(study, evidence)}
+    judged = {j.claim.name: j for j in judge_claims(measure(study, evidence), evidence.looks)}
     wanted: set[str] = set()
     for claim in reversed(study.claims):  # a claim requires earlier ones only
         if claim.primary or claim.name in wanted:
@@ -109,111 +77,85 @@ def undecided(study: Study, evidence: Evidence) -> bool:
     return any(judged[name].wants_more_seeds for name in wanted)
 
 
-def _margin(claim: Claim, contrast: Contrast) -> float:
-    return math.log1p(claim.min_effect) if contrast.scale == "log" else claim.min_effect
-
-
-def _statistical(study: Study, claim: Claim, evidence: Evidence) -> Judged:
-    decided = _first_decision(study, claim, claim.contrast, evidence)
-    controls: dict[str, Judgement] = {}
-    if decided.judgement.outcome == "reproduced" and claim.contrast.against is not None:
-        for arm in study.controls(claim):
-            contrast = claim.contrast.against(arm)
-            controls[arm] = _first_decision(study, claim, contrast, evidence).judgement
+def _statistical(claim: MeasuredClaim, looks: Looks) -> Judged:
+    assert claim.contrast is not None
+    decided = _over_looks(claim, claim.contrast, claim.margin, looks)
+    outcome = decided.judgement.outcome
+    if outcome not in ("reproduced", "smaller"):
+        return decided
+    # a gain below the minimum effect need only be one over its controls too
+    margin = 0.0 if outcome == "smaller" else claim.margin
+    controls = {
+        arm: _over_looks(claim, contrast, margin, looks, control=True)
+        for arm, contrast in claim.controls.items()
+    }
     return replace(decided, controls=controls)
 
 
-def _first_decision(study: Study, claim: Claim, contrast: Contrast, evidence: Evidence) -> Judged:
-    """The judgement at the first look that decides; what a look has decided, later seeds do not change."""
-    not_run = Judgement("incomplete", note="not run")
-    result = Judged(claim, not_run, not_run)
-    for look, (alpha, _) in enumerate(evidence.looks, start=1):
-        seeds = evidence.seeds(look)
-        judgement, links = _judge_contrast(study, claim, contrast, evidence, seeds, alpha)
-        result = Judged(claim, judgement, judgement, look, tuple(seeds), links)
-        if judgement.outcome != "inconclusive":
-            break
-    return result
+def _over_looks(
+    claim: MeasuredClaim, contrast: MeasuredContrast, margin: float, looks: Looks, control: bool = False
+) -> Judged:
+    """What stands after the looks begun, with the seeds of the last look that it needed."""
+    each = (_at_look(contrast, margin, looks, number, control) for number in range(1, 1 + len(looks)))
+    look, judgement, links = verdict.over_looks(each)
+    return Judged(claim, judgement, judgement, look, _seeds(looks, look), links)
 
 
-def _judge_contrast(
-    study: Study, claim: Claim, contrast: Contrast, evidence: Evidence, seeds: Sequence[int], alpha: float
-) -> tuple[Judgement, tuple[tuple[Contrast, Judgement], ...]]:
-    margin = _margin(claim, contrast)
-    grid = [tuple(sorted(c.items())) for c in study.condition_grid()]
-    d: list[float] = []
-    linked: list[list[float]] = [[] for _ in contrast.links]
-    higher = {m.name: m.higher for m in study.metrics}
-    for seed in seeds:
-        cells = []
-        for arm in dict.fromkeys(contrast.arms):
-            for condition in grid:
-                result = evidence.report.get((arm, condition, seed))
-                if result is None or result.status == "failed":
-                    what = "failed" if result is not None else "missing"
-                    return Judgement(
-                        "incomplete", f"a cell of {arm} at seed {seed} is {what}", alpha=alpha
-                    ), ()
-                cells.append((arm, dict(condition), result.numbers, result.series))
-        try:
-            d.append(float(contrast.value(SeedCells(cells, higher))))
-            for link, values in zip(contrast.links, linked, strict=True):
-                values.append(float(link.value(SeedCells(cells, higher))))
-        except Exception as error:  # a user's own contrast may raise anything
-            why = f"{type(error).__name__}: {error}"
-            return Judgement("invalid", f"the contrast cannot be computed: {why}", alpha=alpha), ()
-    if not all(map(math.isfinite, d)):
-        return Judgement("invalid", "the contrast is not a finite number", alpha=alpha), ()
-    whole = verdict.judge(d, margin, alpha, contrast.test)
-    if not contrast.links:
-        return whole, ()
-    links = tuple(
-        (link, verdict.judge(values, margin, alpha, link.test))
-        for link, values in zip(contrast.links, linked, strict=True)
+def _at_look(
+    contrast: MeasuredContrast, margin: float, looks: Looks, look: int, control: bool
+) -> tuple[Judgement, tuple[Judgement, ...]]:
+    """The judgements of a contrast and of its links at one look; only a claim's own can be refused."""
+    alpha, n = looks[look - 1][0], len(_seeds(looks, look))
+    if len(contrast.d[0]) < n:
+        assert contrast.trouble is not None
+        outcome, note = contrast.trouble
+        return Judgement(outcome, note, margin=margin, alpha=alpha), ()
+    vary = control or contrast.values_vary[look - 1]
+    whole, *links = (
+        verdict.judge(d[:n], margin, alpha, test, values_vary=vary)
+        for d, test in zip(contrast.d, contrast.tests, strict=True)
     )
-    return verdict.of_links([j for _, j in links], whole), links
+    return (verdict.of_links(links, whole) if links else whole), tuple(links)
 
 
-def _edge_roles(study: Study, claim: Claim, evidence: Evidence) -> set[str]:
-    needed = {*claim.contrast.arms}
-    if claim.contrast.against is not None:
-        needed |= {*study.controls(claim)}
-    return {
-        study.arm(arm).role
-        for (arm, _), tuned in evidence.tuned.items()
-        if arm in needed and tuned is not None and tuned.edge
-    }
+def _seeds(looks: Looks, look: int) -> tuple[int, ...]:
+    """All seeds of the first ``look`` looks."""
+    return tuple(seed for _, seeds in looks[:look] for seed in seeds)
 
 
-def _exact(claim: ExactClaim, evidence: Evidence) -> Judged:
-    done, control = evidence.exact.get(claim.name, {}), evidence.control.get(claim.name, {})
-    missing = [n for n in claim.instances if _failed(done.get(n)) or _failed(control.get(n))]
-    if missing:
-        judgement = Judgement("incomplete", f"instance {missing[0]} did not run")
+def _edges(contrast: MeasuredContrast, judged: Judged) -> list[tuple[verdict.Outcome, verdict.Edges]]:
+    """The arms at an edge for every link, or for the claim itself; the controls asked count as rivals."""
+    controls = tuple(
+        clause
+        for arm in judged.controls
+        for edges in judged.claim.controls[arm].edges
+        for clause in edges.rivals
+    )
+    outcomes = [link.outcome for link in judged.links] or [judged.judgement.outcome]
+    return [
+        (outcome, verdict.Edges(edges.methods, edges.rivals + controls))
+        for outcome, edges in zip(outcomes, contrast.edges, strict=False)
+    ]
+
+
+def _exact(claim: MeasuredClaim, looks: Looks) -> Judged:
+    if claim.missing:
+        judgement = Judgement("incomplete", f"instance {claim.missing} did not run")
     else:
-        outcome, note = verdict.exact(
-            {n: done[n].numbers.get("deviation") for n in claim.instances},
-            {n: control[n].numbers.get("deviation") for n in claim.instances},
-            claim.tolerance,
-        )
-        judgement = Judgement(outcome, note)
+        judgement = Judgement(*verdict.exact(claim.deviations, claim.negative, claim.margin))
     return Judged(claim, judgement, judgement)
 
 
-def _cost(claim: CostClaim, evidence: Evidence) -> Judged:
-    result = evidence.cost.get(claim.name)
-    if result is None or _failed(result):
+def _cost(claim: MeasuredClaim, looks: Looks) -> Judged:
+    if claim.rounds is None:
         judgement = Judgement("incomplete", "the rounds did not run")
     else:
-        # each round's log(at_most * peer / ours): positive where ours keeps the bound
-        d = math.log(claim.at_most) - np.asarray(result.series["log_ratio"])
-        judgement = verdict.judge(d.tolist(), 0.0)
+        judgement = verdict.judge(claim.rounds, claim.margin)
     # rounds stand where seeds stand elsewhere
     return Judged(claim, judgement, judgement, seeds=tuple(range(1, 1 + judgement.n)))
 
 
-def _failed(result: CellResult | None) -> bool:
-    return result is None or result.status == "failed"
+_JUDGES = {"statistical": _statistical, "exact": _exact, "cost": _cost}
 
 
 # -- the document --------------------------------------------------------------------------------------------
@@ -240,23 +182,12 @@ def document(
         protocols: protocol numbers run so far at this scale.
         cost, provenance: filled by the runner.
     """
-    judged = judge_claims(study, evidence) if scale != "smoke" else []
-    claims = [_claim_document(study, j, evidence, scale) for j in judged]
-    primary = [j for j in judged if j.claim.primary]
-    outcome = verdict.of_paper([j.judgement.outcome for j in primary])
-    survivals = [j.survives for j in primary if j.survives is not None]
-    control = (
-        None
-        if not survivals
-        else "explained"
-        if "explained" in survivals
-        else "survives"
-        if set(survivals) == {"survives"}
-        else "undecided"
-    )
-    for claim in claims:
-        claim["sentence"] = words.claim_sentence(claim, scale)
-        claim["control_sentence"] = words.control_sentence(claim)
+    judged = judge_claims(measure(study, evidence), evidence.looks) if scale != "smoke" else []
+    claims = [
+        claim_document(describe(study, claim), j, scale)
+        for claim, j in zip(study.claims, judged, strict=False)
+    ]
+    scope = words.scope_sentence(study.tested_on, study.paper_setup)
     return {
         "format": FORMAT,
         "slug": study.slug,
@@ -266,18 +197,14 @@ def document(
         "protocol": study.protocol,
         "tested_on": study.tested_on,
         "paper_setup": study.paper_setup,
-        "scope_sentence": words.scope_sentence(study.tested_on, study.paper_setup),
+        "scope_sentence": scope,
         "published": published,
         "seeds_note": seeds_note,
         "protocols": [
             {"protocol": n, "changed_because": study.protocols.get(n, "")}
             for n in sorted({*protocols, *range(1, study.protocol + 1)})  # this store may be younger
         ],
-        "verdict": {
-            "outcome": outcome,
-            "control": control,
-            "sentence": words.paper_sentence(outcome, control, claims, scale),
-        },
+        "verdict": verdict_document(judged, claims, scale, scope),
         "claims": claims,
         "metrics": [
             {
@@ -315,8 +242,24 @@ def document(
     }
 
 
-def _claim_document(study: Study, judged: Judged, evidence: Evidence, scale: str) -> dict[str, Any]:
-    claim, judgement = judged.claim, judged.judgement
+def verdict_document(
+    judged: Sequence[Judged], claims: Sequence[Mapping[str, Any]], scale: str, scope: str
+) -> dict[str, Any]:
+    """A paper's verdict, from its claims as judged and as documents."""
+    primary = [j for j in judged if j.claim.primary]
+    outcome = verdict.of_paper([j.judgement.outcome for j in primary])
+    survivals = {j.survives for j in primary if j.survives is not None}
+    control = next((s for s in ("explained", "undecided", "survives") if s in survivals), None)
+    return {
+        "outcome": outcome,
+        "control": control,
+        "sentence": words.paper_sentence(outcome, claims, scale),
+        "details": words.paper_details(outcome, control, claims, scale, scope),
+    }
+
+
+def describe(study: Study, claim: AnyClaim) -> dict[str, Any]:
+    """What a claim's document says before anything is judged."""
     out: dict[str, Any] = {
         "name": claim.name,
         "statement": claim.statement,
@@ -324,45 +267,64 @@ def _claim_document(study: Study, judged: Judged, evidence: Evidence, scale: str
         "primary": claim.primary,
         "kind": claim.kind,
         "requires": list(claim.requires),
-        **judgement.to_dict(judged.seeds),
     }
     if isinstance(claim, Claim):
         contrast = claim.contrast
         metric = study.metric(contrast.metric) if contrast.metric else None
-        out |= {
+        arms = dict.fromkeys((*contrast.arms, *study.controls(claim)))
+        return out | {
             "contrast": contrast.text,
             "arms": list(contrast.arms),
-            "labels": {arm: study.arm(arm).label or arm for arm in (*contrast.arms, *judged.controls)},
+            "labels": {arm: study.arm(arm).label or arm for arm in arms},
             "metric": contrast.metric,
             "measure": metric.label or metric.name.replace("_", " ") if metric else "",
             "higher": metric.higher if metric else None,
             **unit_of(study, contrast),
             "min_effect": claim.min_effect,
             "why": claim.why,
+            "links": [{"text": link.text, "arms": list(link.arms)} for link in contrast.links],
+        }
+    if isinstance(claim, ExactClaim):
+        return out | {"tolerance": claim.tolerance, "negative_control": {"label": claim.control_label}}
+    return out | {"at_most": claim.at_most, "rounds": claim.rounds}
+
+
+def claim_document(described: Mapping[str, Any], judged: Judged, scale: str) -> dict[str, Any]:
+    """A claim's document: what it says, what was measured, what the rule makes of it, and the sentences."""
+    claim, judgement = judged.claim, judged.judgement
+    out = dict(described) | judgement.to_dict(judged.seeds)
+    if claim.contrast is not None:
+        diverged = {
+            arm: count
+            for arm, seeds in claim.contrast.diverged.items()
+            if (count := sum(seed in judged.seeds for seed in seeds))
+        }
+        out |= {
             "look": judged.look,
-            "diverged": _diverged(contrast.arms, judged.seeds, evidence),
+            "diverged": diverged,
+            "skew": verdict.skewness(judgement.d),
+            "missable_divergence": None if diverged else verdict.missable_divergence(judgement.n),
             "links": [
-                {"text": link.text, "arms": list(link.arms), **j.to_dict(judged.seeds)}
-                for link, j in judged.links
+                dict(link) | j.to_dict(judged.seeds)
+                for link, j in zip(described["links"], judged.links, strict=False)
             ],
             "controls": [
-                {"arm": arm, **j.to_dict([s for _, seeds in evidence.looks for s in seeds])}
-                for arm, j in judged.controls.items()
+                {"arm": arm, "look": control.look, **control.judgement.to_dict(control.seeds)}
+                for arm, control in judged.controls.items()
             ],
             "survives": judged.survives,
-            "more_seeds": more_seeds(judgement, [j for _, j in judged.links]),
+            "more_seeds": more_seeds(judgement, judged.links) if judgement == judged.statistical else None,
         }
-    elif isinstance(claim, ExactClaim):
+    elif claim.kind == "exact":
         out |= {
-            "tolerance": claim.tolerance,
-            "instances": _instances(claim, evidence.exact),
+            "instances": _instances(claim.deviations, claim.margin),
             "negative_control": {
-                "label": claim.control_label,
-                "instances": _instances(claim, evidence.control),
+                **described["negative_control"],
+                "instances": _instances(claim.negative, claim.margin),
             },
         }
-    else:
-        out |= {"at_most": claim.at_most, "rounds": claim.rounds}
+    out["sentence"] = words.claim_sentence(out, scale)
+    out["control_sentence"] = words.control_sentence(out)
     return out
 
 
@@ -377,27 +339,11 @@ def unit_of(study: Study, contrast: Contrast) -> dict[str, Any]:
     }
 
 
-def _instances(claim: ExactClaim, results: Mapping[str, Mapping[str, CellResult]]) -> list[dict[str, Any]]:
-    out = []
-    for name in claim.instances:
-        result = results.get(claim.name, {}).get(name)
-        value = None if result is None else result.numbers.get("deviation")
-        out.append(
-            {"name": name, "deviation": value, "holds": value is not None and value <= claim.tolerance}
-        )
-    return out
-
-
-def _diverged(arms: Sequence[str], seeds: Sequence[int], evidence: Evidence) -> dict[str, int]:
-    counts = {
-        arm: sum(
-            1
-            for (a, _, s), r in evidence.report.items()
-            if a == arm and s in seeds and r.status == "diverged"
-        )
-        for arm in dict.fromkeys(arms)
-    }
-    return {arm: n for arm, n in counts.items() if n}
+def _instances(deviations: Mapping[str, float | None], tolerance: float) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "deviation": value, "holds": value is not None and value <= tolerance}
+        for name, value in deviations.items()
+    ]
 
 
 def _cell_document(key: ReportKey, result: CellResult, evidence: Evidence) -> dict[str, Any]:

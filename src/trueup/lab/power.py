@@ -1,4 +1,8 @@
-"""How many seeds an effect needs, and which effect a number of seeds can find: noncentral t."""
+"""How many seeds an effect needs, and which effect a number of seeds can find: noncentral t.
+
+The rule asks a sign-flip test too, which costs a little more: an effect of 1.16 standard deviations is found
+by ten seeds in more than 80 % of studies at .025, and in about 60 % (by the t-test alone 66 %) at .005.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,12 @@ from trueup.lab.verdict import Judgement, fewest_seeds
 def power(effect_sd: float, n: int, alpha: float) -> float:
     """Chance that a one-sided t-test on ``n`` seeds finds an effect of ``effect_sd`` standard deviations.
 
+    None where ``n`` is below the fewest seeds that can decide anything: 6 at .025, 8 at .005.
+
     >>> round(power(1.16, 10, 0.005), 2), round(power(0.66, 20, 0.02), 2)
     (0.66, 0.77)
     """
-    if n < 2:
+    if n < fewest_seeds(alpha):
         return 0.0
     critical = stats.t.ppf(1 - alpha, n - 1)
     found = float(stats.nct.sf(critical, n - 1, effect_sd * math.sqrt(n)))
@@ -26,7 +32,15 @@ def power(effect_sd: float, n: int, alpha: float) -> float:
 
 
 def detectable(n: int, alpha: float, wanted: float = 0.8) -> float:
-    """The smallest effect, in standard deviations, found with the wanted power."""
+    """The smallest effect, in standard deviations, found with the wanted power.
+
+    >>> [round(detectable(n, 0.025), 2) for n in (8, 10, 20)]
+    [1.16, 1.0, 0.66]
+    >>> round(detectable(10, 0.005), 2), round(detectable(20, 0.02), 2)
+    (1.33, 0.69)
+    """
+    if n < (fewest := fewest_seeds(alpha)):
+        raise ValueError(f"{n} seeds can decide nothing at alpha = {alpha}: give at least {fewest}")
     return float(optimize.brentq(lambda e: power(e, n, alpha) - wanted, 1e-6, 1e3))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,11 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from trueup.lab import evidence
 from trueup.lab.cell import Cell, CellResult, Items, clear_leftovers, environment, items
 from trueup.lab.engine import Engine, StudyRef, Task
 from trueup.lab.errors import StudyError
-from trueup.lab.fingerprint import cell_fingerprint, code_fingerprint
-from trueup.lab.outcome import Evidence, document, judge_claims, undecided
+from trueup.lab.fingerprint import cell_fingerprint, code_fingerprint, verdict_fingerprint
+from trueup.lab.measured import Evidence, measure
+from trueup.lab.outcome import document, judge_claims, undecided
 from trueup.lab.power import detectable
 from trueup.lab.seeds import DEVELOPMENT, published_seeds, replicate_seeds, tuning_seeds
 from trueup.lab.spec import SCALES, Axis, ExactClaim, Stage, Study, Value
@@ -99,11 +102,40 @@ def collect(ref: StudyRef, store: Store, options: Options | None = None) -> dict
 
     Without options, it is that of the desk scale on the device of its last run.
     """
-    if options is None:
-        slug = ref.load().slug
-        ran = [r["device"] for r in store.runs() if (r["study"], r["scale"]) == (slug, "desk")]
-        options = Options(device=ran[0] if ran else "cpu")
-    return _Session(ref, store, None, options, Silent()).outcome()
+    return _Session(ref, store, None, options or _last_desk_run(ref, store), Silent()).outcome()
+
+
+def gather(ref: StudyRef, store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The desk outcome from stored cells alone, and the evidence that it rests on."""
+    session = _Session(ref, store, None, _last_desk_run(ref, store), Silent())
+    outcome = session.outcome()
+    return outcome, evidence.document(session.study, session.evidence, session.cells, outcome)
+
+
+def _last_desk_run(ref: StudyRef, store: Store) -> Options:
+    slug = ref.load().slug
+    devices = [run["device"] for run in store.runs() if (run["study"], run["scale"]) == (slug, "desk")]
+    return Options(device=devices[0] if devices else "cpu")
+
+
+def recompute(
+    ref: StudyRef,
+    cells: Sequence[Cell],
+    engine: Engine,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> dict[Cell, CellResult]:
+    """Compute these cells anew, and the stages that they read, in a store that is then deleted.
+
+    Cells of cost claims come last, each with nothing beside it.
+    """
+    with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "cells.sqlite") as store:
+        session = _Session(ref, store, engine, options or Options(), progress or Silent())
+        results = session.need("cells", [cell for cell in cells if cell.kind != "cost"])
+        for cell in cells:
+            if cell.kind == "cost":
+                results |= session.need(f"cost: {cell.arm}", [cell])
+        return results
 
 
 @dataclass
@@ -139,7 +171,7 @@ class _Session:
         self.data = data_records(self.study.data_at(options.scale))
         self.evidence = Evidence()
         self.conditions = [items(c) for c in self.study.condition_grid()]
-        self._done: dict[Cell, CellResult] = {}  # in this session: a widened grid asks for its trials again
+        self.cells: dict[Cell, CellResult] = {}  # in this session: a widened grid asks for its trials again
         self.computed = self.reused = 0
         self.cpu_seconds = self.stage_seconds = 0.0
         self.peak_memory: int | None = None
@@ -157,8 +189,8 @@ class _Session:
         for cell in cells:
             if cell in results:
                 continue
-            if cell in self._done:
-                results[cell] = self._done[cell]
+            if cell in self.cells:
+                results[cell] = self.cells[cell]
                 continue
             fingerprint = self.fingerprint(cell)
             if self.options.fresh and self.engine is not None:
@@ -225,7 +257,7 @@ class _Session:
         )
 
     def _account(self, cell: Cell, result: CellResult, *, reused: bool) -> None:
-        self._done[cell] = result
+        self.cells[cell] = result
         self.reused += reused
         self.computed += not reused
         # rows of older versions have wall time only, which on one thread is much the same
@@ -277,8 +309,8 @@ class _Session:
         results: dict[Cell, CellResult] = {}
         tasks = []
         for cell, keys in wanted.items():
-            if cell in self._done:
-                results[cell] = self._done[cell]
+            if cell in self.cells:
+                results[cell] = self.cells[cell]
                 continue
             fingerprint = self.fingerprint(cell)
             artefact = self.store.artefacts / f"{fingerprint}.npz"
@@ -357,7 +389,7 @@ class _Session:
             provenance={
                 **(self.environment or environment(self.options.threads, self.options.device)),
                 "date": datetime.date.today().isoformat(),
-                "fingerprint": self.code,
+                "fingerprint": verdict_fingerprint(self.ref),
                 "data": self.data,
             },
         )
@@ -535,7 +567,7 @@ class _Session:
         self, plan: Plan, name: str, cells: int, kinds: Sequence[str], seeds: Sequence[int] | None = None
     ) -> None:
         if cells:
-            done = [cell for cell, result in self._done.items() if result.status != "failed"]
+            done = [cell for cell, result in self.cells.items() if result.status != "failed"]
             found = sum(cell.kind in kinds and (seeds is None or cell.seed in seeds) for cell in done)
             plan.cells[name] = cells
             # a widened grid may hold more stored trials than the plan's own
@@ -568,7 +600,7 @@ class _Session:
         n, alpha = self.study.looks[-1]
         evidence.looks = [(alpha, development)]
         out = {}
-        for judged in judge_claims(self.study, evidence):
+        for judged in judge_claims(measure(self.study, evidence), evidence.looks):
             # an equivalence asks for an effect that is small, so none is the smallest to be found
             line = {"superiority": 1, "non-inferiority": -1}.get(judged.statistical.test)
             if judged.statistical.n == len(development) and line is not None:

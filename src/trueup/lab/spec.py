@@ -482,7 +482,10 @@ class Study:
                     self.metric(name)
                 for condition in claim.contrast.conditions:
                     _by_name(self.conditions, condition, "condition")
-                for condition, value in claim.contrast.at.items():
+                pinned = [
+                    pair for each in (claim.contrast, *claim.contrast.links) for pair in each.at.items()
+                ]
+                for condition, value in pinned:
                     values = _by_name(self.conditions, condition, "condition").values
                     if value not in values:
                         raise StudyError(
@@ -492,7 +495,7 @@ class Study:
                 for name in claim.controls or ():
                     if self.arm(name).role != "control":
                         raise StudyError(f"claim {claim.name!r}: arm {name!r} is not a control")
-                    if name in claim.contrast.arms[:1]:
+                    if name in claim.contrast.methods:
                         raise StudyError(f"claim {claim.name!r}: arm {name!r} cannot be its own control")
         if self.statistical and not any(arm.role == "control" for arm in self.arms):
             raise StudyError(
@@ -504,7 +507,7 @@ class Study:
         """The control arms that a reproduced gain of this claim must also beat."""
         if claim.controls is not None:
             return claim.controls
-        claimed = claim.contrast.arms[:1]
+        claimed = claim.contrast.methods
         return tuple(arm.name for arm in self.arms if arm.role == "control" and arm.name not in claimed)
 
 

@@ -158,7 +158,7 @@ study = Study(
         Claim(
             "steadier",
             "Three times the best rate harms StableSPAM less than Adam, in four bits.",
-            spread("fp4-stable-spam", "fp4-adam", "nll", over="lr_factor"),
+            spread("fp4-stable-spam", "fp4-adam", "nll", over="lr_factor", best=1),
             min_effect=0.02,
             why="as much as the gain asked for at the best rate",
             primary=True,

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from trueup.lab import words
+
 Doc = dict[str, Any]
 
 NASTY = "<script>alert('x')</script> & \"quotes\" </script> \u2028 %{x} <b>bold</b>"
@@ -427,6 +429,44 @@ def contradicted() -> Doc:
         "sentence": "Two teachers do worse than one: contradicted.",
     }
     return doc | {"claims": [bad], "verdict": verdict}
+
+
+def smaller() -> Doc:
+    """A study whose gains are below the minimum effect: a difference and a ratio, where lower is better."""
+    doc = study("layer-norm")
+    gain = claim("lower-loss", mean=0.011, sd=0.004, margin=0.03, outcome="smaller", unit="", factor=1.0)
+    gain |= {"arms": ["AdamP", "Adam"], "contrast": "AdamP - Adam, loss", "metric": "loss", "higher": False}
+    gain |= {"measure": "loss", "survives": "survives", "skew": -1.4, "missable_divergence": 0.259}
+    gain["controls"] = [
+        control("scaled Adam", gain, mean=0.009, sd=0.004, outcome="reproduced") | {"margin": 0.0}
+    ]
+    norm = claim(
+        "slower-norm",
+        mean=math.log(2.486 / 1.996),
+        sd=0.02,
+        margin=math.log(1.4),
+        outcome="smaller",
+        scale="log",
+        unit="",
+        factor=1.0,
+        arms=["AdamP", "Adam"],
+        contrast="AdamP / Adam, norm",
+        metric="norm",
+        measure="weight norm",
+        higher=False,
+    )
+    doc["claims"] = [norm, gain]
+    for each in doc["claims"]:
+        each["sentence"] = words.claim_sentence(each, "desk")
+        each["control_sentence"] = words.control_sentence(each)
+    scope = words.scope_sentence(doc["tested_on"], doc["paper_setup"])
+    doc["verdict"] = {
+        "outcome": "smaller",
+        "control": "survives",
+        "sentence": words.paper_sentence("smaller", doc["claims"], "desk"),
+        "details": words.paper_details("smaller", "survives", doc["claims"], "desk", scope),
+    }
+    return doc | {"scope_sentence": scope}
 
 
 def inconclusive() -> Doc:

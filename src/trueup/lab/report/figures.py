@@ -18,8 +18,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from trueup.lab.numerals import number
+from trueup.lab.outcomes import OUTCOMES, outcome_words
 from trueup.lab.report.summaries import Interval, condition_text, intervals, per_seed
 from trueup.lab.report.wording import displayed, interval, is_ratio, value_text
+from trueup.lab.words import contrast_label
 
 Figure: TypeAlias = dict[str, Any]
 Doc: TypeAlias = Mapping[str, Any]
@@ -77,19 +79,25 @@ def style(arms: Sequence[Doc]) -> dict[str, tuple[str, str, str]]:
 
 
 # -- a claim ------------------------------------------------------------------------------------------------
-def of_claim(claim: Doc) -> Figure | None:
-    """Every seed's contrast with its interval, zero and the margin; an exact claim's deviations."""
+def of_claim(claim: Doc, scale: str = "desk") -> Figure | None:
+    """Every seed's contrast with its interval, zero and the margin; an exact claim's deviations.
+
+    ``scale`` is the study's, which a contradiction carries.
+    """
     if claim.get("kind") == "exact":
         return _exact(claim)
     rows = []
     links = claim.get("links") or []
     if links:
-        rows = [_contrast(link.get("text") or f"link {i}", link, claim) for i, link in enumerate(links, 1)]
+        rows = [
+            _contrast(contrast_label(link, claim.get("higher")) or f"part {i}", link, claim, scale)
+            for i, link in enumerate(links, 1)
+        ]
     else:
-        rows = [_contrast(claim.get("contrast") or claim["name"], claim, claim)]
+        rows = [_contrast(contrast_label(claim) or claim["name"], claim, claim, scale)]
     for control in claim.get("controls") or []:
         against = {"margin": claim.get("margin"), "test": "superiority"} | dict(control)
-        rows.append(_contrast(f"against the control {control['arm']}", against, claim, control=True))
+        rows.append(_contrast(f"against the control {control['arm']}", against, claim, scale, control=True))
     rows = [row for row in rows if row.dots or row.mean is not None]
     if not rows:
         return None
@@ -106,7 +114,7 @@ def of_claim(claim: Doc) -> Figure | None:
     return dot_rows(rows, title, log=ratio, zero=1.0 if ratio else 0.0)
 
 
-def _contrast(text: str, part: Doc, claim: Doc, *, control: bool = False) -> Row:
+def _contrast(text: str, part: Doc, claim: Doc, scale: str, *, control: bool = False) -> Row:
     unit = " " + str(claim["unit"]) if claim.get("unit") and not is_ratio(claim) else ""
     shape = {k: claim.get(k) for k in ("kind", "scale", "unit", "scale_factor", "at_most")}
     part = dict(part) | shape
@@ -124,6 +132,7 @@ def _contrast(text: str, part: Doc, claim: Doc, *, control: bool = False) -> Row
         marks = [displayed(-margin if test == "non-inferiority" else margin, part)]
     mean, low, high = interval(part)
     told = part.get("word") or part.get("outcome")  # a comparison of a user's own has other words
+    told = told and outcome_words(told, scale)
     return Row(
         label=f"{text}: {told}" if told else text,
         dots=[(x, f"seed {seed}: {number(x)}{unit}") for x, seed in dots if x is not None],
@@ -567,12 +576,7 @@ def of_tuning(outcome: Doc) -> Figure | None:
 
 # -- the ledger ---------------------------------------------------------------------------------------------
 def of_ledger(rows: Sequence[Doc]) -> Figure | None:
-    """Every primary gain in units of the smallest effect asked for, on one page."""
-    shades = {
-        "reproduced": ("good", "diamond"),
-        "contradicted": ("bad", "x"),
-        "inconclusive": ("unsure", "circle-open"),
-    }
+    """Every primary gain in units of its minimum effect, on one page."""
     points = []
     for row in rows:
         for claim in row["claims"]:
@@ -591,13 +595,13 @@ def of_ledger(rows: Sequence[Doc]) -> Figure | None:
 
     points.reverse()
     data = []
-    for outcome, (color, symbol) in shades.items():
-        chosen = [(i, r, c, e) for i, (r, c, e) in enumerate(points) if c.get("outcome") == outcome]
-        if not chosen:
+    for kind in OUTCOMES.values():
+        chosen = [(i, r, c, e) for i, (r, c, e) in enumerate(points) if c.get("outcome") == kind.key]
+        if not kind.mark or not chosen:
             continue
         data.append(
             {
-                "type": "scatter", "mode": "markers", "name": OUTCOME_NAMES[outcome],
+                "type": "scatter", "mode": "markers", "name": outcome_words(kind.key),
                 "x": _short(clip(e[0]) for _, _, _, e in chosen), "y": [i for i, *_ in chosen],
                 "text": [
                     label(f"{r['slug']}, {c['name']}: {number(m, 2)} ({number(low, 2)} to {number(high, 2)})")
@@ -606,11 +610,11 @@ def of_ledger(rows: Sequence[Doc]) -> Figure | None:
                 "hovertemplate": "%{text}<extra></extra>",
                 "error_x": {
                     "type": "data", "symmetric": False, "thickness": 2, "width": 0,
-                    "color": f"var(--{color})",
+                    "color": f"var(--{kind.icon})",
                     "array": _short(clip(e[2]) - clip(e[0]) for _, _, _, e in chosen),
                     "arrayminus": _short(clip(e[0]) - clip(e[1]) for _, _, _, e in chosen),
                 },
-                "marker": {"symbol": symbol, "size": 9, "color": f"var(--{color})"},
+                "marker": {"symbol": kind.mark, "size": 9, "color": f"var(--{kind.icon})"},
             }
         )  # fmt: skip
     top = len(points) - 0.4
@@ -620,7 +624,7 @@ def of_ledger(rows: Sequence[Doc]) -> Figure | None:
         "layout": {
             "height": 22 * len(points) + 120,
             "xaxis": {
-                "title": {"text": "effect ÷ smallest effect asked for"}, "zeroline": False,
+                "title": {"text": "effect ÷ minimum effect"}, "zeroline": False,
                 "range": [min(-1.2, *widest) - 0.2, max(2.2, *widest) + 0.2],
             },
             "yaxis": {
@@ -636,13 +640,6 @@ def of_ledger(rows: Sequence[Doc]) -> Figure | None:
             "hovermode": "closest",
         },
     }  # fmt: skip
-
-
-OUTCOME_NAMES = {
-    "reproduced": "reproduced",
-    "inconclusive": "inconclusive",
-    "contradicted": "contradicted at desk scale",
-}
 
 
 def _plot(data: list[Figure], x: str, y: str, spec: Doc) -> Figure:

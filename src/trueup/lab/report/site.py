@@ -18,15 +18,15 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 import trueup
-from trueup.lab import numerals
-from trueup.lab.ledger import q_values
+from trueup.lab import numerals, words
+from trueup.lab.ledger import event_words, q_values, replications, times_published
+from trueup.lab.outcomes import ORDER, outcome_words, shown
 from trueup.lab.report import export, figures, summaries, wording
 from trueup.whole_file import write_whole
 
 Doc: TypeAlias = Mapping[str, Any]
 
 SCALES = ("desk", "paper", "smoke")  # the page named after the study shows the first of these that was run
-ORDER = {"reproduced": 0, "partly": 1, "inconclusive": 2, "contradicted": 3, "incomplete": 4, "none": 5}
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -44,8 +44,8 @@ def write_report(
         outcomes: outcome documents, one a study and scale.
         papers: the catalogue's records as mappings: slug, title, authors, year, arxiv, room, problem, state,
             fidelity, reconstructed, names, usage.
-        ledger: slug -> published outcome document (its cells may be left out) with ``stale`` where the code
-            has changed since; it stands in for papers that were not run here.
+        ledger: slug -> published entry, perhaps with every seed's contrast, and its ``standing``
+            (``published``, ``certified`` or ``stale``); it stands in for papers that were not run here.
 
     Returns:
         The path of ``index.html``.
@@ -103,7 +103,7 @@ def write_comparison(path: str | os.PathLike[str], comparison: Doc) -> Path:
     Args:
         path: the file to write.
         comparison: a claim as outcome documents have it (sentence, outcome, d, mean, low, high, level,
-            margin, ...), with ``words`` (better / too small or worse / cannot tell); for the arms' table also
+            margin, ...), with ``words`` (better, cannot tell, ...); for the arms' table also
             ``arms``, ``metrics``, ``conditions`` and ``cells``; optional ``title`` and ``provenance``.
 
     Raises:
@@ -192,12 +192,14 @@ def _write_study(
         ran=outcome is not None,
         here=here,  # or taken from the ledger
         command=_command(study),
-        replications=entry.get("replications") or (),
+        replications=replications(entry) if entry else (),
+        history=[(event["date"], event_words(event)) for event in entry.get("history") or ()],
+        times_published=times_published(entry) if entry else 0,
         sections=[(anchor, name) for anchor, name, there in sections if there],
         troubles=troubles,
         failed=failed,
         diverged=diverged,
-        claims=[(claim, figures.of_claim(claim)) for claim in claims],
+        claims=[(claim, figures.of_claim(claim, study["scale"])) for claim in claims],
         arms=arms,
         arm_figures=[(m, figures.of_arms(study, m)) for m in study["metrics"]],
         figures=drawn,
@@ -235,14 +237,16 @@ def _environment(inline: bool = False) -> Environment:
         version=trueup.__version__,
         inline=inline,
         asset=_inline_asset,
-        inherit=lambda part, claim: {k: claim.get(k) for k in ("scale", "unit", "scale_factor")} | dict(part),
+        inherit=_inherit,
         control_words=wording.CONTROLS,
         test_words=wording.TESTS,
         fidelity_words=wording.FIDELITY,
         origin_words=wording.ORIGIN,
     )
     env.filters.update(
+        contrast_label=words.contrast_label,
         displayed=wording.displayed,
+        divergence_sentence=words.divergence_sentence,
         duration=numerals.duration,
         effect=wording.effect,
         exact_summary=wording.exact_summary,
@@ -250,7 +254,8 @@ def _environment(inline: bool = False) -> Environment:
         margin_text=wording.margin_text,
         memory=numerals.memory,
         number=numerals.number,
-        outcome_words=wording.outcome_words,
+        shown=shown,
+        outcome_words=outcome_words,
         pairs=wording.pairs,
         percent=numerals.percent,
         plural=numerals.plural,
@@ -258,6 +263,7 @@ def _environment(inline: bool = False) -> Environment:
         sentence=_sentence,
         script_json=lambda document: Markup(export.script_json(document)),
         value_text=wording.value_text,
+        warnings=words.warnings,
     )
     return env
 
@@ -272,6 +278,11 @@ def _printed(value: object) -> object:
         return value
     value = value.translate(_DIRECTIONS)
     return value if isinstance(value, Markup) else re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", value)
+
+
+def _inherit(part: Doc, claim: Doc) -> dict[str, Any]:
+    """A link or control of a claim, read in the claim's unit and direction."""
+    return {k: claim.get(k) for k in ("scale", "unit", "scale_factor", "higher")} | dict(part)
 
 
 def _sentence(text: str) -> str:

@@ -30,7 +30,7 @@ EMPTY: dict[str, Any] = {
     "published": False,
     "seeds_note": "",
     "protocols": [],
-    "verdict": {"outcome": "none", "control": None, "sentence": ""},
+    "verdict": {"outcome": "none", "control": None, "sentence": "", "details": []},
     "claims": [],
     "metrics": [],
     "conditions": [],
@@ -38,7 +38,6 @@ EMPTY: dict[str, Any] = {
     "cells": [],
     "series": [],
     "failures": [],
-    "replications": [],
     "tuning": [],
     "figures": [],
     "looks": [],
@@ -234,7 +233,8 @@ def _row(
             for c in shown["claims"]
             if c.get("primary")
         ],
-        "stale": bool((entry or {}).get("stale")),
+        "stale": (entry or {}).get("standing") == "stale",
+        "certified": (entry or {}).get("standing") == "certified",
         "exploratory": ran and not from_entry and not published_here,
         "source": "ledger" if from_entry else "run" if outcome is not None else "",
         "published": entry and complete(entry)["verdict"]["outcome"],

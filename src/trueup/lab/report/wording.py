@@ -30,15 +30,10 @@ ORIGIN: dict[str, str] = {
 }
 
 TESTS: dict[str, str] = {
-    "superiority": "superiority: the gain exceeds the smallest effect asked for",
-    "equivalence": "equivalence: the difference stays within the smallest effect, either way",
-    "non-inferiority": "non-inferiority: not worse by as much as the smallest effect",
+    "superiority": "superiority: the gain exceeds the minimum effect",
+    "equivalence": "equivalence: the difference stays within the minimum effect, either way",
+    "non-inferiority": "non-inferiority: not worse by as much as the minimum effect",
 }
-
-
-def outcome_words(outcome: str, scale: str = "desk") -> str:
-    """An outcome, or the answer of a comparison, in words; a contradiction always carries its scale."""
-    return words.outcome_words(outcome, scale)
 
 
 def scoped(sentence: str, scale: str = "desk") -> str:
@@ -77,6 +72,12 @@ def effect(claim: Mapping[str, Any]) -> dict[str, str] | None:
     mean, low, high = interval(claim)
     if mean is None:
         return None
+    if claim.get("scale") == "log" and claim.get("higher") is not None:
+        size, ends, factor = words.ratio(
+            claim["mean"], claim.get("low"), claim.get("high"), higher=claim["higher"]
+        )
+        beside = [ends, f"×{factor}" if factor else ""]
+        return {"mean": size, "interval": "; ".join(filter(None, beside)), "unit": ""}
     texts = rounded(mean, low, high)
     ratio = is_ratio(claim)
     sign = "×" if ratio else "+" if mean > 0 else ""
@@ -88,7 +89,7 @@ def effect(claim: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def margin_text(claim: Mapping[str, Any]) -> str:
-    """The smallest effect asked for (of a cost claim, the bound), in the unit people read."""
+    """The minimum effect (of a cost claim, the bound), in the unit people read."""
     if claim.get("margin") is None:
         return "–"
     text, unit = number(displayed(claim["margin"], claim)), str(claim.get("unit") or "")

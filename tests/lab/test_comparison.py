@@ -62,12 +62,16 @@ def test_conditions_are_brought_together_inside_the_seed() -> None:
     [
         ({}, "better", ""),
         ({"adamp": 0.91}, "cannot tell", ""),
-        ({"adamp": 0.905}, "too small or worse", "right sign but smaller than the minimum effect"),
-        ({"adamp": 0.90}, "too small or worse", "any gain is smaller than the minimum effect"),
+        ({"adamp": 0.905}, "better, by less than you asked", ""),
+        (
+            {"adamp": 0.90},
+            "too small or worse",
+            "no gain of the minimum effect or more; a smaller one is not excluded",
+        ),
         ({"adamp": 0.88}, "too small or worse", "opposite"),
     ],
 )
-def test_the_three_words(means: dict[str, float], word: str, note: str) -> None:
+def test_the_four_words(means: dict[str, float], word: str, note: str) -> None:
     result = asked(results(**means))
     assert (result.word, result.judgement.note) == (word, note)
     assert f": {word}" in result.sentence
@@ -94,8 +98,15 @@ def test_a_gain_as_a_ratio() -> None:
     result = asked(frame, gain="ratio", min_effect=0.02)
     np.testing.assert_allclose(result.judgement.d, np.log(means["adamp"] / means["sgd"]))
     assert result.judgement.margin == pytest.approx(math.log(1.02))
-    assert "by 3.41 %" in result.sentence
-    assert "2 % was asked for" in result.sentence
+    assert "adamp is 3.41 % higher than sgd in acc (a factor of 1.034;" in result.sentence
+    assert "minimum effect a factor of 1.02)" in result.sentence
+
+
+@pytest.mark.parametrize(("higher", "label"), [(True, "adamp - sgd, acc"), (False, "sgd - adamp, acc")])
+def test_the_label_has_the_order_of_the_numbers(higher: bool, label: str) -> None:
+    document = asked(results(), higher=higher).to_dict()
+    assert document["contrast"] == label
+    assert (document["d"][0]["d"] > 0) == higher
 
 
 def test_alpha_sets_the_interval() -> None:
@@ -127,7 +138,7 @@ def test_the_sentence() -> None:
     }
     result = compare(frame, metric="top1", baseline="a", method="b", higher=True, min_effect=0.05)
     assert str(result) == (
-        "b beats a in top1 by 0.100 (95 % interval 0.085 to 0.115, 6 seeds; 0.05 was asked for): better."
+        "b beats a in top1 by 0.100 (95 % interval 0.085 to 0.115, 6 seeds; minimum effect 0.05): better."
     )
 
 
@@ -143,6 +154,36 @@ def test_a_gain_must_survive_its_control(mean: float, control: str) -> None:
     assert result.control == control
     assert "smoothing" in result.control_sentence
     assert str(result).splitlines() == [result.sentence, result.control_sentence]
+
+
+@pytest.mark.parametrize(
+    ("mean", "control"), [(0.90, "survives"), (0.9055, "undecided"), (0.91, "explained")]
+)
+def test_a_gain_below_what_was_asked_need_only_be_one_over_its_control_too(mean: float, control: str) -> None:
+    result = asked(results(adamp=0.905, smoothing=mean), control="smoothing")
+    assert result.word == "better, by less than you asked"
+    assert result.control == control
+    assert result.controls["smoothing"].margin == 0
+
+
+def test_a_control_that_equals_the_method_explains_its_gain() -> None:
+    frame = results()
+    frame.loc[frame.arm == "smoothing", "acc"] = frame.loc[frame.arm == "adamp", "acc"].to_numpy()
+    result = asked(frame, control="smoothing")
+    assert (result.word, result.control) == ("better", "explained")
+
+
+def test_constant_differences_of_results_that_vary_are_judged() -> None:
+    accuracy = [0.90, 0.91, 0.89, 0.92, 0.90, 0.91]
+    runs = {
+        "arm": ["sgd"] * 6 + ["adamp"] * 6,
+        "seed": [*range(6)] * 2,
+        "acc": [*accuracy, *(a + 0.02 for a in accuracy)],
+    }
+    assert asked(runs).word == "better"
+    assert asked(runs, min_effect=0.03).word == "better, by less than you asked"
+    assert asked(runs, min_effect=0.02).word == "cannot tell"
+    assert asked(runs).judgement.low is None  # there is no spread to give an interval by
 
 
 def test_a_control_is_asked_only_of_a_gain() -> None:
@@ -316,7 +357,7 @@ UNFIT: list[tuple[Callable[[], Any], str]] = [
     (lambda: asked(results().assign(seed=[None] * 60)), "row 1 has no seed"),
     (
         lambda: asked(results().assign(acc=lambda f: f.arm.map(ARMS))),
-        "adamp - sgd, acc: every seed gives the same 0.03, so seeds change nothing",
+        "adamp - sgd, acc: every seed gives the same results, so seeds change nothing",
     ),
     (lambda: asked(results(sgd=0.0).assign(acc=-1.0), gain="ratio"), "needs values > 0"),
     (

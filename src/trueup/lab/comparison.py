@@ -1,9 +1,10 @@
 """Compare two arms of a user's own results by the rule that studies are judged by.
 
 Results are rows of arm, seed and metric, with a condition if there are several. Conditions are brought
-together inside each seed first, the seeds are paired, and ``verdict`` decides: better, too small or worse, or
-cannot tell. Nothing is dropped and nothing is filled in: what cannot be paired is an error that says so.
-Decide on the number of seeds beforehand; adding some until the answer pleases finds gains that are none.
+together inside each seed first, the seeds are paired, and ``verdict`` decides: better, better by less than
+was asked, too small or worse, or cannot tell. Nothing is dropped and nothing is filled in: what cannot be
+paired is an error that says so. Decide on the number of seeds beforehand; adding some until the answer
+pleases finds gains that are none.
 """
 
 from __future__ import annotations
@@ -21,21 +22,15 @@ import numpy as np
 
 from trueup.lab import numerals, verdict, words
 from trueup.lab.contrasts import Contrast, SeedCells, difference, log_ratio
+from trueup.lab.outcomes import own_words
 from trueup.lab.power import more_seeds
 from trueup.lab.scoring import Metric, as_number, plain
-from trueup.lab.verdict import ALPHA, Judgement, Outcome, Survival
+from trueup.lab.verdict import ALPHA, Judgement, Survival
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Word: TypeAlias = Literal["better", "too small or worse", "cannot tell"]
 Frame: TypeAlias = "pd.DataFrame | Mapping[str, Sequence[Any]]"
-
-WORDS: dict[Outcome, Word] = {
-    "reproduced": "better",
-    "contradicted": "too small or worse",
-    "inconclusive": "cannot tell",
-}
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ class Comparison:
 
     Attributes:
         judgement: of method against baseline; ``controls``: of method against each control, asked only of a
-            gain.
+            gain: by the same margin or, if the gain is smaller than that, by none.
         seeds: the paired seeds, in the order of ``judgement.d``.
         rows: the results that were used.
     """
@@ -73,9 +68,9 @@ class Comparison:
     worst: float | None = None
 
     @property
-    def word(self) -> Word:
-        """``better``, ``too small or worse`` or ``cannot tell``."""
-        return WORDS[self.judgement.outcome]
+    def word(self) -> str:
+        """``better``, ``better, by less than you asked``, ``too small or worse`` or ``cannot tell``."""
+        return own_words(self.judgement.outcome)
 
     @property
     def control(self) -> Survival | None:
@@ -122,7 +117,9 @@ class Comparison:
         for row in self.rows:
             for name, value in row.condition:
                 grid.setdefault(name, {})[value] = None
-        return self._claim() | {
+        claim = self._claim()
+        return claim | {
+            "contrast": words.contrast_label(claim),
             "title": f"{self.method} against {self.baseline}",
             "words": self.word,
             "arms": [
@@ -185,7 +182,7 @@ class Comparison:
         }
 
     def _judged(self, judgement: Judgement) -> dict[str, Any]:
-        return judgement.to_dict(self.seeds) | {"word": WORDS[judgement.outcome]}
+        return judgement.to_dict(self.seeds) | {"word": own_words(judgement.outcome)}
 
 
 def compare(
@@ -221,7 +218,7 @@ def compare(
 
     Raises:
         ValueError: missing columns, unknown arms, duplicated, unpaired or missing results, values that are no
-            finite numbers, differences that are the same for every seed, a minimum effect that is not > 0.
+            finite numbers, results that are the same for every seed, a minimum effect that is not > 0.
 
     >>> runs = {
     ...     "arm": ["sgd"] * 6 + ["adamp"] * 6,
@@ -230,7 +227,7 @@ def compare(
     ... }
     >>> result = compare(runs, metric="acc", baseline="sgd", method="adamp", higher=True, min_effect=0.01)
     >>> print(result)
-    adamp beats sgd in acc by 0.033 (95 % interval 0.025 to 0.042, 6 seeds; 0.01 was asked for): better.
+    adamp beats sgd in acc by 0.033 (95 % interval 0.025 to 0.042, 6 seeds; minimum effect 0.01): better.
     """
     baseline, method, controls = str(baseline), str(method), [str(arm) for arm in _names(control)]
     _check_request(baseline, method, controls, min_effect, alpha, gain)
@@ -244,10 +241,16 @@ def compare(
     margin = min_effect if gain == "difference" else math.log1p(min_effect)
     contrast = build(method, baseline, metric)
     judgement = _judge(contrast, rows, seeds, metric, higher, margin, alpha)
+    if judgement.outcome == "invalid":
+        raise ValueError(
+            f"{contrast.text}: every seed gives the same results, so seeds change nothing and there is no "
+            "spread to judge by: check that the rows come from different seeds, not copies"
+        )
     judged = {}
-    if judgement.outcome == "reproduced":
+    if judgement.outcome in ("reproduced", "smaller"):
+        margin = margin if judgement.outcome == "reproduced" else 0.0
         judged = {
-            arm: _judge(build(method, arm, metric), rows, seeds, metric, higher, margin, alpha)
+            arm: _judge(build(method, arm, metric), rows, seeds, metric, higher, margin, alpha, control=True)
             for arm in controls
         }
     return Comparison(
@@ -320,19 +323,19 @@ def _judge(
     higher: bool,
     margin: float,
     alpha: float,
+    control: bool = False,
 ) -> Judgement:
     by_seed: dict[Hashable, list[tuple[str, dict[str, Any], dict[str, float], dict[str, list[float]]]]] = {}
     for row in rows:
         cell = (row.arm, dict(row.condition), {metric: row.value}, dict[str, list[float]]())
         by_seed.setdefault(row.seed, []).append(cell)
     d = [contrast.value(SeedCells(by_seed[seed], {metric: higher})) for seed in seeds]
-    judgement = verdict.judge(d, margin, alpha)
-    if judgement.outcome == "invalid":
-        raise ValueError(
-            f"{contrast.text}: every seed gives the same {numerals.number(d[0], 6)}, so seeds change nothing "
-            "and there is no spread to judge by: check that the rows come from different seeds, not copies"
-        )
-    return judgement
+    values: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        if row.arm in contrast.arms:
+            values.setdefault((row.arm, row.condition), []).append(row.value)
+    vary = control or not all(map(verdict.constant, values.values()))
+    return verdict.judge(d, margin, alpha, values_vary=vary)
 
 
 # -- checks: each says what was expected, what came and how to mend it ---------------------------------------

@@ -1,0 +1,83 @@
+"""The outcomes of claims and papers: their words, colours, marks and order, in one table.
+
+The verdict rule decides which outcome a claim has; this module says how every reader sees it. It imports the
+standard library only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How one outcome is shown.
+
+    Attributes:
+        key: the outcome as ``verdict`` and the documents have it.
+        words: for people; ``{scale}`` is replaced by the scale of the study.
+        own: the answer when users compare results of their own; "" where that cannot happen.
+        colour: on the terminal.
+        icon: of the chip on a page; also the name of its colour there.
+        mark: plotly's symbol for a claim in the ledger's figure; "" where there is no effect to draw.
+        claim, paper: can a claim, or a paper, have this outcome?
+    """
+
+    key: str
+    words: str
+    own: str = ""
+    colour: str = "white"
+    icon: str = "none"
+    mark: str = ""
+    claim: bool = True
+    paper: bool = True
+
+
+_ROWS = (  # best first: the order of the ledger and of tallies
+    Shown("reproduced", "reproduced", "better", "green", "good", "diamond"),
+    Shown("partly", "partly reproduced", colour="yellow", icon="half", claim=False),
+    Shown(
+        "smaller",
+        "smaller than asked for",
+        "better, by less than you asked",
+        "yellow",
+        "less",
+        "diamond-open",
+    ),
+    Shown("inconclusive", "inconclusive", "cannot tell", "yellow", "unsure", "circle-open"),
+    Shown("contradicted", "contradicted at {scale} scale", "too small or worse", "red", "bad", "x"),
+    Shown("incomplete", "incomplete", colour="magenta", icon="open"),
+    Shown("invalid", "invalid", colour="magenta", icon="warn", paper=False),
+    Shown("none", "no verdict", colour="dim", claim=False),
+)
+
+OUTCOMES: dict[str, Shown] = {row.key: row for row in _ROWS}
+ORDER: dict[str, int] = {key: place for place, key in enumerate(OUTCOMES)}
+_SAID = OUTCOMES | {row.own: row for row in _ROWS if row.own}
+
+
+def shown(word: str) -> Shown:
+    """The row of an outcome, or of the answer about a user's own results; an unknown word shows itself.
+
+    >>> shown("cannot tell").key, shown("new").words
+    ('inconclusive', 'new')
+    """
+    return _SAID.get(word) or Shown(word, word)
+
+
+def outcome_words(word: str, scale: str = "desk") -> str:
+    """An outcome in words, and the answer about a user's own results as it is.
+
+    >>> outcome_words("contradicted"), outcome_words("smaller"), outcome_words("cannot tell")
+    ('contradicted at desk scale', 'smaller than asked for', 'cannot tell')
+    """
+    return OUTCOMES[word].words.format(scale=scale) if word in OUTCOMES else word
+
+
+def own_words(outcome: str) -> str:
+    """What an outcome is called when users compare results of their own.
+
+    >>> own_words("smaller")
+    'better, by less than you asked'
+    """
+    return shown(outcome).own or outcome

@@ -1,0 +1,95 @@
+"""Hold a replication against what was published: effects with their intervals, not words.
+
+Two runs of one study may fall on two sides of a line of decision at almost the same effect, and may share a
+word at effects that differ. So every claim's mean, and every control's, is compared with its published one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95  # of all comparisons together
+
+
+def compare_effects(
+    published: Sequence[Mapping[str, Any]], replicated: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """One row per claim, and per control of both runs: the two effects, and whether they agree.
+
+    Effects agree if the interval of their difference (Welch's t, unequal variances) holds 0; the levels are
+    shared out, so that all comparisons hold together with 95 % confidence. Claims without seeds (exact, cost)
+    agree if their outcomes are the same.
+
+    Args:
+        published, replicated: claims' documents, with every seed's contrast in ``d``.
+    """
+    after = {claim["name"]: claim for claim in replicated}
+    pairs = [
+        (before["name"], "", before, after[before["name"]]) for before in published if before["name"] in after
+    ]
+    for name, _, before, now in list(pairs):
+        controls = {control["arm"]: control for control in now.get("controls") or ()}
+        pairs += [
+            (name, control["arm"], control, controls[control["arm"]])
+            for control in before.get("controls") or ()
+            if control["arm"] in controls
+        ]
+    level = 1 - (1 - LEVEL) / max(1, sum(_has_spread(a) and _has_spread(b) for _, _, a, b in pairs))
+    kinds = {claim["name"]: (claim["kind"], claim["primary"]) for claim in published}
+    return [
+        {
+            "claim": name,
+            "control": arm,
+            "primary": kinds[name][1],
+            "published": _effect(before),
+            "replicated": _effect(now),
+            **_difference(before, now, level, statistical=kinds[name][0] == "statistical"),
+        }
+        for name, arm, before, now in pairs
+    ]
+
+
+def agrees(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Do the effects of all primary claims agree, and those of their controls?"""
+    return all(row["agrees"] for row in rows if row["primary"])
+
+
+def _effect(judged: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: judged.get(key) for key in ("outcome", "mean", "low", "high", "n")} | (
+        {"survives": judged["survives"]} if judged.get("survives") else {}
+    )
+
+
+def _contrasts(judged: Mapping[str, Any]) -> list[float]:
+    return [item["d"] for item in judged.get("d") or ()]
+
+
+def _has_spread(judged: Mapping[str, Any]) -> bool:
+    return len(_contrasts(judged)) > 1
+
+
+def _difference(
+    before: Mapping[str, Any], now: Mapping[str, Any], level: float, *, statistical: bool
+) -> dict[str, Any]:
+    """How far the effects lie apart, the interval of that, and whether it holds 0."""
+    old, new = _contrasts(before), _contrasts(now)
+    if not statistical or len(old) < 2 or len(new) < 2:
+        same = before["outcome"] == now["outcome"]
+        return {"difference": None, "low": None, "high": None, "level": None, "agrees": same}
+    difference = float(np.mean(new) - np.mean(old))
+    if np.ptp(old) == np.ptp(new) == 0:
+        low = high = difference
+    else:
+        interval = stats.ttest_ind(new, old, equal_var=False).confidence_interval(level)
+        low, high = float(interval.low), float(interval.high)
+    return {
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "level": level,
+        "agrees": low <= 0 <= high,
+    }
