@@ -63,10 +63,11 @@ def test_list_shows_all_fifty_and_filters(trueup, monkeypatch):
     _, out, _ = trueup("list", "--room", "optim")
     assert "adamp" in out
     assert "evonorm" not in out
-    monkeypatch.setattr(cli, "_stale", lambda paper, entries: False)
-    assert "stale" not in trueup("list", "--room", "optim")[1]
-    monkeypatch.setattr(cli, "_stale", lambda paper, entries: True)
-    assert "stale: the code has changed since" in trueup("list", "--room", "optim")[1]
+    for standing in ("published", "certified", "stale"):
+        monkeypatch.setattr(cli, "_standing", lambda paper, entries, standing=standing: standing)
+        out = trueup("list", "--room", "optim")[1]
+        assert ("stale: the code has changed since" in out) == (standing == "stale")
+        assert ("certified: the code was rewritten since" in out) == (standing == "certified")
     _, out, _ = trueup("list", "--available")
     assert "adamp" in out
     assert "reconstructed: the paper's equations could not be confirmed" in out  # weight-compander's
@@ -215,7 +216,7 @@ def test_strongly_skewed_seeds_are_a_warning_in_the_terminal(trueup, monkeypatch
     entry = ledger.read()["adamp"]
     entry["claims"][2]["skew"] = 1.7
     monkeypatch.setattr(ledger, "read", lambda: {"adamp": entry})
-    monkeypatch.setattr(cli, "_stale", lambda paper, entries: False)
+    monkeypatch.setattr(cli, "_standing", lambda paper, entries: "published")
     assert trueup("show", "adamp")[1].count("These seeds are strongly skewed") == 1
 
 
@@ -422,43 +423,56 @@ def test_ledger_without_entries_says_how_to_get_some(trueup, monkeypatch):
 
 @pytest.fixture
 def published(trueup, monkeypatch, tmp_path):
-    """A paper of one's own whose verdict is published in a ledger of one's own."""
+    """A paper of one's own whose verdict is published in a ledger of one's own; its standing, to be set."""
     from dataclasses import replace
 
+    from trueup.lab import evidence
+    from trueup.lab.certify import Repository
     from trueup.lab.engine import StudyRef
-    from trueup.lab.runner import collect
-    from trueup.lab.store import Store
 
     path = Path(write_study()).resolve()
     ref = StudyRef("file", str(path))
     monkeypatch.setattr(ledger, "SHIPPED", tmp_path / "ledger.json")
+    monkeypatch.setattr(evidence, "FOLDER", tmp_path / "evidence")
+    monkeypatch.setattr(ledger, "checkout", lambda: tmp_path)
+    monkeypatch.setattr(Repository, "__init__", lambda self: None)
+    monkeypatch.setattr(Repository, "require_clean", lambda self: "c0ffee")
     paper = replace(papers.get("adamp"), slug="tiny")
     monkeypatch.setattr(papers, "get", lambda slug: paper)
     monkeypatch.setattr(cli, "_reference", lambda target: ref)
-    monkeypatch.setattr(cli, "_stale", lambda paper, entries: stale[0])
-    stale = [False]
+    monkeypatch.setattr(cli, "_standing", lambda paper, entries: standing[0])
+    standing = ["published"]
     assert trueup("run", "tiny.py", "--workers", "1")[0] == 0
-    with Store(Path("trueup-lab/store.sqlite")) as store:
-        ledger.publish(collect(ref, store))
-    return stale
+    code, out, err = trueup("ledger", "publish", "tiny")
+    assert (code, "tiny: reproduced" in out) == (0, True), out + err
+    return standing
 
 
-def test_a_replication_is_compared_recorded_and_shown(trueup, published):
+def test_replications_are_compared_recorded_and_shown(trueup, published):
     before = ledger.read()["tiny"]
     code, out, _ = trueup("ledger", "replicate", "tiny", "--workers", "1")
     assert code == 0
-    assert "The replication agrees with the published verdict." in out
-    assert ledger.read()["tiny"] == before  # only --record writes
-    code, out, _ = trueup("ledger", "replicate", "tiny", "--workers", "1", "--record")
-    assert code == 0
-    # the same fresh seeds: nobody draws again until it agrees
-    assert "30 cells, 30 of them stored before" in out
+    assert "The replication agrees with the published effects." in out
     assert "recorded in the ledger as replication 1" in out
-    assert ledger.read()["tiny"]["replications"][0]["agrees"]
+    after = ledger.read()["tiny"]
+    (event,) = ledger.replications(after)
+    assert event["agrees"]
+    assert event["effects"][0]["published"]["mean"] != event["effects"][0]["replicated"]["mean"]
+    assert after | {"history": before["history"]} == before
+    code, out, _ = trueup("ledger", "replicate", "tiny", "--workers", "1")
+    assert "recorded in the ledger as replication 2" in out  # on fresh seeds again, and whatever it says
+    assert ledger.replications(ledger.read()["tiny"])[0] == event
     _, out, _ = trueup("ledger")
-    assert "replication 1 (" in out
-    assert "agrees" in out
+    assert "replication 1: effects agree (" in " ".join(out.split())
     assert "reconstructed" not in out
+
+
+def test_an_installed_package_records_no_replication(trueup, published, monkeypatch):
+    monkeypatch.setattr(ledger, "checkout", lambda: None)
+    before = ledger.read()
+    code, out, _ = trueup("ledger", "replicate", "tiny", "--workers", "1")
+    assert (code, "recorded" in out) == (0, False)
+    assert ledger.read() == before
 
 
 def test_the_ledger_says_which_method_is_reconstructed(trueup, published, monkeypatch):
@@ -469,14 +483,40 @@ def test_the_ledger_says_which_method_is_reconstructed(trueup, published, monkey
     assert "reconstructed" in trueup("ledger")[1]
 
 
-def test_a_replication_of_changed_code_is_run_but_not_recorded(trueup, published):
-    published[0] = True
-    code, out, _ = trueup("ledger", "replicate", "tiny", "--workers", "1")
-    assert code == 0
-    assert "has changed since its verdict was published" in out
-    code, _, err = trueup("ledger", "replicate", "tiny", "--workers", "1", "--record")
+def test_only_the_published_code_is_replicated(trueup, published):
+    published[0] = "stale"
+    code, _, err = trueup("ledger", "replicate", "tiny", "--workers", "1")
     assert code == 2
-    assert "publish it again before" in err
+    assert "certify or publish it first" in " ".join(err.split())
+    published[0] = "certified"
+    assert trueup("ledger", "replicate", "tiny", "--workers", "1")[0] == 0
+
+
+def test_publishing_again_needs_a_reason(trueup, published):
+    assert trueup("ledger", "publish", "tiny")[0] == 0  # the same: nothing to do
+    path = Path("tiny.py")
+    path.write_text(path.read_text() + "\nUNUSED = 1\n")
+    assert trueup("run", "tiny.py", "--workers", "1")[0] == 0
+    code, _, err = trueup("ledger", "publish", "tiny")
+    assert (code, "say why it is published again" in " ".join(err.split())) == (2, True)
+    assert trueup("ledger", "publish", "tiny", "--reason", "to see")[0] == 0
+    _, out, _ = trueup("show", "tiny")
+    assert "protocol 1 published at commit c0ffee: reproduced (to see)" in " ".join(out.split())
+
+
+def test_verdicts_are_judged_again_and_their_evidence_shown(trueup, published):
+    before = Path(ledger.SHIPPED).read_text()
+    code, out, err = trueup("ledger", "rejudge")
+    assert (code, "none" in out) == (0, True), err
+    assert Path(ledger.SHIPPED).read_text() == before
+    code, out, err = trueup("ledger", "evidence", "tiny")
+    assert (code, "c0ffee" in out, "--csv" in out) == (0, True, True), err
+    code, out, _ = trueup("ledger", "evidence", "tiny", "--csv")
+    header, *rows = csv.reader(out.splitlines())
+    assert header[:2] == ["kind", "arm"]
+    assert header[-1] == "sha256"
+    assert len(rows) > 20
+    assert trueup("ledger", "evidence", "tleg")[0] == 2
 
 
 def test_no_arguments_teach(trueup):

@@ -223,7 +223,7 @@ def _print_history(published: dict[str, Any]) -> None:
     """What happened to a published verdict, oldest first."""
     from trueup.lab.ledger import event_words
 
-    for event in published["history"]:
+    for event in published.get("history", ()):
         console.print(f"[dim]{event['date']}  {escape(event_words(event))}[/]")
     console.print()
 
@@ -629,10 +629,7 @@ def ledger_show(context: typer.Context) -> None:
             f"protocol {published['protocol']}" + (f" of {tried} tried" if tried > 1 else ""),
             f"published {published['provenance']['date']}" + (f", the {times}th time" if times > 3 else ""),
         ]
-        facts += [
-            f"replication {r['attempt']} ({r['date']}) {'agrees' if r['agrees'] else '[red]differs[/]'}"
-            for r in ledger.replications(published)
-        ]
+        facts += [f"{ledger.event_words(r)} ({r['date']})" for r in ledger.replications(published)]
         values = [f"{name} {value:.2g}" for (paper, name), value in q.items() if paper == slug]
         facts += [f"q: {', '.join(values)}"] if values else []
         paper = papers.get(slug)
@@ -666,15 +663,13 @@ def ledger_publish(
     from trueup.lab.runner import gather
     from trueup.lab.store import Store
 
-    commit = Repository().require_clean()
     with Store(store, create=False) as opened:
+        commit = Repository().require_clean()
         for slug in slugs:
             ref = _reference(slug)
             outcome, made = gather(ref, opened)
-            measured = None
-            if evidence.exists(slug):
-                measured = evidence.measured(ref.load(), evidence.read(slug))
-            entry = ledger.publish(outcome, made, commit=commit, measured=measured, reason=reason)
+            changed = evidence.changed(ref.load(), evidence.read(slug)) if evidence.exists(slug) else None
+            entry = ledger.publish(outcome, made, commit=commit, changed=changed, reason=reason)
             console.print(f"[bold]{slug}[/]: {_chip(entry['verdict']['outcome'])}")
             _renew(readme)
 
@@ -792,13 +787,13 @@ def ledger_replicate(
     failed = _print_outcome(outcome)
     rows = compare_effects(before, outcome["claims"])
     _print_replication(rows)
-    agreed = not failed and agrees(rows)
+    agreed = None if failed else agrees(rows)
     console.print(
-        "[red]Cells failed, so the replication says nothing.[/]"
-        if failed
-        else "[green]The replication agrees with the published effects.[/]"
-        if agreed
-        else "[red]The replication differs from the published effects.[/]"
+        {
+            None: "[red]Cells failed, so the replication says nothing.[/]",
+            True: "[green]The replication agrees with the published effects.[/]",
+            False: "[red]The replication differs from the published effects.[/]",
+        }[agreed]
     )
     if ledger.checkout() is not None:
         ledger.add_event(

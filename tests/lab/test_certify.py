@@ -176,6 +176,7 @@ def evidence_document(study, cells, commit, fingerprint):
             {
                 "arm": arm,
                 "condition": {},
+                "edge": [],
                 "trials": [
                     {"hyper": {"scale": v}, "scores": [m] * 3, "mean": m, "winner": v == 1.0}
                     for v, m in trials.items()
@@ -186,7 +187,7 @@ def evidence_document(study, cells, commit, fingerprint):
         "cells": cells,
         "environment": {"threads": "1", "device": "cpu"},
     }
-    document["claims"] = evidence.contrasts(study, document)
+    document["measured"] = evidence.measured(study, document)
     return json.loads(json.dumps(document))
 
 
@@ -337,7 +338,7 @@ def test_a_contrast_that_computes_something_else_is_refused_and_the_seed_named(t
     )
     call = ('difference("ours", "plain", "accuracy")', custom)
     path.write_text(edited(STUDY, call, ("Study, difference", "Study, custom, difference")))
-    with pytest.raises(CertifyError, match=r"d of seed \d+ of better: 1.0 published, 2.0 now"):
+    with pytest.raises(CertifyError, match=r"d of seed \d+ of .*contrast of better: 1.0 published, 2.0 now"):
         certify.check_plan(StudyRef("file", str(path)).load(), document)
 
 
@@ -362,7 +363,7 @@ def test_a_study_that_is_the_published_one_is_not_refused(tmp_path, document):
     ],
 )
 def test_a_difference_is_named_where_it_is(published, now, said):
-    found = certify.difference(published, now)
+    found = evidence.difference(published, now)
     assert found == said if said is None else found.startswith(said)
 
 
@@ -592,7 +593,7 @@ def command(published, monkeypatch, capsys):
 
 def test_the_command_certifies_what_is_stale_and_then_has_nothing_to_do(published, command, monkeypatch):
     commit(published.root, {CODE: edited(METHOD, ('"published"', '"refactored"'))})
-    monkeypatch.setattr("trueup.lab.fingerprint.code_fingerprint", lambda ref: "refactored")
+    monkeypatch.setattr("trueup.lab.fingerprint.verdict_fingerprint", lambda ref: "refactored")
     code, out = command("--workers", "1")
     assert code == 0
     assert re.search(r"adamp +\d+ +certified +(\d+) of \1 cells equal the stored ones", out)

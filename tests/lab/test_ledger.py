@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from toy import InlineEngine, write_toy
 
-from trueup.lab import evidence, ledger, runner, verdict
+from trueup.lab import Condition, evidence, ledger, runner, verdict
 from trueup.lab.engine import StudyRef
 from trueup.lab.runner import Options
 from trueup.lab.store import Store
@@ -97,55 +97,41 @@ def test_an_incomplete_verdict_is_not_published(outcomes, publish):
 # -- bound to the protocol number ----------------------------------------------------------------------------
 
 
-def lower_minimum(made):
-    made["plan"]["claims"][0]["min_effect"] = 0.05
-
-
-def drop_control(made):
-    made["plan"]["claims"][0]["controls"] = []
-
-
-def more_looks(made):
-    made["plan"]["looks"].append({"n": 40, "alpha": 0.01})
-
-
-def finer_grid(made):
-    made["plan"]["arms"][0]["tune"][0]["values"].append(3.0)
-
-
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lower_minimum, "min_effect of better: 0.1 published, 0.05 now"),
-        (drop_control, "controls of better"),
-        (more_looks, "looks"),
-        (finer_grid, "values"),
+        (
+            lambda s: {"claims": (replace(s.claims[0], min_effect=0.05), *s.claims[1:])},
+            "min_effect of better",
+        ),
+        (lambda s: {"claims": (replace(s.claims[0], controls=()), *s.claims[1:])}, "controls of better"),
+        (lambda s: {"looks": ((10, 0.005), (40, 0.02))}, "looks: "),
+        (lambda s: {"tune": (replace(s.tune[0], values=(0.01, 0.1, 1.0, 10.0)),)}, "values of lr of"),
+        (lambda s: {"conditions": (Condition("size", (1, 2, 4)),)}, "values of size"),
+        (lambda s: {"metrics": (replace(s.metrics[0], worst=-5.0),)}, "worst of score"),
     ],
 )
-def test_other_claims_or_grids_need_another_protocol_number(tmp_path, outcomes, publish, change, told):
+def test_other_claims_or_grids_need_another_protocol_number(runs, tmp_path, outcomes, publish, change, told):
     publish()
     before = (tmp_path / "ledger.json").read_text()
-    change(outcomes["evidence"])
+    study = runs["ref"].load()
+    changed = evidence.changed(replace(study, **change(study)), evidence.read("toy", tmp_path))
+    assert told in changed
     outcomes["published"]["provenance"]["fingerprint"] = "of the edited study"
-    with pytest.raises(ledger.LedgerError, match=f"(?s){told}.*Raise the study's protocol number"):
-        publish(reason="better so")
+    with pytest.raises(ledger.LedgerError, match=r"(?s)another plan.*Raise the study's protocol number"):
+        publish(reason="better so", changed=changed)
     assert (tmp_path / "ledger.json").read_text() == before
 
 
-def test_another_contrast_under_the_same_name_is_refused(runs, tmp_path, outcomes, publish):
+def test_another_contrast_under_the_same_name_is_seen(runs, tmp_path, publish):
     publish()
-    outcomes["published"]["provenance"]["fingerprint"] = "of the edited study"
-    study = runs["ref"].load()
-    measured = evidence.measured(study, evidence.read("toy", tmp_path))
-    assert measured == evidence.read("toy", tmp_path)["measured"]
-    publish(reason="the code was rewritten", measured=measured)
+    study, shipped = runs["ref"].load(), evidence.read("toy", tmp_path)
+    assert evidence.changed(study, shipped) is None
+    assert evidence.measured(study, shipped) == shipped["measured"]
     better = study.claims[0]
     half = replace(better.contrast, value=lambda cells: better.contrast.value(cells) / 2)
-    changed = replace(study, claims=(replace(better, contrast=half), *study.claims[1:]))
-    measured = evidence.measured(changed, evidence.read("toy", tmp_path))
-    outcomes["published"]["provenance"]["fingerprint"] = "of another edit"
-    with pytest.raises(ledger.LedgerError, match="d of better"):
-        publish(reason="the code was rewritten", measured=measured)
+    other = replace(study, claims=(replace(better, contrast=half), *study.claims[1:]))
+    assert "contrast of better" in evidence.changed(other, shipped)
 
 
 def test_entries_from_before_evidence_shipped_are_held_against_their_claims(tmp_path, outcomes, publish):
@@ -240,6 +226,7 @@ def test_code_is_current_if_it_was_published_or_certified_since(publish):
             "protocol 1 published at commit c0ffee: partly reproduced (first)",
         ),
         ({"event": "replicated", "attempt": 2, "agrees": False}, "replication 2: effects differ"),
+        ({"event": "replicated", "attempt": 3, "agrees": None}, "replication 3: cells failed"),
         (
             {"event": "certified", "commit": "beef", "cells": 1200, "equal_to_evidence": 1200},
             "certified at commit beef: 1,200 cells computed by both codes agree, 1,200 equal the published "

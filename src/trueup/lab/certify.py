@@ -224,9 +224,7 @@ def check_plan(study: Study, document: Mapping[str, Any]) -> None:
     Raises:
         CertifyError: naming the first thing that differs.
     """
-    why = evidence.difference(document["plan"], evidence.plan(study)) or evidence.difference(
-        evidence.numbers(document["measured"]), evidence.numbers(evidence.measured(study, document))
-    )
+    why = evidence.changed(study, document)
     if why is not None:
         raise CertifyError(
             f"this is no longer the study that was published: {why}. Raise its protocol number and "

@@ -379,14 +379,30 @@ def _contrast(contrast: Contrast) -> dict[str, Any]:
 # -- comparing -----------------------------------------------------------------------------------------------
 
 
-def numbers(measured: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def changed(study: Study, document: Mapping[str, Any]) -> str | None:
+    """What of a study is not as it was published, in words; ``None`` if its plan and its contrasts are.
+
+    The contrasts are computed anew from the stored numbers.
+    """
+    seeds = [seed for look in document["looks"] for seed in look["seeds"]]
+    return difference(document["plan"], plan(study)) or difference(
+        _numbers(document["measured"], seeds), _numbers(measured(study, document), seeds)
+    )
+
+
+def _numbers(measured: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """The numbers of measured claims, without what is said in words of edges and failures."""
+
+    def of(contrast: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+        d = contrast["d"] if contrast else []
+        steps = [[{"seed": seed, "d": x} for seed, x in zip(seeds, values, strict=False)] for values in d]
+        return [{"name": "contrast" if i == 0 else f"step {i}", "of": step} for i, step in enumerate(steps)]
+
     return [
         {
             "name": claim["name"],
-            "margin": claim["margin"],
-            "d": None if claim["contrast"] is None else claim["contrast"]["d"],
-            "controls": [{"arm": arm, "d": control["d"]} for arm, control in claim["controls"].items()],
+            "contrast": of(claim["contrast"]),
+            "controls": [{"arm": arm, "contrast": of(control)} for arm, control in claim["controls"].items()],
             **{part: claim[part] for part in ("deviations", "negative", "rounds")},
         }
         for claim in measured

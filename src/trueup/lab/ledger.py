@@ -94,7 +94,7 @@ def publish(
     evidence: Mapping[str, Any],
     *,
     commit: str,
-    measured: Sequence[Mapping[str, Any]] | None = None,
+    changed: str | None = None,
     reason: str = "",
     path: Path | None = None,
     folder: Path | None = None,
@@ -103,7 +103,7 @@ def publish(
 
     Args:
         commit: of the code that computed it.
-        measured: what the present contrasts make of the evidence published before (``evidence.measured``).
+        changed: what of the study is not as it was published under its protocol (``evidence.changed``).
         reason: why a protocol that was published before is published again; kept in the history.
         path, folder: the ledger, and the folder of the evidence.
 
@@ -127,7 +127,7 @@ def publish(
     if old is not None:
         if _is_published(old, outcome, folder):
             return dict(old)
-        _check_protocol(old, outcome, evidence, measured, folder)
+        _check_protocol(old, outcome, changed)
         if old["protocol"] == new["protocol"] and not reason.strip():
             raise LedgerError(
                 f"{slug}: protocol {old['protocol']} was published before, on the same seeds: say why it is "
@@ -172,13 +172,7 @@ def _is_published(old: Mapping[str, Any], outcome: Mapping[str, Any], folder: Pa
     return same and ships.exists(outcome["slug"], folder)
 
 
-def _check_protocol(
-    old: Mapping[str, Any],
-    outcome: Mapping[str, Any],
-    evidence: Mapping[str, Any],
-    measured: Sequence[Mapping[str, Any]] | None,
-    folder: Path | None,
-) -> None:
+def _check_protocol(old: Mapping[str, Any], outcome: Mapping[str, Any], changed: str | None) -> None:
     """Refuse to publish something else under a protocol number that was published."""
     slug, number = outcome["slug"], outcome["protocol"]
     if number < old["protocol"]:
@@ -188,13 +182,8 @@ def _check_protocol(
         )
     if number > old["protocol"]:
         return
-    if ships.exists(slug, folder):
-        before = ships.read(slug, folder)
-        changed = ships.difference(before["plan"], evidence["plan"])
-        if changed is None and measured is not None:
-            changed = ships.difference(ships.numbers(before["measured"]), ships.numbers(measured))
-    else:  # an entry from before evidence shipped
-        changed = ships.difference(_declared(old["claims"]), _declared(outcome["claims"]))
+    # all that an entry from before evidence shipped can be held against
+    changed = changed or ships.difference(_declared(old["claims"]), _declared(outcome["claims"]))
     if changed is not None:
         raise LedgerError(
             f"{slug}: protocol {number} was published with other claims or another plan: {changed}. Raise "
@@ -256,7 +245,8 @@ def event_words(event: Mapping[str, Any]) -> str:
     if event["event"] == "rejudged":
         return f"judged again by a new rule: {outcome_words(event['verdict'])}"
     if event["event"] == "replicated":
-        return f"replication {event['attempt']}: effects {'agree' if event['agrees'] else 'differ'}"
+        said = {True: "effects agree", False: "effects differ", None: "cells failed"}[event["agrees"]]
+        return f"replication {event['attempt']}: {said}"
     if event["event"] == "certified":
         equal = f"{event['equal_to_evidence']:,} equal the published ones"
         return f"certified{commit}: {event['cells']:,} cells computed by both codes agree, {equal}"
