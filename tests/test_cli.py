@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -237,6 +238,55 @@ def test_a_file_that_is_no_study_is_told_from_a_misspelt_paper(trueup):
         assert "whose name ends in .py" in err
     Path("adamp.py").write_text("")  # a paper is a paper, whatever lies beside it
     assert trueup("run", "adamp", "--plan")[0] == 0
+
+
+def test_a_plan_makes_no_store_and_no_folder(trueup):
+    code, out, _ = trueup("run", write_study(), "--plan")
+    assert code == 0
+    assert "look 1" in out
+    assert [path.name for path in Path().iterdir() if path.name != "__pycache__"] == ["tiny.py"]
+
+
+def test_a_run_on_another_device_says_so_and_is_reported(trueup, monkeypatch):
+    """The meta device stands for one: this study makes no tensors."""
+    code, out, _ = trueup("run", write_study(), "--workers", "1", "--device", "meta")
+    assert code == 0
+    assert "of waiting, on meta" in out
+    _, out, _ = trueup("run", "tiny.py", "--plan", "--device", "meta")
+    assert "tiny, desk scale, on meta" in out
+    assert out.split("look 1")[1].split()[:2] == ["30", "30"]
+    trueup("report", "--output", "pages")
+    outcome = json.loads(Path("pages/data/tiny.json").read_text())
+    assert outcome["verdict"]["outcome"] == "reproduced"
+
+
+@pytest.fixture
+def read_only_disk():
+    """Makes a folder read-only as a disk is: for root too, whom permissions do not stop."""
+    mounted = []
+
+    def make(folder: str) -> None:
+        for options in (["--bind", folder], ["-o", "remount,ro,bind"]):
+            if subprocess.run(["mount", *options, folder], capture_output=True).returncode:
+                pytest.skip("only root can mount; the tests of the store take permissions away instead")
+            mounted.append(folder)
+
+    yield make
+    if mounted:
+        subprocess.run(["umount", "--lazy", mounted[0]], check=True)
+
+
+def test_a_finished_store_on_a_read_only_disk_is_reported_and_planned(trueup, read_only_disk):
+    assert trueup("run", write_study(), "--workers", "1")[0] == 0
+    read_only_disk("trueup-lab")
+    with pytest.raises(OSError, match="Read-only"):
+        Path("trueup-lab/new").touch()
+    code, out, _ = trueup("run", "tiny.py", "--plan")
+    assert (code, out.split("look 1")[1].split()[:2]) == (0, ["30", "30"])
+    assert trueup("report", "--output", "pages")[0] == 0
+    assert json.loads(Path("pages/data/tiny.json").read_text())["verdict"]["outcome"] == "reproduced"
+    code, _, err = trueup("report")
+    assert (code, "Traceback" in err) == (2, False)
 
 
 def test_a_plan_tells_what_the_published_run_took(trueup, monkeypatch):

@@ -376,7 +376,7 @@ def _run_all(refs: Sequence[StudyRef], path: Path, options: Options, workers: in
             with Progress(*columns, console=console) as bars:
                 outcomes.append(runner.run(ref, store, engine, options, _Bars(bars)))
             if not options.replicate:
-                store.note_run(study.slug, options.scale, ref.kind, ref.name, options.seeds)
+                store.note_run(study.slug, options.scale, ref.kind, ref.name, options.seeds, options.device)
     return outcomes
 
 
@@ -417,9 +417,11 @@ def _print_outcome(outcome: dict[str, Any]) -> bool:
         )
     if len(failures) > 3:
         console.print(f"  [red]and {len(failures) - 3} more failed[/]")
+    device = outcome["provenance"]["device"]
+    place = "" if device == "cpu" else f", on {escape(device)}"
     console.print(
         f"  [dim]{plural(cost['cells'], 'cell')}, {cost['reused']} of them stored before; "
-        f"{duration(cost['cpu_seconds'])} of computing, {duration(cost['wall_seconds'])} of waiting[/]"
+        f"{duration(cost['cpu_seconds'])} of CPU time, {duration(cost['wall_seconds'])} of waiting{place}[/]"
     )
     return bool(failures)
 
@@ -430,11 +432,14 @@ def _print_plans(refs: Sequence[StudyRef], path: Path, options: Options, workers
     from trueup.lab.outcome import unit_of
     from trueup.lab.store import Store
 
-    with Store(path) as store:
+    place = "" if options.device == "cpu" else f", on {options.device}"
+    with Store(path, readonly=True) as store:
         for ref in refs:
             study, plan = ref.load(), runner.plan(ref, store, options, workers)
             table = Table(
-                box=box.SIMPLE_HEAD, title=f"{study.slug}, {options.scale} scale", title_justify="left"
+                box=box.SIMPLE_HEAD,
+                title=f"{study.slug}, {options.scale} scale{place}",
+                title_justify="left",
             )
             for column in ("phase", "cells", "stored"):
                 table.add_column(column, justify="left" if column == "phase" else "right")
@@ -506,11 +511,12 @@ def _write_report(path: Path, output: Path | None = None) -> Path:
 
     outcomes: list[dict[str, Any]] = []
     if path.exists():
-        with Store(path) as store:
+        with Store(path, readonly=True) as store:
             for record in store.runs():
                 ref = StudyRef(record["kind"], record["name"])
                 try:
-                    outcomes.append(collect(ref, store, Options(record["scale"], record["seeds"])))
+                    options = Options(record["scale"], record["seeds"], device=record["device"])
+                    outcomes.append(collect(ref, store, options))
                 except (OSError, ImportError, ValueError) as error:
                     errors.print(f"[yellow]left out {escape(record['study'])}:[/] {escape(str(error))}")
     entries = ledger.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pickle
 import re
@@ -24,7 +25,7 @@ from trueup.lab.engine import EngineError, LocalEngine, StudyRef, Task, _Memory
 from trueup.lab.spec import StudyError
 
 STUDY = """
-import ctypes, os, signal, sys, time
+import ctypes, os, signal, sys, time, warnings
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,36 @@ class Unpicklable(Exception):
     def __init__(self, what):
         super().__init__(what)
         self.lock = open(os.devnull)
+
+def spoil():
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_grad_enabled(False)
+    torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.benchmark = True
+    torch.set_num_threads(3)
+    np.seterr(all="raise")
+    warnings.simplefilter("error")
+    os.chdir("/")
+    os.environ["OMP_NUM_THREADS"] = "7"
+    os.environ["LEFT_BEHIND"] = "1"
+
+def state():
+    return {
+        "dtype": torch.ones(1, device="cpu").element_size(),
+        "meta": torch.ones(1).is_meta,
+        "grad": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "precision": torch.get_float32_matmul_precision() == "highest",
+        "cudnn": torch.backends.cudnn.benchmark,
+        "threads": torch.get_num_threads(),
+        "numpy": np.geterr()["divide"] == "raise",
+        "warnings": warnings.filters[0][0] == "error",
+        "folder": os.getcwd() == "/",
+        "omp": int(os.environ["OMP_NUM_THREADS"]),
+        "left": "LEFT_BEHIND" in os.environ,
+    }
 
 def cell(run):
     what, folder = run["what"], Path(__file__).parent
@@ -61,9 +92,28 @@ def cell(run):
         print("noise " * 10000)
     if what == "sleep":
         time.sleep(600)
+    if what == "nap":
+        time.sleep(0.3)
+    if what == "spin":
+        end = time.process_time() + 0.3
+        while time.process_time() < end:
+            pass
     if what == "grab":
         large = torch.ones(int(run["megabytes"]) * 2**18)
         small = [bytearray(2**14) for _ in range(int(run["megabytes"]) * 2**6)]
+    if what == "fork":
+        os.fork()  # and the child goes on as if it were the worker
+    if what == "spoil":
+        spoil()
+        return {"score": 1.0}
+    if what == "surrogate":
+        raise ValueError("a file called " + os.fsdecode(b"\\xff"))
+    if what == "odd-name":
+        return {"score": 1.0, "a \\udcff": [1.0]}
+    if what == "tuple":
+        return {"score": 1.0, ("a", "b"): 2.0}
+    if what == "state":
+        return {"score": 0.0, **state()}
     if what == "nan":
         return {"score": float("nan"), "curve": [1.0, float("nan")]}
     if what == "large":
@@ -162,6 +212,56 @@ def test_a_cell_does_not_depend_on_its_worker_or_the_cells_before_it(
 ) -> None:
     draws = {only(shared, task(ref, seed=5)).numbers["draw"] for _ in range(4)}
     assert len(draws) == 1
+
+
+def test_what_a_cell_sets_for_its_whole_process_is_put_back(ref: StudyRef) -> None:
+    clean = [{"score": 0.0, **_CLEAN}] * 2
+    with LocalEngine() as engine:
+        only(engine, task(ref))
+        states = []
+        for seed in (1, 2):
+            spoilt = only(engine, task(ref, "spoil", seed=seed))
+            assert spoilt.status == "ok", spoilt.error
+            states.append(only(engine, task(ref, "state", seed=seed)).numbers)
+    assert states == clean
+
+
+_CLEAN = {
+    "dtype": 4.0,
+    "meta": 0.0,
+    "grad": 1.0,
+    "deterministic": 0.0,
+    "precision": 1.0,
+    "cudnn": 0.0,
+    "threads": 1.0,
+    "numpy": 0.0,
+    "warnings": 0.0,
+    "folder": 0.0,
+    "omp": 1.0,
+    "left": 0.0,
+}
+
+
+def test_what_a_cell_forks_neither_answers_nor_takes_tasks(ref: StudyRef) -> None:
+    with LocalEngine() as engine:
+        tasks = [task(ref, "fork", seed=1), *(task(ref, seed=i) for i in range(2, 6))]
+        results = {t.cell.seed: r.numbers for t, r in engine.map(tasks)}
+    assert {seed: numbers["score"] for seed, numbers in results.items()} == {i: float(i) for i in range(1, 6)}
+    assert len({numbers["pid"] for numbers in results.values()}) == 1
+
+
+def test_an_answer_to_another_task_is_dropped(ref: StudyRef) -> None:
+    reader, writer = multiprocessing.Pipe()
+    worker = object.__new__(engine_module._Worker)
+    worker.pipe, worker.ready = reader, True
+    worker.job = engine_module._Job(task(ref), number=2)
+    for number, score in ((1, 0.1), (2, 0.2)):
+        content = pickle.dumps(CellResult("ok", {"score": score}))
+        writer.send_bytes(engine_module._message(number, content))
+    assert worker.answer() == "late"
+    answer = worker.answer()
+    assert isinstance(answer, CellResult)
+    assert answer.numbers == {"score": 0.2}
 
 
 def test_threads_are_set_for_each_task(shared: LocalEngine, ref: StudyRef) -> None:
@@ -272,6 +372,28 @@ def test_a_cell_over_its_time_fails_and_its_worker_is_replaced(shared: LocalEngi
     assert only(shared, task(ref, seed=2, timeout=300)).status == "ok"
 
 
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("odd-name", r"returned the key 'a \\udcff', which is no valid Unicode text; rename it"),
+        ("tuple", r"returned the key \('a', 'b'\) of tuple; name results by text"),
+    ],
+)
+def test_a_result_under_a_name_that_cannot_be_stored_fails_its_cell(
+    shared: LocalEngine, ref: StudyRef, what: str, message: str
+) -> None:
+    result = only(shared, task(ref, what))
+    assert result.status == "failed"
+    assert re.search(message, result.error), result.error
+
+
+def test_cpu_time_is_counted_beside_wall_time(shared: LocalEngine, ref: StudyRef) -> None:
+    for what, busy in (("nap", False), ("spin", True)):
+        result = only(shared, task(ref, what))
+        assert result.seconds >= 0.3
+        assert (result.cpu_seconds >= 0.3) == busy
+
+
 # -- ending --------------------------------------------------------------------------------------------------
 def workers_of(engine: LocalEngine) -> list[int]:
     return [w.process.pid for w in engine._workers if w.process.pid]
@@ -349,6 +471,41 @@ def test_workers_do_not_outlive_their_parent(folder: Path, ref: StudyRef, tmp_pa
     assert until(lambda: not any(map(is_alive, pids)))
     assert (out, err) == (("interrupted\n", "") if how == signal.SIGINT else ("", ""))
     assert until(lambda: list(tmp_path.glob("trueup-worker-*")) == [])
+
+
+def test_a_worker_whose_output_was_cleared_away_works_on_and_ends_with_its_parent(
+    folder: Path, ref: StudyRef, tmp_path: Path
+) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, script, ref.name, "81"],
+        start_new_session=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    started = folder / "started-sleep-81"
+    assert until(lambda: started.exists() and started.read_text().endswith("\n"))
+    pid = int(started.read_text())
+    for file in tmp_path.glob("trueup-worker-*"):
+        file.unlink()
+    parent.kill()
+    parent.wait()
+    try:
+        assert until(lambda: not is_alive(pid), 20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_worker_takes_further_tasks_after_its_output_was_cleared_away(
+    ref: StudyRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with LocalEngine(attempts=1) as engine:
+        only(engine, task(ref))
+        for file in tmp_path.glob("trueup-worker-*"):
+            file.unlink()
+        assert only(engine, task(ref, seed=1)).status == "ok"
 
 
 def test_a_script_that_is_not_guarded_is_told_so(ref: StudyRef, tmp_path: Path) -> None:
@@ -498,13 +655,13 @@ def test_a_result_that_cannot_be_read_is_a_failure(ref: StudyRef, monkeypatch: p
             return True
 
         def recv_bytes(self) -> bytes:
-            return pickle.dumps(Explosive())
+            return engine_module._message(7, pickle.dumps(Explosive()))
 
     worker = object.__new__(engine_module._Worker)
     worker.pipe = Pipe()  # type: ignore[assignment]
     worker._output = os.devnull
     engine = LocalEngine()
-    job = engine_module._Job(task(ref), attempts=1)
+    job = worker.job = engine_module._Job(task(ref), number=7, attempts=1)
     answer = worker.answer()
     assert isinstance(answer, str)
     result = engine._verdict_on(worker, job, answer)
@@ -521,6 +678,7 @@ def test_a_workers_life(ref: StudyRef, tmp_path: Path, monkeypatch: pytest.Monke
     import multiprocessing
 
     said: list[object] = []
+    numbers: list[int] = []
     asked: list[object] = [
         task(ref, seed=4),
         task(ref, "raise", seed=5),
@@ -528,16 +686,17 @@ def test_a_workers_life(ref: StudyRef, tmp_path: Path, monkeypatch: pytest.Monke
     ]
 
     class Pipe:
-        def send(self, message: object) -> None:
-            said.append(message)
-
         def send_bytes(self, message: bytes) -> None:
-            said.append(pickle.loads(message))
+            numbers.append(int.from_bytes(message[:8], "big"))
+            said.append(pickle.loads(message[8:]) if message[8:] else "ready")
 
         def recv(self) -> object:
             if not asked:
                 raise EOFError
-            return asked.pop(0)
+            return 10 + len(asked), asked.pop(0)
+
+        def close(self) -> None:
+            pass
 
     class Parent:
         sentinel = os.pipe()[0]
@@ -558,6 +717,7 @@ def test_a_workers_life(ref: StudyRef, tmp_path: Path, monkeypatch: pytest.Monke
     assert engine_module._in_worker
     ready, good, raised, missing = said
     assert ready == "ready"
+    assert numbers == [0, 13, 12, 11]
     assert isinstance(good, CellResult)
     assert isinstance(raised, CellResult)
     assert isinstance(missing, CellResult)

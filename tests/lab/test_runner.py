@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from toy import InlineEngine, write_toy
 
 from trueup.lab import runner
+from trueup.lab.cell import CellResult
 from trueup.lab.engine import StudyRef
 from trueup.lab.power import detectable
 from trueup.lab.runner import Options
@@ -126,15 +128,46 @@ def test_a_winner_at_the_edge_widens_the_grid_for_every_arm_once(tmp_path, store
     assert "edge" in better["note"]
 
 
-def test_no_grid_grows_where_one_arm_would_get_more_trials_than_another(tmp_path, store):
-    path = Path(write_toy(tmp_path, best=10.0))
-    own = 'Arm("ours", "method", tune=[Axis("lr", (1.0,)), Axis("beta", (0.1, 0.2, 0.3))])'
-    path.write_text(path.read_text().replace('Arm("ours", "method")', own))
-    outcome = runner.run(StudyRef("file", str(path)), store, InlineEngine())
-    assert {len(tuning["trials"]) for tuning in outcome["tuning"]} == {3}
-    plain = next(tuning for tuning in outcome["tuning"] if tuning["arm"] == "plain")
-    assert plain["edge"] == ["lr"]  # so that what rests on it is not decided
-    assert claim(outcome, "better")["outcome"] != "reproduced"
+OWN = 'Arm("ours", "method", tune=[Axis("lr", (1.0,)), Axis("beta", (0.1, 0.2, 0.3))])'
+BETA = "-abs(run.get('beta', 0.2) - 0.2)"
+
+
+def with_own_axes(tmp_path, own=OWN, **effects) -> StudyRef:
+    """A toy study in which beta = 0.2 is best for the arm that tunes it."""
+    path = Path(write_toy(tmp_path, name=f"own_{abs(hash((own, *effects.items())))}.py", **effects))
+    text = path.read_text().replace('Arm("ours", "method")', own)
+    path.write_text(text.replace("score = base", f"score = {BETA} + base"))
+    return StudyRef("file", str(path))
+
+
+def test_an_arm_with_axes_of_its_own_gets_as_many_new_trials_at_its_best_values(tmp_path, store):
+    outcome = runner.run(with_own_axes(tmp_path, best=10.0), store, InlineEngine())
+    for tuning in outcome["tuning"]:
+        trials = [tuple(t["hyper"].values()) for t in tuning["trials"]]
+        if tuning["arm"] == "ours":
+            assert trials == [(1.0, 0.1), (1.0, 0.2), (1.0, 0.3), (10.0, 0.2)]
+        else:
+            assert trials == [(0.01,), (0.1,), (1.0,), (10.0,)]
+        assert tuning["widened"]
+        assert "lr" in tuning["edge"]
+
+
+def test_an_arm_that_does_not_try_the_axis_that_grows_gets_no_new_trials(tmp_path, store):
+    own = 'Arm("ours", "method", {"lr": 1.0}, tune=[Axis("beta", (0.1, 0.2, 0.3))])'
+    outcome = runner.run(with_own_axes(tmp_path, own, best=10.0), store, InlineEngine())
+    assert {(t["arm"], len(t["trials"]), t["widened"]) for t in outcome["tuning"]} == {
+        ("plain", 4, True),
+        ("control", 4, True),
+        ("ours", 3, False),
+    }
+
+
+def test_an_axis_grows_only_at_the_condition_that_hits_its_edge(tmp_path, store):
+    ref = with_own_axes(tmp_path, best="(10.0 if run['size'] == 2 and run.arm == 'plain' else 1.0)")
+    path = Path(ref.name)
+    path.write_text(path.read_text().replace("(0.01, 0.1, 1.0)", "(0.1, 1.0, 3.0)"))
+    outcome = runner.run(ref, store, InlineEngine())
+    assert {(t["condition"]["size"], len(t["trials"])) for t in outcome["tuning"]} == {(1, 3), (2, 4)}
 
 
 def test_trials_that_a_wider_grid_asks_for_again_are_run_and_counted_once(tmp_path, store):
@@ -211,6 +244,99 @@ def test_a_stage_of_a_stage_that_is_not_there_is_not_there_either(tmp_path, stor
     assert runner.collect(ref, store)["verdict"] == outcome["verdict"]
 
 
+@pytest.mark.parametrize("damage", [b"", b"no archive", None])
+def test_a_damaged_artefact_is_built_again(tmp_path, store, damage):
+    ref = toy(tmp_path)
+    whole = runner.run(ref, store, InlineEngine())
+    for fingerprint, cell, _ in list(store.cells("toy")):
+        if cell.kind == "report":
+            store.forget(fingerprint)
+    artefacts = sorted(store.artefacts.iterdir())
+    content = artefacts[0].read_bytes()
+    middle = content.index(b"NUMPY") + 128  # among the numbers
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    artefacts[0].write_bytes(flipped if damage is None else damage)
+    engine = InlineEngine()
+    again = runner.run(ref, store, engine)
+    assert sum(c.kind == "stage" for c in engine.done) == 1
+    assert again["claims"] == whole["claims"]
+    for fingerprint, cell, _ in list(store.cells("toy")):
+        if cell.kind == "stage":
+            assert (store.artefacts / f"{fingerprint}.npz").stat().st_size == len(content)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        CellResult("ok", {"score": float("nan")}),
+        CellResult("ok", {"score": 1.0, ("a", "b"): 1.0}),
+        CellResult("ok", {"score": 1.0}, arrays={"x": np.array([{}])}),
+        CellResult("ok", {"score": 1.0}, peak_memory=2**70),
+        CellResult("failed", error="a file called \udcff"),
+    ],
+    ids=["nan", "tuple", "objects", "huge", "surrogate"],
+)
+def test_a_result_that_cannot_be_stored_fails_its_cell_alone(tmp_path, store, bad):
+    class Odd(InlineEngine):
+        def map(self, tasks):
+            for task, result in super().map(tasks):
+                odd = task.cell.kind == "report" and task.cell.arm == "ours" and task.cell.seed == 0
+                yield task, bad if odd else result
+
+    outcome = runner.run(toy(tmp_path), store, Odd(), Options(seeds=6))
+    failed = [c for c in outcome["cells"] if c["status"] == "failed"]
+    assert [(c["arm"], c["seed"]) for c in failed] == [("ours", 0)] * 2
+    assert len(outcome["cells"]) == 36
+    for cell in failed:
+        assert "cannot be stored" in cell["error"] or "called \\udcff" in cell["error"]
+        cell["error"].encode()
+    assert runner.collect(toy(tmp_path), store, Options(seeds=6))["cells"] == outcome["cells"]
+
+
+def test_cost_sums_cpu_time_and_plans_go_by_wall_time(tmp_path, store):
+    class Timed(InlineEngine):
+        def map(self, tasks):
+            for task, result in super().map(tasks):
+                yield task, replace(result, seconds=10.0, cpu_seconds=2.0)
+
+    ref = toy(tmp_path)
+    cost = runner.run(ref, store, Timed(), Options(seeds=3))["cost"]
+    assert (cost["cpu_seconds"], cost["stage_seconds"]) == (2.0 * (2 + 54 + 18), 2.0 * (3 + 3))
+    left = runner.plan(ref, store)
+    assert left.minutes == pytest.approx(10 / 60 * (120 + 20))
+
+
+def test_cells_of_a_run_on_another_device_are_found_again(tmp_path, store):
+    ref = toy(tmp_path)
+    ran = runner.run(ref, store, InlineEngine(), Options(device="cuda"))
+    assert runner.collect(ref, store)["cost"]["cells"] == 0
+    store.note_run("toy", "desk", ref.kind, ref.name, None, "cuda")
+    for options in (None, Options(device="cuda:1")):
+        assert runner.collect(ref, store, options)["claims"] == ran["claims"]
+
+
+def test_a_cell_has_half_an_hour_unless_its_study_says_more(tmp_path, store):
+    class Limits(InlineEngine):
+        def map(self, tasks):
+            limits.update(task.timeout for task in tasks)
+            return super().map(tasks)
+
+    path = Path(write_toy(tmp_path, name="limits.py"))
+    text = path.read_text().replace('"desk": {}', '"desk": {}, "paper": {}')
+    for given, scale, expected in (
+        ("", "smoke", 1800),
+        ("", "desk", 1800),
+        ("", "paper", None),
+        ("timeout=60,", "paper", 60),
+        ("timeout=None,", "desk", None),
+    ):
+        limits: set[float | None] = set()
+        study = tmp_path / f"limits_{len(given)}_{scale}.py"
+        study.write_text(text.replace('slug="toy",', f'slug="toy", {given}'))
+        runner.run(StudyRef("file", str(study)), store, Limits(), Options(scale, fresh=True))
+        assert limits == {expected}
+
+
 def test_failed_cells_are_tried_again(tmp_path, store):
     flag = tmp_path / "mended"
     trouble = f'import os; assert os.path.exists({str(flag)!r}) or run.arm != "ours", "not yet"'
@@ -270,14 +396,22 @@ def test_an_edge_where_arms_are_tuned_counts_at_every_value(tmp_path, store):
     assert "edge" in claim(outcome, "better")["note"]
 
 
-def test_a_replication_draws_other_seeds_and_keeps_the_tuning(tmp_path, store):
+def test_a_replication_draws_fresh_seeds_for_tuning_too(tmp_path, store):
     ref = toy(tmp_path)
-    first = runner.run(ref, store, InlineEngine())
-    engine = InlineEngine()
+    first_engine, engine = InlineEngine(), InlineEngine()
+    first = runner.run(ref, store, first_engine)
     again = runner.run(ref, store, engine, Options(replicate=1))
-    assert not any(c.kind == "tune" for c in engine.done)
     assert not {c["seed"] for c in first["cells"]} & {c["seed"] for c in again["cells"]}
+    for kind, count in (("tune", 54), ("stage", 3 + 10)):
+        cells = [c for c in engine.done if c.kind == kind]
+        assert len(cells) == count
+        assert not set(cells) & set(first_engine.done)
+        assert not {c.seed for c in cells} & set(range(100))
     assert not again["published"]
+    rest = InlineEngine()
+    assert runner.run(ref, store, rest, Options(replicate=1))["tuning"] == again["tuning"]
+    assert {c.kind for c in rest.done} == {"exact", "exact-control"}
+    assert runner.plan(ref, store, Options(replicate=1)).stored["tuning"] == 54
 
 
 def test_a_replication_computes_exact_claims_again_and_leaves_the_stored_ones(tmp_path, store):

@@ -9,8 +9,10 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -40,6 +42,7 @@ def result(**changes: object) -> CellResult:
             "allow_pickle": np.array([[1e-300]]),  # NumPy's keyword, and a fair name
         },
         "seconds": 1.25,
+        "cpu_seconds": 0.75,
         "peak_memory": 12345,
         "environment": {"torch": "2.13.0", "threads": "1"},
     }
@@ -233,6 +236,261 @@ def test_a_damaged_store_is_refused(path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(StoreError, match="is damaged"), Store(path) as store:
         list(store.cells("adamp"))
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9])
+def test_a_truncated_store_is_refused_in_words(path: Path, share: float, readonly: bool) -> None:
+    with Store(path) as store:
+        for i in range(200):
+            store.put(f"a{i}", CELL, result())
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    if share:
+        with pytest.raises(StoreError, match=r"is damaged|is not a store"):
+            read_all(path, readonly)
+    else:
+        assert read_all(path, readonly) == []
+
+
+def read_all(path: Path, readonly: bool = False) -> list[dict[str, float]]:
+    with Store(path, create=False, readonly=readonly) as store:
+        store.studies(), store.runs(), store.protocols("adamp", "desk")
+        return [result.numbers for _, _, result in store.cells("adamp")]
+
+
+def test_whatever_byte_is_damaged_no_other_number_is_read(path: Path) -> None:
+    numbers = [{"accuracy": 0.123456789 + i} for i in range(20)]
+    with Store(path) as store:
+        for i, given in enumerate(numbers):
+            store.put(f"a{i}", CELL, result(numbers=given))
+        store.note_run("adamp", "desk", "module", "trueup.studies.adamp", None)
+        store.note_protocol("adamp", "desk", 1)
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    lost = refused = 0
+    for _ in range(150):
+        damaged = bytearray(content)
+        at = int(rng.integers(len(content)))
+        damaged[at] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                found = read_all(path, readonly=True)
+            except StoreError:
+                refused += 1
+                continue
+        assert all(one in numbers for one in found)
+        lost += len(found) < len(numbers)
+    assert lost > 10
+    assert refused > 1
+
+
+DAMAGE = [
+    "UPDATE cells SET numbers = replace(numbers, '0.3', '0.4')",
+    "UPDATE cells SET numbers = substr(numbers, 1, 9)",
+    "UPDATE cells SET series = '{\"loss\": [1.5, 0.9]}'",
+    "UPDATE cells SET arrays = substr(arrays, 1, 300)",
+    "UPDATE cells SET arrays = NULL",
+    "UPDATE cells SET status = 'diverged'",
+    "UPDATE cells SET seed = seed + 1",
+    "UPDATE cells SET hyper = '[[\"lr\", 0.1]]'",
+    "UPDATE cells SET peak_memory = 'much'",
+    "UPDATE cells SET arm = CAST(x'ff' AS TEXT)",
+    "UPDATE cells SET artefact = 'other.npz'",
+    "UPDATE environments SET document = '{}'",
+    "UPDATE cells SET checksum = 'f' || checksum",
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_row_is_named_never_read_and_replaced(path: Path, damage: str) -> None:
+    with Store(path) as store:
+        store.put("a", CELL, result())
+        store.put("b", CELL, result(environment={"torch": "2.14.0"}))
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"{damage} WHERE id = 1")
+    connection.close()
+    with Store(path) as store:
+        with pytest.warns(UserWarning, match=r"cells\.sqlite: the stored cell adamp desk .*damaged.*again"):
+            assert store.get("a") is None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # it was named once
+            assert store.get("a") is None
+            assert [fingerprint for fingerprint, _, _ in store.cells("adamp")] == ["b"]
+            store.put("a", CELL, result(environment={"torch": "2.15.0"}))
+            assert store.get("a").numbers == result().numbers  # type: ignore[union-attr]
+            assert {fingerprint for fingerprint, _, _ in store.cells("adamp")} == {"a", "b"}
+
+
+@pytest.mark.parametrize("damage", ["UPDATE runs SET seeds = 'x'", "UPDATE protocols SET protocol = 'x'"])
+def test_a_damaged_record_of_runs_is_refused_in_words(path: Path, damage: str) -> None:
+    with Store(path) as store:
+        store.note_run("adamp", "desk", "module", "trueup.studies.adamp", 3)
+        store.note_protocol("adamp", "desk", 1)
+    with sqlite3.connect(path) as connection:
+        connection.execute(damage)
+    connection.close()
+    with pytest.raises(StoreError, match="is damaged: restore a copy"):
+        read_all(path)
+
+
+# -- schema 1 ------------------------------------------------------------------------------------------------
+def to_schema_1(path: Path) -> None:
+    """Take from a store what schema 2 added."""
+    with sqlite3.connect(path) as connection:
+        connection.executescript("""
+            DROP INDEX cells_without_checksum;
+            ALTER TABLE cells DROP COLUMN checksum;
+            ALTER TABLE cells DROP COLUMN cpu_seconds;
+            ALTER TABLE runs DROP COLUMN device;
+            PRAGMA user_version = 1;
+        """)
+    connection.close()
+
+
+@pytest.fixture
+def old(path: Path) -> Path:
+    with Store(path) as store:
+        for i in range(3):
+            store.put(f"a{i}", CELL, result())
+        store.note_run("adamp", "desk", "module", "trueup.studies.adamp", None)
+    to_schema_1(path)
+    return path
+
+
+def test_a_store_of_schema_1_is_renewed_and_keeps_its_cells(old: Path) -> None:
+    for _ in range(2):
+        with Store(old) as store:
+            assert store.get("a1").numbers == result().numbers  # type: ignore[union-attr]
+            assert store.get("a1").cpu_seconds == 0  # type: ignore[union-attr]
+            assert [fingerprint for fingerprint, _, _ in store.cells("adamp")] == ["a0", "a1", "a2"]
+            assert [run["device"] for run in store.runs()] == ["cpu"]
+    with sqlite3.connect(old) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("SELECT count(*) FROM cells WHERE length(checksum) = 64").fetchone() == (3,)
+        connection.execute("UPDATE cells SET numbers = '{}' WHERE fingerprint = 'a0'")
+    connection.close()
+    with Store(old) as store, pytest.warns(UserWarning, match="damaged"):
+        assert store.get("a0") is None
+
+
+def test_a_renewal_that_is_cut_short_leaves_the_store_as_it_was(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = old.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_add_checksums", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Store(old)
+    assert old.read_bytes() == before
+    assert read_all(old) == [result().numbers] * 3
+
+
+def test_a_store_of_schema_1_is_read_without_being_changed(old: Path) -> None:
+    before = old.read_bytes()
+    assert read_all(old, readonly=True) == [result().numbers] * 3
+    assert old.read_bytes() == before
+
+
+def test_a_damaged_row_of_schema_1_is_named_and_not_read(old: Path) -> None:
+    with sqlite3.connect(old) as connection:
+        connection.execute("UPDATE cells SET numbers = '{\"accuracy' WHERE fingerprint = 'a0'")
+        connection.execute("UPDATE cells SET arrays = x'00' WHERE fingerprint = 'a1'")
+        connection.execute("UPDATE cells SET arm = CAST(x'ff' AS TEXT) WHERE fingerprint = 'a1'")
+    connection.close()
+    with pytest.warns(UserWarning, match="damaged"):
+        assert read_all(old) == [result().numbers]
+
+
+def test_rows_that_an_older_trueup_adds_to_a_renewed_store_are_kept(path: Path) -> None:
+    with Store(path) as store:
+        store.put("a", CELL, result())
+    with sqlite3.connect(path) as connection:
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(cells)")]
+        known = ", ".join(c for c in columns if c not in ("id", "fingerprint", "cpu_seconds", "checksum"))
+        connection.execute(f"INSERT INTO cells (fingerprint, {known}) SELECT 'b', {known} FROM cells")
+    connection.close()
+    assert read_all(path) == [result().numbers] * 2
+
+
+# -- read-only -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize("mode", [0o444, 0o644])
+def test_a_finished_store_in_a_folder_that_cannot_be_written_is_read(
+    open_folder: Path, mode: int, schema: int
+) -> None:
+    path = open_folder / "a store #1?.sqlite"
+    with Store(path) as store:
+        store.put("a", CELL, result())
+    if schema == 1:
+        to_schema_1(path)
+    path.chmod(mode)
+    open_folder.chmod(0o555)
+
+    def read() -> None:
+        raise StoreError(f"read {read_all(path, readonly=True)}")
+
+    said = without_root(read)
+    open_folder.chmod(0o755)
+    assert said == f"read {[result().numbers]}"
+    assert list(open_folder.iterdir()) == [path]
+
+
+def test_a_store_that_was_not_closed_in_a_folder_that_cannot_be_written_says_what_to_do(
+    open_folder: Path,
+) -> None:
+    path = open_folder / "cells.sqlite"
+    with Store(path) as store:
+        store.put("a", CELL, result())
+        copies = {file.name: file.read_bytes() for file in open_folder.iterdir()}
+    for name, content in copies.items():
+        if not name.endswith("-shm"):  # a copied or killed store has none that fits
+            (open_folder / name).write_bytes(content)
+    open_folder.chmod(0o555)
+    said = without_root(lambda: read_all(path, readonly=True))
+    open_folder.chmod(0o755)
+    assert "was not closed by its last run" in said
+    assert "copy it and cells.sqlite-wal into another folder" in said
+    assert read_all(path, readonly=True) == [result().numbers]
+
+
+def test_a_read_only_store_is_read_beside_a_writer_and_refuses_to_write(path: Path) -> None:
+    with Store(path) as writer, Store(path, readonly=True) as store:
+        writer.put("a", CELL, result())
+        assert store.get("a") is not None
+        with pytest.raises(StoreError, match="cannot be written"):
+            store.put("b", CELL, result())
+        with pytest.raises(StoreError, match="cannot be written"):
+            store.note_run("adamp", "desk", "module", "trueup.studies.adamp", None)
+    assert rows(path) == 1
+
+
+def test_a_read_only_store_that_is_not_there_is_empty_and_is_not_made(path: Path) -> None:
+    with Store(path, readonly=True) as store:
+        assert store.get("a") is None
+        assert store.runs() == store.studies() == list(store.cells("adamp")) == []
+        with pytest.raises(StoreError, match="cannot be written"):
+            store.put("a", CELL, result())
+    assert not path.parent.exists()
+    with pytest.raises(StoreError, match="there is no store at"):
+        Store(path, create=False, readonly=True)
+
+
+def test_the_last_run_of_a_study_is_noted_with_its_device(path: Path) -> None:
+    with Store(path) as store:
+        store.note_run("adamp", "desk", "module", "trueup.studies.adamp", None)
+        store.note_run("adamp", "desk", "module", "trueup.studies.adamp", 5, "cuda")
+        [run] = store.runs()
+    assert run == {
+        "study": "adamp",
+        "scale": "desk",
+        "kind": "module",
+        "name": "trueup.studies.adamp",
+        "seeds": 5,
+        "device": "cuda",
+    }
 
 
 def test_a_closed_store_refuses(path: Path) -> None:

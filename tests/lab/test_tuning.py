@@ -1,7 +1,10 @@
+import itertools
+
 import pytest
 
+from trueup.lab.seeds import replicate_seeds
 from trueup.lab.spec import Axis, Metric
-from trueup.lab.tuning import Trial, choose, edges, widen
+from trueup.lab.tuning import Trial, choose, edges, extra_trials, replicate_tuning_seeds, widen
 
 UP, DOWN = Metric("acc", higher=True, worst=0.0), Metric("loss", higher=False, worst=10.0)
 
@@ -42,3 +45,55 @@ def test_widening_stops_at_a_natural_limit():
     axis = Axis("momentum", (0.5, 0.9), high=1.0)
     assert widen(axis, {"high"}).values == (0.5, 0.9, 1.0)
     assert edges((widen(axis, {"high"}),), {"momentum": 1.0}) == {}
+
+
+LR, WD, BETA = Axis("lr", (0.1, 1.0)), Axis("wd", (0, 1, 2)), Axis("beta", (1, 2, 3))
+
+
+def extra(axes, scores, shared, sides, metric=UP):
+    """New trials as tuples, after a first round with these scores, where axes grow on these sides."""
+    grid = list(itertools.product(*(a.values for a in axes)))
+    names = [a.name for a in axes]
+    trials = [
+        Trial(dict(zip(names, v, strict=True)), (score,)) for v, score in zip(grid, scores, strict=True)
+    ]
+    wider = [widen(a, sides.get(a.name, set())) for a in shared]
+    grown, new = extra_trials(axes, trials, shared, wider, metric)
+    assert all(list(hyper) == names for hyper in new)
+    return [a.values for a in grown], [tuple(hyper.values()) for hyper in new]
+
+
+def test_new_trials_go_to_the_best_values_of_an_arms_own_axes():
+    # six trials each; a third learning rate brings the others three more, and this arm three of its own
+    scores = [0.1, 0.2, 0.3, 0.9, 0.0, 0.1]
+    axes, new = extra((LR, BETA), scores, (LR, WD), {"lr": {"high"}})
+    assert axes == [(0.1, 1.0, 10.0), (1, 2, 3)]
+    assert new == [(10.0, 1), (10.0, 3), (10.0, 2)]
+    _, new = extra((LR, BETA), scores, (LR, WD), {"lr": {"high"}}, DOWN)
+    assert [beta for _, beta in new] == [2, 1, 3]
+    # where both sides grow, the best setting comes first with both
+    _, new = extra((LR, BETA), scores, (Axis("lr", (0.1, 1.0)), Axis("wd", (0, 1))), {"lr": {"low", "high"}})
+    assert new == [(0.01, 1), (10.0, 1), (0.01, 3), (10.0, 3)]
+
+
+def test_an_arm_that_tries_part_of_an_axis_goes_on_from_its_own_end():
+    shared = Axis("lr", (0.1, 1.0, 10.0))
+    axes, new = extra((Axis("lr", (0.1,)), BETA), [0.0, 0.5, 0.1], (shared,), {"lr": {"high"}})
+    assert (axes[0], new) == ((0.1, 1.0), [(1.0, 2)])
+    axes, new = extra((Axis("lr", (0.1,)), BETA), [0.0, 0.5, 0.1], (shared,), {"lr": {"low"}})
+    assert (axes[0], new) == ((0.01, 0.1), [(0.01, 2)])
+
+
+def test_an_arm_without_the_axis_that_grows_gets_nothing():
+    axes, new = extra((BETA, WD), [0.0] * 9, (LR, WD), {"lr": {"high"}})
+    assert (axes, new) == ([BETA.values, WD.values], [])
+
+
+def test_a_replication_has_tuning_seeds_of_its_own():
+    seeds = replicate_tuning_seeds("adamp", 1, 1, 3)
+    assert seeds == replicate_tuning_seeds("adamp", 1, 1, 5)[:3]
+    assert len(set(seeds)) == 3
+    assert min(seeds) > 99
+    others = [("sam", 1, 1), ("adamp", 2, 1), ("adamp", 1, 2)]
+    assert all(not set(seeds) & set(replicate_tuning_seeds(*other, 3)) for other in others)
+    assert not set(seeds) & set(replicate_seeds("adamp", 1, 1, 1, 20))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -9,8 +10,9 @@ import platform
 import re
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -66,7 +68,8 @@ class CellResult:
     series: dict[str, list[float]] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     error: str = ""  # traceback of a failed cell
-    seconds: float = 0.0  # for planning; never evidence
+    seconds: float = 0.0  # wall time, for planning; never evidence
+    cpu_seconds: float = 0.0  # of this process, all its threads; 0 in results of older versions
     peak_memory: int | None = None  # bytes above the start of the cell; None: not measured
     environment: dict[str, str] = field(default_factory=dict)
     path: str = ""  # artefact of a stage
@@ -81,14 +84,57 @@ def execute(
         inputs: stage name -> ``.npz`` file.
         artefact: where a stage's arrays are written.
     """
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     try:
         loaded = {name: dict(np.load(path, allow_pickle=False)) for name, path in (inputs or {}).items()}
         run = run_of(study, cell, loaded, device)
-        result = _compute(study, cell, run, artefact)
+        with _globals_restored():
+            result = _compute(study, cell, run, artefact)
     except Exception:
         result = CellResult("failed", error=traceback.format_exc())
-    return CellResult(**{**vars(result), "seconds": time.perf_counter() - started})
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    return replace(result, seconds=seconds, cpu_seconds=cpu_seconds)
+
+
+@contextlib.contextmanager
+def _globals_restored() -> Iterator[None]:
+    """Put back what a cell may set for the whole process, so that the next cell does not depend on it."""
+    import torch
+
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    precision = torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    numpy_errors, variables, folder = np.geterr(), dict(os.environ), _working_directory()
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(grad)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_float32_matmul_precision(precision)
+        if torch.get_default_device() != device:  # to name one makes every call slower
+            torch.set_default_device(None if device.type == "cpu" else device)
+        if cudnn != (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark):
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+        np.seterr(**numpy_errors)
+        if dict(os.environ) != variables:
+            os.environ.clear()
+            os.environ.update(variables)
+        if folder is not None and folder != _working_directory():
+            with contextlib.suppress(OSError):  # it may be gone
+                os.chdir(folder)
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
 
 
 def _compute(study: Study, cell: Cell, run: Run, artefact: str) -> CellResult:
@@ -116,6 +162,13 @@ def _compute(study: Study, cell: Cell, run: Run, artefact: str) -> CellResult:
     if not isinstance(returned, Mapping):
         raise StudyError(f"the cell function must return a dictionary, got {type(returned).__name__}")
     scored = score(study.metrics, returned)
+    for name in (*scored.numbers, *scored.series, *scored.arrays):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise StudyError(
+                f"the cell function returned the key {name!r}, which is no valid Unicode text; rename it"
+            ) from None
     status: Literal["ok", "diverged"] = "diverged" if scored.diverged else "ok"
     return CellResult(status, scored.numbers, scored.series, scored.arrays)
 
@@ -190,7 +243,7 @@ def environment(threads: int, device: str) -> dict[str, str]:
     import trueup
 
     name = ""
-    if device.startswith("cuda"):
+    if device.startswith("cuda") and torch.cuda.is_available():  # a report may be made elsewhere
         name = torch.cuda.get_device_name(device)
     return {
         "trueup": trueup.__version__,

@@ -18,6 +18,7 @@ import gc
 import importlib
 import importlib.util
 import io
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -163,6 +164,8 @@ class LocalEngine:
                 self._give_out(waiting)
                 for worker in self._heard():
                     job, answer = worker.job, worker.answer()
+                    if answer == "late":
+                        continue
                     if isinstance(answer, CellResult):
                         assert job is not None
                         worker.job = None
@@ -249,11 +252,17 @@ class LocalEngine:
 # -- the parent's side of a worker ---------------------------------------------------------------------------
 @dataclass
 class _Job:
-    """A task on its way."""
+    """A task on its way. Its number, new at every attempt, marks the answer to it."""
 
     task: Task
+    number: int = 0
     attempts: int = 0
     deadline: float | None = None
+
+
+_numbers = itertools.count(1)
+_READY = 0  # the number of a worker's first message
+_NUMBER_BYTES = 8
 
 
 class _Worker:
@@ -274,8 +283,9 @@ class _Worker:
 
     def give(self, job: _Job) -> bool:
         """Hand over a job; ``False`` if nobody is there to take it."""
+        job.number = next(_numbers)
         try:
-            self.pipe.send(job.task)
+            self.pipe.send((job.number, job.task))
         except OSError:
             return False
         job.attempts += 1
@@ -287,18 +297,23 @@ class _Worker:
         return self.job is not None and self.job.deadline is not None and time.monotonic() > self.job.deadline
 
     def answer(self) -> CellResult | str:
-        """A result; or ``ready``, ``overdue``, ``dead``; or why the result cannot be read."""
+        """A result; or ``ready``, ``overdue``, ``dead``, ``late``; or why the result cannot be read."""
         try:
             if not self.pipe.poll():
                 return "overdue" if self.is_overdue() else "dead"
             message = self.pipe.recv_bytes()
         except (EOFError, OSError):
             return "dead"
+        number = int.from_bytes(message[:_NUMBER_BYTES], "big")
+        if number == _READY:
+            self.ready = True
+            return "ready"
+        if self.job is None or number != self.job.number:
+            return "late"
         try:
-            answer: CellResult | str = pickle.loads(message)
+            answer: CellResult = pickle.loads(message[_NUMBER_BYTES:])
         except Exception:
             return "the cell's result could not be read back:\n" + traceback.format_exc()
-        self.ready = True
         return answer
 
     def dismiss(self) -> None:
@@ -406,25 +421,37 @@ def _work(pipe: Connection, output: str, environ: dict[str, str]) -> None:
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(line_buffering=True)
     faulthandler.enable(all_threads=False)
-    pipe.send("ready")
+    # What a cell forks holds the worker's end of the pipe: it must neither answer nor take tasks.
+    worker = os.getpid()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=pipe.close)
+    pipe.send_bytes(_message(_READY, b""))
     while True:
         try:
-            task = pipe.recv()
+            number, task = pipe.recv()
         except EOFError:
             return
-        os.truncate(output, 0)
+        os.ftruncate(log, 0)
         result = _compute(task)
+        if os.getpid() != worker:
+            os._exit(0)
         sys.stdout.flush()
         sys.stderr.flush()
         if result.status == "failed":
             result = replace(result, error=result.error + _tail(output))
-        pipe.send_bytes(_pickled(result))
+        pipe.send_bytes(_message(number, _pickled(result)))
+
+
+def _message(number: int, content: bytes) -> bytes:
+    """An answer as the parent reads it: the number is legible even where the content is not."""
+    return number.to_bytes(_NUMBER_BYTES, "big") + content
 
 
 def _die_with(sentinel: int, output: str) -> None:
     """End this process when its parent has ended, even in the middle of a cell."""
     wait([sentinel])
-    os.unlink(output)
+    with contextlib.suppress(OSError):  # whoever clears the temporary folder may have been quicker
+        os.unlink(output)
     os._exit(1)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +22,18 @@ from trueup.lab.measured import Evidence, measure
 from trueup.lab.outcome import document, judge_claims, undecided
 from trueup.lab.power import detectable
 from trueup.lab.seeds import DEVELOPMENT, published_seeds, replicate_seeds, tuning_seeds
-from trueup.lab.spec import SCALES, Axis, ExactClaim, Stage, Study
+from trueup.lab.spec import SCALES, Axis, ExactClaim, Stage, Study, Value
 from trueup.lab.store import Store
-from trueup.lab.tuning import Side, Trial, Tuned, choose, edges, widen
+from trueup.lab.tuning import (
+    Side,
+    Trial,
+    Tuned,
+    choose,
+    edges,
+    extra_trials,
+    replicate_tuning_seeds,
+    widen,
+)
 from trueup.lab.verdict import ALPHA
 
 EXPLORATORY = "development seeds: shown, never published"
@@ -51,8 +61,8 @@ class Options:
         scale: smoke, desk or paper.
         seeds: ``None`` follows the protocol's looks on its published seeds; a number runs that many
             development seeds, which are shown but never published.
-        replicate: k > 0 draws the k-th set of fresh seeds for a replication, and computes exact and cost
-            claims again.
+        replicate: k > 0 draws the k-th set of fresh seeds for a replication, for its tuning too, and
+            computes exact and cost claims again.
         fresh: forget what the store has.
     """
 
@@ -88,15 +98,24 @@ def run(
 
 
 def collect(ref: StudyRef, store: Store, options: Options | None = None) -> dict[str, Any]:
-    """The outcome document from stored cells alone; what is missing is ``incomplete``."""
-    return _Session(ref, store, None, options or Options(), Silent()).outcome()
+    """The outcome document from stored cells alone; what is missing is ``incomplete``.
+
+    Without options, it is that of the desk scale on the device of its last run.
+    """
+    return _Session(ref, store, None, options or _last_desk_run(ref, store), Silent()).outcome()
 
 
 def gather(ref: StudyRef, store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
     """The desk outcome from stored cells alone, and the evidence that it rests on."""
-    session = _Session(ref, store, None, Options(), Silent())
+    session = _Session(ref, store, None, _last_desk_run(ref, store), Silent())
     outcome = session.outcome()
     return outcome, evidence.document(session.study, session.evidence, session.cells, outcome)
+
+
+def _last_desk_run(ref: StudyRef, store: Store) -> Options:
+    slug = ref.load().slug
+    devices = [run["device"] for run in store.runs() if (run["study"], run["scale"]) == (slug, "desk")]
+    return Options(device=devices[0] if devices else "cpu")
 
 
 def recompute(
@@ -186,7 +205,7 @@ class _Session:
             return results
         self.progress.phase(phase, len(cells), len(results))
         for task, result in self.engine.map(tasks):
-            self._keep(task, result)
+            result = self._keep(task, result)
             results[task.cell] = result
             self._account(task.cell, result, reused=False)
             self.progress.done(task.cell, result)
@@ -197,11 +216,31 @@ class _Session:
         seedless = cell.kind in ("exact", "exact-control", "cost")
         return seedless and self.options.replicate > 0 and self.engine is not None
 
-    def _keep(self, task: Task, result: CellResult) -> None:
+    def _keep(self, task: Task, result: CellResult) -> CellResult:
+        """Store a result; what cannot be stored is a failure of its cell."""
         # a replaced worker loads the code as it is now; its result must not pass for the old code's
         if code_fingerprint(self.ref) != self.code:
             raise StudyError(f"the code of {self.study.slug} changed while it ran: run it again")
-        self.store.put(task.fingerprint, task.cell, result)
+        # an error may quote a file's name that is no valid Unicode
+        result = replace(result, error=result.error.encode("utf-8", "backslashreplace").decode())
+        try:
+            self.store.put(task.fingerprint, task.cell, result)
+        except (OverflowError, TypeError, ValueError) as error:
+            result = CellResult("failed", error=f"the cell's result cannot be stored: {error}")
+            self.store.put(task.fingerprint, task.cell, result)
+        return result
+
+    @property
+    def _timeout(self) -> float | None:
+        no_limit = self.options.scale == "paper" and self.study.timeout == Study.timeout
+        return None if no_limit else self.study.timeout
+
+    @property
+    def _tuning_seeds(self) -> list[int]:
+        study, attempt = self.study, self.options.replicate
+        if attempt:
+            return replicate_tuning_seeds(study.slug, study.protocol, attempt, study.tuning_seeds)
+        return tuning_seeds(study.tuning_seeds)
 
     def _task(
         self, cell: Cell, fingerprint: str, inputs: Mapping[tuple[Items, int, str], dict[str, str]]
@@ -214,17 +253,19 @@ class _Session:
             tuple(sorted(paths.items())),
             self.options.device,
             self.options.threads,
-            timeout=self.study.timeout,
+            timeout=self._timeout,
         )
 
     def _account(self, cell: Cell, result: CellResult, *, reused: bool) -> None:
         self.cells[cell] = result
         self.reused += reused
         self.computed += not reused
+        # rows of older versions have wall time only, which on one thread is much the same
+        cpu_seconds = result.cpu_seconds or result.seconds
         if cell.kind == "stage":
-            self.stage_seconds += result.seconds
+            self.stage_seconds += cpu_seconds
             return
-        self.cpu_seconds += result.seconds
+        self.cpu_seconds += cpu_seconds
         if result.peak_memory is not None:
             self.peak_memory = max(self.peak_memory or 0, result.peak_memory)
         if result.environment:
@@ -276,7 +317,7 @@ class _Session:
             if self.options.fresh and self.engine is not None:
                 self.store.forget(fingerprint)
             stored = self.store.get(fingerprint)
-            if stored is not None and (artefact.exists() if stored.status == "ok" else self.engine is None):
+            if stored is not None and self._is_usable(stored, artefact):
                 results[cell] = stored
                 self._account(cell, stored, reused=True)
                 continue
@@ -290,7 +331,7 @@ class _Session:
                     self.options.device,
                     self.options.threads,
                     str(artefact),
-                    self.study.timeout,
+                    self._timeout,
                 )
             )
         if self.engine is None:
@@ -298,11 +339,17 @@ class _Session:
         if tasks:
             self.progress.phase(phase, len(wanted), len(results))
         for task, result in self.engine.map(tasks):
-            self._keep(task, result)
+            result = self._keep(task, result)
             results[task.cell] = result
             self._account(task.cell, result, reused=False)
             self.progress.done(task.cell, result)
         return results
+
+    def _is_usable(self, stored: CellResult, artefact: Path) -> bool:
+        """Can cells read what a stage left? Without an engine none will."""
+        if self.engine is None:
+            return stored.status == "failed" or artefact.exists()
+        return stored.status == "ok" and _is_whole(artefact)
 
     def _stage_cell(self, stage: Stage, key: tuple[Items, int, str]) -> Cell:
         condition, seed, tuning = key
@@ -403,9 +450,10 @@ class _Session:
             return
         tuned_at = {c: items(self.study.tuning_condition(dict(c))) for c in self.conditions}
         axes = {(arm.name, c): self.study.axes(arm) for arm in self.study.arms for c in tuned_at.values()}
-        first_round = self._trials("tuning", axes)
-        widened = self._widened(axes, first_round)
-        second_round = self._trials("tuning, wider grid", widened) if widened != axes else first_round
+        grids = {key: self.study.grid(self.study.arm(key[0]), own) for key, own in axes.items()}
+        first_round = self._trials("tuning", grids)
+        widened, wider = self._widened(axes, first_round)
+        second_round = self._trials("tuning, wider grid", wider) if wider != grids else first_round
         found: dict[tuple[str, Items], Tuned | None] = {}
         for key, trials in second_round.items():
             if trials is None or not trials:
@@ -420,11 +468,10 @@ class _Session:
                 self.evidence.tuned[arm.name, condition] = found[arm.name, where]
 
     def _trials(
-        self, phase: str, axes: Mapping[tuple[str, Items], Sequence[Axis]]
+        self, phase: str, grids: Mapping[tuple[str, Items], Sequence[Mapping[str, Value]]]
     ) -> dict[tuple[str, Items], list[Trial] | None]:
         """Scores of every trial; ``None`` where one failed."""
-        seeds = tuning_seeds(self.study.tuning_seeds)
-        grids = {key: self.study.grid(self.study.arm(key[0]), own) for key, own in axes.items()}
+        seeds = self._tuning_seeds
         cells = [
             self._cell("tune", arm, condition, hyper=items(hyper), seed=seed)
             for (arm, condition), grid in grids.items()
@@ -455,31 +502,40 @@ class _Session:
         self,
         axes: Mapping[tuple[str, Items], tuple[Axis, ...]],
         trials: Mapping[tuple[str, Items], list[Trial] | None],
-    ) -> dict[tuple[str, Items], tuple[Axis, ...]]:
-        """The grids after widening: a shared axis grows for every arm of the condition, on the sides hit."""
-        shared = {axis.name for axis in self.study.tune}
+    ) -> tuple[dict[tuple[str, Items], tuple[Axis, ...]], dict[tuple[str, Items], list[dict[str, Value]]]]:
+        """Axes and trials after a shared axis has grown for each arm of a condition, on the sides hit."""
+        study = self.study
+        shared = {axis.name for axis in study.tune}
         hit: dict[tuple[Items, str], set[Side]] = {}
         for (arm, condition), own in trials.items():
             if own:
-                winner = choose(own, self.study.metrics[0])
+                winner = choose(own, study.metrics[0])
                 for name, side in edges(axes[arm, condition], winner.hyper).items():
                     if name in shared:
                         hit.setdefault((condition, name), set()).add(side)
-        wider = {
-            (arm, condition): tuple(
+
+        def grow(own: Sequence[Axis], condition: Items) -> tuple[Axis, ...]:
+            return tuple(
                 widen(axis, hit[condition, axis.name])
                 if (condition, axis.name) in hit and axis.ordered
                 else axis
                 for axis in own
             )
-            for (arm, condition), own in axes.items()
-        }
-        # An arm with axes of its own would get other numbers of trials: then no grid grows.
-        grown = {
-            (condition, len(self.study.grid(self.study.arm(arm), own)))
-            for (arm, condition), own in wider.items()
-        }
-        return wider if len(grown) == len({condition for condition, _ in grown}) else dict(axes)
+
+        wider = {(arm, condition): grow(own, condition) for (arm, condition), own in axes.items()}
+        grids = {key: study.grid(study.arm(key[0]), own) for key, own in wider.items()}
+        for condition in {condition for _, condition in axes}:
+            if len({len(grids[arm.name, condition]) for arm in study.arms}) == 1:
+                continue
+            # an arm with axes of its own would get another number of trials
+            grown = grow(study.tune, condition)
+            for own_arm in (arm for arm in study.arms if arm.tune is not None):
+                key = own_arm.name, condition
+                wider[key], extra = extra_trials(
+                    axes[key], trials[key] or (), study.tune, grown, study.metrics[0]
+                )
+                grids[key] = study.grid(own_arm) + extra
+        return wider, grids
 
     def plan(self, workers: int) -> Plan:
         study, plan = self.study, Plan()
@@ -489,7 +545,7 @@ class _Session:
         keys: set[tuple[Items, int, str]] = set()
         if study.tune and self.options.scale != "smoke":
             places = {items(study.tuning_condition(dict(c))) for c in self.conditions}
-            seeds = tuning_seeds(study.tuning_seeds)
+            seeds = self._tuning_seeds
             keys |= {(place, seed, "tune") for place in places for seed in seeds}
             trials = len(study.grid(study.arms[0])) * len(seeds) * len(study.arms) * len(places)
             self._plan_phase(plan, "tuning", trials, ("tune",))
@@ -600,6 +656,15 @@ class _Session:
 def plan(ref: StudyRef, store: Store, options: Options | None = None, workers: int = 1) -> Plan:
     """What a run would do: cells, minutes, and the smallest effect it could find. Nothing is computed."""
     return _Session(ref, store, None, options or Options(), Silent()).plan(workers)
+
+
+def _is_whole(artefact: Path) -> bool:
+    """Is the ``.npz`` file there, with content that matches its own checksums?"""
+    try:
+        with zipfile.ZipFile(artefact) as file:
+            return file.testzip() is None
+    except Exception:  # a damaged archive raises whatever its bytes happen to mean
+        return False
 
 
 def _tuning(cell: Cell) -> str:

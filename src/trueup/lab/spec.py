@@ -307,7 +307,8 @@ class Study:
         tuning_seeds: seeds that every trial is scored on, at least 3.
         timeout: seconds that one cell or stage may take, after which it is stopped and counts as failed (its
             claims are then incomplete); a worker's first cell also reads the study in that time. ``None``
-            waits for ever.
+            waits for ever. The default of half an hour holds at smoke and desk scale; at paper scale, where a
+            cell may take days, only another number is a limit.
     """
 
     slug: str
@@ -328,7 +329,7 @@ class Study:
     protocols: Mapping[int, str] = field(default_factory=dict)
     looks: tuple[tuple[int, float], ...] = ((10, 0.005), (20, 0.02))
     tuning_seeds: int = 3
-    timeout: float | None = None
+    timeout: float | None = 1800.0
 
     def __post_init__(self) -> None:
         for name in ("metrics", "arms", "claims", "conditions", "tune", "stages", "figures", "looks"):

@@ -4,6 +4,9 @@ A row is a cell under one fingerprint (its code, data and settings), so a stored
 while it is still what the code would compute; rows under older fingerprints stay, and never pass for current.
 Verdicts are not stored: they are recomputed from cells.
 
+Each row carries a sha256 of all that it says. A row that does not match it, or cannot be read, is damaged:
+a warning names its cell, and the cell counts as missing, so that the next run computes it again.
+
 Several runs may write at once. SQLite's write-ahead log lets readers and one writer work side by side, and
 each cell is one transaction: whatever kills a run, the cells stored before are intact.
 """
@@ -12,21 +15,23 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import io
 import json
 import math
 import sqlite3
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from trueup.lab.cell import Cell, CellResult, Items
 
-SCHEMA = 1
+SCHEMA = 2
 _APPLICATION = 0x74727570  # "trup": marks the file as ours among SQLite files
 _BUSY_SECONDS = 60.0
 _PAGE = 256
@@ -57,8 +62,11 @@ CREATE TABLE cells (
     peak_memory INTEGER,
     environment INTEGER NOT NULL REFERENCES environments (id),
     artefact TEXT NOT NULL,
-    stored_at TEXT NOT NULL
+    stored_at TEXT NOT NULL,
+    cpu_seconds REAL NOT NULL DEFAULT 0,
+    checksum TEXT NOT NULL DEFAULT ''
 );
+CREATE INDEX cells_without_checksum ON cells (id) WHERE checksum = '';
 CREATE INDEX cells_by_study ON cells (study, scale, id);
 CREATE TABLE protocols (
     study TEXT NOT NULL,
@@ -73,25 +81,26 @@ CREATE TABLE runs (
     kind TEXT NOT NULL,
     name TEXT NOT NULL,
     seeds INTEGER,
+    device TEXT NOT NULL DEFAULT 'cpu',
     PRIMARY KEY (study, scale)
 );
 """
 
+# From schema 1, whose rows are taken as they are.
+_MIGRATION = """
+ALTER TABLE cells ADD COLUMN cpu_seconds REAL NOT NULL DEFAULT 0;
+ALTER TABLE cells ADD COLUMN checksum TEXT NOT NULL DEFAULT '';
+CREATE INDEX cells_without_checksum ON cells (id) WHERE checksum = '';
+ALTER TABLE runs ADD COLUMN device TEXT NOT NULL DEFAULT 'cpu';
+"""
+
 _COLUMNS = (
     "fingerprint, study, scale, protocol, kind, arm, condition, hyper, seed, instance, "
-    "status, numbers, series, arrays, error, seconds, peak_memory, environment, artefact, stored_at"
+    "status, numbers, series, arrays, error, seconds, cpu_seconds, peak_memory, artefact, stored_at"
 )
-# The first finished result of a fingerprint stays (a second run computed the same); a failure gives way.
-_PUT = f"""
-INSERT INTO cells ({_COLUMNS}) VALUES ({", ".join("?" * 20)})
-ON CONFLICT (fingerprint) DO UPDATE SET
-    status = excluded.status, numbers = excluded.numbers, series = excluded.series, arrays = excluded.arrays,
-    error = excluded.error, seconds = excluded.seconds, peak_memory = excluded.peak_memory,
-    environment = excluded.environment, artefact = excluded.artefact, stored_at = excluded.stored_at
-WHERE cells.status = 'failed'
-"""
-_SELECT = """
-SELECT cells.*, environments.document AS environment_document
+_PUT = f"INSERT INTO cells ({_COLUMNS}, environment) VALUES ({', '.join('?' * 21)})"
+_SELECT = f"""
+SELECT cells.id, {_COLUMNS}, checksum, environments.document AS environment_document
 FROM cells JOIN environments ON environments.id = cells.environment
 """
 
@@ -107,10 +116,12 @@ class Store:
 
     Args:
         path: the file; made, with its folder, if it is not there.
-        create: ``False`` to read a store that must exist.
+        create: ``False`` for a store that must exist.
+        readonly: never write, for a report on a read-only disk, say. A store that is not there is then an
+            empty one, and one of an older schema is read from a copy in memory.
 
     Raises:
-        StoreError: if the file is no store, is of a newer schema, or cannot be written.
+        StoreError: if the file is no store, is of a newer schema, is damaged, or cannot be written.
 
     Example:
         >>> import tempfile
@@ -121,53 +132,58 @@ class Store:
         {'accuracy': 0.9}
     """
 
-    def __init__(self, path: str | Path, *, create: bool = True) -> None:
+    def __init__(self, path: str | Path, *, create: bool = True, readonly: bool = False) -> None:
         self.path = Path(path).expanduser().absolute()
         self.artefacts = self.path.with_name(self.path.name + ".artefacts")
         self._environments: dict[str, int] = {}
+        self._told: set[int] = set()  # damaged rows that a warning has named
         if self.path.is_dir():
             raise StoreError(f"{self.path} is a folder; name a file, such as {self.path / 'cells.sqlite'}")
         if not create and not self.path.exists():
             raise StoreError(f"there is no store at {self.path}; `trueup run` makes one, or name another")
         with self._explained():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
-        self._connection.row_factory = sqlite3.Row
+            if not readonly:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._connect(self.path)
+            elif self.path.exists():
+                self._connect_readonly()
+            else:
+                self._connect(":memory:")
         try:
             with self._explained():
-                self._prepare()
+                if readonly:
+                    self._prepare_readonly()
+                else:
+                    self._prepare()
         except BaseException:
             self._connection.close()
             raise
 
     def get(self, fingerprint: str) -> CellResult | None:
-        """The stored result of a cell, ``None`` if there is none; a failed one is returned like any other."""
+        """The stored result of a cell, ``None`` if there is none; a failed one is returned like any other.
+
+        A damaged one is none: a warning names it, and the cell is to be run again.
+        """
         with self._explained():
-            row = self._connection.execute(_SELECT + "WHERE fingerprint = ?", (fingerprint,)).fetchone()
-        return None if row is None else self._result(row)
+            row = self._row(fingerprint)
+        read = None if row is None else self._read(row)
+        return None if read is None else read[1]
 
     def put(self, fingerprint: str, cell: Cell, result: CellResult) -> None:
         """Store one result, in one transaction.
 
-        The first result that is not ``failed`` stays; a failed one is replaced by whatever comes later.
+        The first result that is not ``failed`` stays (a second run computed the same); a failed or damaged
+        one is replaced by whatever comes later.
 
         Raises:
             StoreError: if it cannot be written (a full disk, say); the store is then as it was.
-            ValueError: for a number that is not finite, which no cell returns.
+            ValueError: for what cannot be stored: a number that is not finite, an array of objects, a text
+                that is no valid Unicode.
         """
         bad = sorted(name for name, value in result.numbers.items() if not math.isfinite(value))
         if bad:
             raise ValueError(f"{cell}: {bad[0]} is {result.numbers[bad[0]]}; a stored number must be finite")
-        content = (
-            result.status,
-            json.dumps(result.numbers),
-            json.dumps({name: [_finite(v) for v in values] for name, values in result.series.items()}),
-            _packed(result.arrays),
-            result.error,
-            result.seconds,
-            result.peak_memory,
-        )
-        identity = (
+        values = (
             fingerprint,
             cell.study,
             cell.scale,
@@ -178,13 +194,25 @@ class Store:
             json.dumps(cell.hyper),
             cell.seed,
             cell.instance,
+            result.status,
+            json.dumps(result.numbers),
+            json.dumps({name: [_finite(v) for v in values] for name, values in result.series.items()}),
+            _packed(result.arrays),
+            result.error,
+            result.seconds,
+            result.cpu_seconds,
+            result.peak_memory,
+            self._portable(result.path),
+            _now(),
         )
         document = json.dumps(result.environment, sort_keys=True)
         with self._transaction():
             environment = self._environment(document)
-            self._connection.execute(
-                _PUT, (*identity, *content, environment, self._portable(result.path), _now())
-            )
+            before = self._row(fingerprint)
+            if before is None or before["status"] == "failed" or self._read(before) is None:
+                self._connection.execute("DELETE FROM cells WHERE fingerprint = ?", (fingerprint,))
+                self._connection.execute(_PUT, (*values, environment))
+                self._add_checksums()
         # only now is the row, and with it the number, certain to be in the file
         self._environments[document] = environment
 
@@ -194,7 +222,10 @@ class Store:
             self._connection.execute("DELETE FROM cells WHERE fingerprint = ?", (fingerprint,))
 
     def cells(self, study: str, scale: str | None = None) -> Iterator[tuple[str, Cell, CellResult]]:
-        """``(fingerprint, cell, result)`` of all cells of a study, oldest first, stale ones too."""
+        """``(fingerprint, cell, result)`` of all cells of a study, oldest first, stale ones too.
+
+        Damaged ones are left out, with a warning.
+        """
         wanted = "WHERE study = ? AND (? IS NULL OR scale = ?) AND cells.id > ? ORDER BY cells.id LIMIT ?"
         last = 0
         # page by page, so that no read transaction stays open while the caller does something else
@@ -204,7 +235,8 @@ class Store:
                     _SELECT + wanted, (study, scale, scale, last, _PAGE)
                 ).fetchall()
             for row in page:
-                yield row["fingerprint"], _cell(row), self._result(row)
+                if (read := self._read(row)) is not None:
+                    yield row["fingerprint"], *read
             if len(page) < _PAGE:
                 return
             last = page[-1]["id"]
@@ -229,20 +261,27 @@ class Store:
                 "SELECT protocol FROM protocols WHERE study = ? AND scale = ? ORDER BY protocol",
                 (study, scale),
             )
-            return [row["protocol"] for row in rows]
+            return [self._number(row["protocol"]) for row in rows]
 
-    def note_run(self, study: str, scale: str, kind: str, name: str, seeds: int | None) -> None:
-        """Remember where the study's code is and how many seeds its last run explored, for the report."""
+    def note_run(
+        self, study: str, scale: str, kind: str, name: str, seeds: int | None, device: str = "cpu"
+    ) -> None:
+        """Remember where the study's code is, and with which options it was last run, for the report."""
         with self._transaction():
             self._connection.execute(
-                "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", (study, scale, kind, name, seeds)
+                "INSERT OR REPLACE INTO runs (study, scale, kind, name, seeds, device) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (study, scale, kind, name, seeds, device),
             )
 
     def runs(self) -> list[dict[str, Any]]:
-        """The last run of every study and scale: ``study``, ``scale``, ``kind``, ``name``, ``seeds``."""
+        """The last run of each study and scale: ``study, scale, kind, name, seeds, device``."""
         with self._explained():
-            rows = self._connection.execute("SELECT * FROM runs ORDER BY study, scale")
-            return [dict(row) for row in rows]
+            rows = self._connection.execute("SELECT * FROM runs ORDER BY study, scale").fetchall()
+        for row in rows:
+            if row["seeds"] is not None:
+                self._number(row["seeds"])
+        return [dict(row) for row in rows]
 
     def close(self) -> None:
         """Close the file; a closed store stays closed."""
@@ -257,21 +296,60 @@ class Store:
         self.close()
 
     # -- opening -------------------------------------------------------------------------------------------
+    def _connect(self, database: str | Path, **options: Any) -> None:
+        self._connection = sqlite3.connect(database, timeout=_BUSY_SECONDS, isolation_level=None, **options)
+        self._connection.row_factory = sqlite3.Row
+        self._connection.text_factory = _decoded
+
+    def _connect_readonly(self) -> None:
+        """Open the file for reading. SQLite wants to make files beside one in WAL mode, which may be refused.
+
+        Without those files nobody is writing, and the file can be read as it is.
+        """
+        address = f"{self.path.as_uri()}?mode=ro"
+        self._connect(address, uri=True)
+        try:
+            self._connection.execute("SELECT count(*) FROM sqlite_master")
+        except sqlite3.OperationalError:
+            self._connection.close()
+            log = self.path.with_name(self.path.name + "-wal")
+            if log.exists() and log.stat().st_size:
+                raise StoreError(
+                    f"{self.path} was not closed by its last run, and its folder cannot be written: copy it "
+                    f"and {log.name} into another folder, and name that copy"
+                ) from None
+            self._connect(f"{address}&immutable=1", uri=True)
+
     def _prepare(self) -> None:
-        """Check that the file is a store of ours that this version reads; make the tables in an empty one."""
-        if self._check_schema() == 0:
-            with self._transaction():
-                if self._check_schema() == 0:  # another process may have made them since
-                    for statement in _TABLES.split(";"):
-                        self._connection.execute(statement)
-                    self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-                    self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        """Check that the file is a store of ours; make the tables in an empty one, and renew an older one."""
+        self._check_schema()
         # Readers and one writer side by side; with NORMAL a killed process loses nothing, a power cut at most
         # the last cells.
         self._write_ahead()
         self._connection.execute("PRAGMA synchronous = NORMAL")
+        # Also to learn now, not after an hour of cells, that the file cannot be written.
         with self._transaction():
-            pass  # learn now, not after an hour of cells, that the file cannot be written
+            self._renew()
+
+    def _prepare_readonly(self) -> None:
+        if self._check_schema() < SCHEMA:
+            file = self._connection
+            self._connect(":memory:")
+            file.backup(self._connection)
+            file.close()
+            with self._transaction():
+                self._renew()
+        self._connection.execute("PRAGMA query_only = 1")
+
+    def _renew(self) -> None:
+        """Bring the tables to this schema; another process may have done so since they were looked at."""
+        version = self._check_schema()
+        if version < SCHEMA:
+            for statement in (_TABLES if version == 0 else _MIGRATION).split(";"):
+                self._connection.execute(statement)
+            self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+            self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        self._add_checksums()
 
     def _write_ahead(self) -> None:
         """Switch the file to WAL. SQLite itself gives up at once if another process reads it just then."""
@@ -287,9 +365,9 @@ class Store:
                 return
 
     def _check_schema(self) -> int:
-        version = int(self._pragma("user_version"))
+        version = self._pragma("user_version")
         tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if tables and self._pragma("application_id") != _APPLICATION:
+        if (tables or version) and self._pragma("application_id") != _APPLICATION:
             raise StoreError(f"{self.path} is an SQLite database of something else; name another file")
         if version > SCHEMA:
             raise StoreError(
@@ -315,6 +393,43 @@ class Store:
         here = path and Path(path).parent == self.artefacts
         return Path(path).name if here else path
 
+    def _number(self, value: object) -> int:
+        """SQLite does not check its types."""
+        if not isinstance(value, int):
+            raise StoreError(f"{self.path}: {_mend('SQLITE_CORRUPT')}")
+        return value
+
+    def _row(self, fingerprint: str) -> sqlite3.Row | None:
+        found = self._connection.execute(_SELECT + "WHERE fingerprint = ?", (fingerprint,)).fetchone()
+        return cast("sqlite3.Row | None", found)
+
+    def _add_checksums(self) -> None:
+        """Complete the rows that have no checksum: new ones, and those of an older trueup."""
+        rows = self._connection.execute("SELECT id FROM cells WHERE checksum = ''").fetchall()
+        for (number,) in rows:
+            row = self._connection.execute(_SELECT + "WHERE cells.id = ?", (number,)).fetchone()
+            if row is not None:
+                self._connection.execute(
+                    "UPDATE cells SET checksum = ? WHERE id = ?", (_checksum(row), number)
+                )
+
+    def _read(self, row: sqlite3.Row) -> tuple[Cell, CellResult] | None:
+        """What a row says; ``None``, with a warning, if it is damaged."""
+        try:
+            if row["checksum"] == _checksum(row):
+                return _cell(row), self._result(row)
+        except Exception:  # whatever JSON, zipfile and NumPy make of damaged content
+            pass
+        if row["id"] not in self._told:
+            self._told.add(row["id"])
+            warnings.warn(
+                f"{self.path}: the stored cell {row['study']} {row['scale']} {row['arm']} seed {row['seed']} "
+                "is damaged and is not used: `trueup run` computes it again; if there are many, restore a "
+                "copy of the file and check the disk",
+                stacklevel=3,
+            )
+        return None
+
     def _result(self, row: sqlite3.Row) -> CellResult:
         series: Mapping[str, list[float | None]] = json.loads(row["series"])
         return CellResult(
@@ -324,6 +439,7 @@ class Store:
             arrays=_unpacked(row["arrays"]),
             error=row["error"],
             seconds=row["seconds"],
+            cpu_seconds=row["cpu_seconds"],
             peak_memory=row["peak_memory"],
             environment=json.loads(row["environment_document"]),
             path=str(self.artefacts / row["artefact"]) if row["artefact"] else "",
@@ -351,6 +467,9 @@ class Store:
         except sqlite3.Error as error:
             name = getattr(error, "sqlite_errorname", "")
             raise StoreError(f"{self.path}: {_mend(name)} (SQLite: {error})") from error
+        # SQLite's message quotes damaged bytes, or a damaged table has values that ours never hold
+        except (UnicodeDecodeError, TypeError, IndexError) as error:
+            raise StoreError(f"{self.path}: {_mend('SQLITE_CORRUPT')}") from error
         except OSError as error:
             raise StoreError(f"cannot make or open {self.path}: {error.strerror or error}") from error
 
@@ -366,7 +485,25 @@ def _mend(name: str) -> str:
         "SQLITE_CORRUPT": "is damaged: restore a copy, or move it away and run again",
         "SQLITE_BUSY": f"another program has kept it locked for {_BUSY_SECONDS:.0f} s: end that one first",
     }
-    return next((text for prefix, text in meanings.items() if name.startswith(prefix)), "cannot be used")
+    return next(
+        (text for prefix, text in meanings.items() if name.startswith(prefix)),
+        "cannot be used: restore a copy, or move it away and run again",
+    )
+
+
+def _checksum(row: sqlite3.Row) -> str:
+    """The sha256 of all that a row says, whatever type damage has given to a value."""
+    digest = hashlib.sha256()
+    for name in (*_COLUMNS.split(", "), "environment_document"):
+        value = row[name]
+        content = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+        digest.update(f"{name} {type(value).__name__} {len(content)} ".encode() + content)
+    return digest.hexdigest()
+
+
+def _decoded(text: bytes) -> str:
+    """SQLite does not check its texts: bytes that are no UTF-8 are for the checksum to find."""
+    return text.decode("utf-8", "surrogateescape")
 
 
 def _cell(row: sqlite3.Row) -> Cell:

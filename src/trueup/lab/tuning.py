@@ -1,11 +1,14 @@
 """Tuning: the same number of trials and the same grid for every arm, judged on validation rows.
 
-A winner at the edge of a shared axis widens that axis once, for every arm. If the winner is still at the
-edge, the arm may be better than it looks, and the verdict says so (``verdict.with_edges``).
+A winner at the edge of a shared axis widens that axis once, for every arm. An arm with axes of its own gets
+as many new trials as the others (`extra_trials`). If the winner is still at the edge, the arm may be better
+than it looks, and the verdict says so (``verdict.with_edges``).
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -13,6 +16,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from trueup.lab.scoring import Metric
+from trueup.lab.seeds import replicate_seeds
 from trueup.lab.spec import Axis, Value
 
 Side: TypeAlias = Literal["low", "high"]
@@ -79,3 +83,59 @@ def widen(axis: Axis, sides: set[Side]) -> Axis:
         if value not in values:
             values = [value, *values] if side == "low" else [*values, value]
     return replace(axis, values=tuple(values))
+
+
+def extra_trials(
+    axes: Sequence[Axis],
+    trials: Sequence[Trial],
+    shared: Sequence[Axis],
+    wider: Sequence[Axis],
+    metric: Metric,
+) -> tuple[tuple[Axis, ...], list[dict[str, Value]]]:
+    """Give an arm with axes of its own as many new trials as a wider grid gives to the others.
+
+    The new values are those next to the arm's own ends of a widened axis: the new ones, where the arm tries
+    the whole axis. They are tried with the best setting of the arm's own axes, then with the next best, until
+    the number is reached; a setting ranks by the best mean score found with it. An arm that does not try a
+    widened axis gets no new trials.
+
+    Args:
+        axes, trials: the arm's, from the first round.
+        shared, wider: the study's axes before and after they are widened.
+
+    Returns:
+        The arm's axes with the new values, and the new trials.
+    """
+    number = math.prod(len(a.values) for a in wider) - math.prod(len(a.values) for a in shared)
+    growing = {before.name: (before, after) for before, after in zip(shared, wider, strict=True)}
+    grown = tuple(_with_next(a, *growing[a.name]) if a.name in growing else a for a in axes)
+    sign = 1 if metric.higher else -1
+    own: dict[tuple[tuple[str, Value], ...], float] = {}
+    for trial in trials:
+        setting = tuple((a.name, trial.hyper[a.name]) for a in axes if a.name not in growing)
+        own[setting] = max(own.get(setting, -math.inf), sign * trial.mean)
+    old = set(itertools.product(*(a.values for a in axes if a.name in growing)))
+    names = [a.name for a in axes if a.name in growing]
+    new = [v for v in itertools.product(*(a.values for a in grown if a.name in growing)) if v not in old]
+    extra = [
+        dict(setting) | dict(zip(names, values, strict=True))
+        for setting in sorted(own, key=own.__getitem__, reverse=True)
+        for values in new
+    ]
+    return grown, [{a.name: hyper[a.name] for a in axes} for hyper in extra[:number]]
+
+
+def _with_next(axis: Axis, before: Axis, after: Axis) -> Axis:
+    """The arm's values of an axis, and at each widened side as many more as the axis got there."""
+    values, old, new = list(axis.values), list(before.values), list(after.values)
+    below, above = new.index(old[0]), len(new) - 1 - new.index(old[-1])
+    first, last = new.index(values[0]), new.index(values[-1])
+    return replace(
+        axis,
+        values=(*new[max(0, first - below) : first], *values, *new[last + 1 : last + 1 + above]),
+    )
+
+
+def replicate_tuning_seeds(slug: str, protocol: int, attempt: int, n: int) -> list[int]:
+    """Tuning seeds of the ``attempt``-th replication of a published verdict: fresh, and outside 0-99."""
+    return replicate_seeds(f"{slug}/tuning", protocol, attempt, 0, n)
