@@ -146,7 +146,7 @@ def test_a_control_that_crashed_leaves_the_claim_incomplete_and_unpublished(tmp_
     assert "control control" in middle["note"]
     assert len({cell["seed"] for cell in document["cells"]}) == 10  # more seeds do not mend a crash
     with pytest.raises(ledger.LedgerError, match="is incomplete"):
-        ledger.publish(document, tmp_path / "ledger.json")
+        ledger.publish(document, {}, commit="c0ffee", path=tmp_path / "ledger.json")
 
 
 # -- by hand: a study without a run, and the evidence that a run would have gathered -------------------------

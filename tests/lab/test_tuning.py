@@ -4,7 +4,16 @@ import pytest
 
 from trueup.lab.seeds import replicate_seeds
 from trueup.lab.spec import Axis, Metric
-from trueup.lab.tuning import Trial, choose, edges, extra_trials, replicate_tuning_seeds, widen
+from trueup.lab.tuning import (
+    Trial,
+    Tuned,
+    choose,
+    edges,
+    extra_trials,
+    replicate_tuning_seeds,
+    runner_up,
+    widen,
+)
 
 UP, DOWN = Metric("acc", higher=True, worst=0.0), Metric("loss", higher=False, worst=10.0)
 
@@ -14,6 +23,23 @@ def test_the_best_mean_wins_and_ties_go_to_the_first():
     assert choose(trials, UP).hyper == {"lr": 1}
     assert choose(trials, DOWN).hyper == {"lr": 3}
     assert choose(trials[1::-1], UP).hyper == {"lr": 2}
+
+
+@pytest.mark.parametrize(("metric", "winner", "second"), [(UP, 3, 2), (DOWN, 1, 2)])
+def test_the_runner_up_stands_beside_the_winner_seed_by_seed(metric, winner, second):
+    trials = tuple(Trial({"lr": i}, (i / 10, i / 10 + 0.1 * (i == 2))) for i in (1, 2, 3))
+    found = runner_up(Tuned(trials, {"lr": winner}), metric)
+    assert found.hyper == {"lr": second}
+    assert found.behind == pytest.approx(0.05 if metric is UP else 0.15)
+    assert found.standard_error == pytest.approx(0.05)
+    assert runner_up(Tuned(trials[:1], {"lr": 1}), metric) is None
+    assert runner_up(Tuned((), {"lr": 1}), metric) is None
+
+
+def test_means_that_are_equal_to_rounding_tie():
+    trials = [Trial({"lr": 1}, (0.1, 0.2, 0.3)), Trial({"lr": 2}, (0.3, 0.2, 0.1))]
+    assert trials[1].mean != trials[0].mean
+    assert choose(trials, UP).hyper == choose(trials, DOWN).hyper == {"lr": 1}
 
 
 def test_edges_are_the_ends_of_ordered_axes():

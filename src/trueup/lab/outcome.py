@@ -7,7 +7,7 @@ cells each time; no verdict is stored as truth.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from trueup.lab import verdict, words
@@ -15,8 +15,9 @@ from trueup.lab.cell import CellResult, Items
 from trueup.lab.contrasts import Contrast
 from trueup.lab.measured import Evidence, Looks, MeasuredClaim, MeasuredContrast, ReportKey, measure
 from trueup.lab.power import more_seeds
+from trueup.lab.scoring import Metric
 from trueup.lab.spec import AnyClaim, Claim, ExactClaim, Figure, Study
-from trueup.lab.tuning import Tuned
+from trueup.lab.tuning import Tuned, runner_up
 from trueup.lab.verdict import Judgement
 
 FORMAT = 1
@@ -227,7 +228,7 @@ def document(
         "cells": [_cell_document(key, result, evidence) for key, result in sorted(evidence.report.items())],
         "series": _series(study, evidence),
         "tuning": [
-            _tuning_document((arm, condition), tuned)
+            _tuning_document((arm, condition), tuned, study.metrics[0])
             for (arm, condition), tuned in sorted(evidence.tuned.items())
             if dict(condition) == study.tuning_condition(dict(condition))
         ],
@@ -372,7 +373,7 @@ def _series(study: Study, evidence: Evidence) -> list[dict[str, Any]]:
     ]
 
 
-def _tuning_document(key: tuple[str, Items], tuned: Tuned | None) -> dict[str, Any]:
+def _tuning_document(key: tuple[str, Items], tuned: Tuned | None, metric: Metric) -> dict[str, Any]:
     arm, condition = key
     out: dict[str, Any] = {
         "arm": arm,
@@ -380,6 +381,7 @@ def _tuning_document(key: tuple[str, Items], tuned: Tuned | None) -> dict[str, A
         "trials": [],
         "edge": [],
         "widened": False,
+        "runner_up": None,
     }
     if tuned is not None:
         out["trials"] = [
@@ -392,6 +394,8 @@ def _tuning_document(key: tuple[str, Items], tuned: Tuned | None) -> dict[str, A
             for t in tuned.trials
         ]
         out["edge"], out["widened"] = list(tuned.edge), tuned.widened
+        second = runner_up(tuned, metric)
+        out["runner_up"] = second and asdict(second)
     return out
 
 

@@ -51,6 +51,35 @@ def choose(trials: Sequence[Trial], metric: Metric) -> Trial:
     return next(trial for trial in trials if sign * trial.mean >= top - 1e-12 * max(1.0, abs(top)))
 
 
+@dataclass(frozen=True)
+class RunnerUp:
+    """The second-best trial: how far its mean is behind the winner's, and how sure that is.
+
+    ``standard_error`` is that of the mean difference, seed by seed; ``None`` with a single seed.
+    """
+
+    hyper: Mapping[str, Value]
+    behind: float
+    standard_error: float | None
+
+
+def runner_up(tuned: Tuned, metric: Metric) -> RunnerUp | None:
+    """The trial that would have won without the winner; ``None`` if there is no other.
+
+    >>> trials = (Trial({"lr": 0.1}, (0.8, 0.9)), Trial({"lr": 1.0}, (0.7, 0.9)))
+    >>> round(runner_up(Tuned(trials, {"lr": 0.1}), Metric("acc", higher=True, worst=0.0)).behind, 6)
+    0.05
+    """
+    winners = [trial for trial in tuned.trials if dict(trial.hyper) == dict(tuned.winner)]
+    others = [trial for trial in tuned.trials if dict(trial.hyper) != dict(tuned.winner)]
+    if not winners or not others:
+        return None
+    second = choose(others, metric)
+    behind = np.subtract(winners[0].scores, second.scores) * (1 if metric.higher else -1)
+    error = float(np.std(behind, ddof=1) / math.sqrt(len(behind))) if len(behind) > 1 else None
+    return RunnerUp(second.hyper, float(behind.mean()), error)
+
+
 def edges(axes: Sequence[Axis], winner: Mapping[str, Value]) -> dict[str, Side]:
     """The ordered axes at whose end the winner sits, and which end; natural limits are no edges."""
     found: dict[str, Side] = {}
