@@ -680,15 +680,26 @@ PAPERS: list[Doc] = [
     )
 ]
 
+
+def event(name: str, **more: Any) -> Doc:
+    """An event of a published verdict's history."""
+    return {"event": name, "date": "2026-11-24", "protocol": 1, "verdict": "reproduced", **more}
+
+
 LEDGER: dict[str, Doc] = {
-    "adamp": {**study(), "cells": [], "series": [], "stale": True},
+    "adamp": {**study(), "cells": [], "series": [], "standing": "stale"},
     "partial-correlation": {
         **study("partial-correlation"),
         "cells": [],
         "series": [],
         "claims": [exact("reference-free")],
-        "replications": [
-            {"attempt": 1, "date": "2026-11-24", "outcome": "reproduced", "agrees": True, "claims": {}}
+        "protocol": 1,
+        "standing": "certified",
+        "history": [
+            event("published", commit="c0ffee", reason="first published"),
+            event("published", commit="beef", reason="a bug mended"),
+            event("certified", commit="f00d", cells=24, equal_to_evidence=24),
+            event("replicated", attempt=1, agrees=True, effects=[]),
         ],
         "figures": [],
     },

@@ -153,11 +153,14 @@ def test_the_ledger_lists_every_paper_and_own_studies_apart(folder: Path) -> Non
 
 
 def test_a_published_verdict_stands_in_where_nothing_was_run(folder: Path) -> None:
-    assert "published verdict, not run here" in page(folder, "partial-correlation.html").text
-    assert (
-        "Replicated on fresh seeds (2026-11-24): the verdict agrees"
-        in page(folder, "partial-correlation.html").text
-    )
+    text = page(folder, "partial-correlation.html").text
+    assert "published verdict, not run here" in text
+    assert "certified: rewritten code, the same to the last bit" in text
+    assert ">certified<" in row(folder, "partial-correlation")
+    assert "Replicated on fresh seeds (2026-11-24): the effects agree, reproduced." in text
+    assert "This protocol was published 2 times, on the same seeds." in text
+    assert "protocol 1 published at commit beef: reproduced (a bug mended)" in text
+    assert "certified at commit f00d: 24 cells computed by both codes agree" in text
 
 
 def test_a_study_of_ones_own_names_its_file_and_no_paper(tmp_path: Path) -> None:
@@ -243,7 +246,7 @@ def test_a_stale_verdict_is_marked(folder: Path) -> None:
 
 def test_an_exploratory_run_does_not_hide_the_published_verdict(tmp_path: Path) -> None:
     tried = made.contradicted() | {"slug": "adamp", "published": False}
-    write_report(tmp_path, [tried], made.PAPERS, {"adamp": made.LEDGER["adamp"] | {"stale": True}})
+    write_report(tmp_path, [tried], made.PAPERS, {"adamp": made.LEDGER["adamp"]})
     shown = row(tmp_path, "adamp")
     assert 'data-search="reproduced"' in shown
     assert ">stale<" in shown

@@ -74,8 +74,8 @@ def cells_csv(outcome: Mapping[str, Any]) -> str:
 
 LEDGER_COLUMNS = (
     "slug", "title", "year", "arxiv", "room", "state", "fidelity", "scale", "protocols", "verdict",
-    "control", "stale", "claim", "statement", "primary", "kind", "outcome", "effect", "low", "high",
-    "level", "unit", "n", "q",
+    "control", "stale", "certified", "claim", "statement", "primary", "kind", "outcome", "effect", "low",
+    "high", "level", "unit", "n", "q",
 )  # fmt: skip
 
 CLAIM_FIELDS = ("statement", "primary", "kind", "outcome", "level", "n", "q")
@@ -93,6 +93,7 @@ def ledger_records(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "verdict": row["outcome"],
             "control": row["control"],
             "stale": row["stale"],
+            "certified": row["certified"],
         }
         for claim in row["claims"] or [{}]:
             mean, low, high = interval(claim) if claim else (None, None, None)
