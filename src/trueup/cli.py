@@ -190,11 +190,14 @@ def show(slug: Annotated[str, typer.Argument(help="A paper's slug, as `trueup li
 
 def _standing(paper: papers.Paper, entries: dict[str, Any]) -> Standing:
     """Is the present code the published one, certified since, or neither?"""
+    from trueup.data.sets import find
     from trueup.lab import ledger
     from trueup.lab.engine import StudyRef
     from trueup.lab.fingerprint import verdict_fingerprint
 
-    return ledger.standing(entries[paper.slug], verdict_fingerprint(StudyRef("module", paper.study)))
+    published = entries[paper.slug]
+    hashes = [find(name).sha256 for name in published["provenance"].get("data", ())]
+    return ledger.standing(published, verdict_fingerprint(StudyRef("module", paper.study), hashes))
 
 
 def _print_claims(outcome: dict[str, Any], *, standing: Standing = "published") -> None:
@@ -534,11 +537,14 @@ def _write_report(path: Path, output: Path | None = None) -> Path:
 
 def _with_seeds(published: dict[str, Any]) -> dict[str, Any]:
     """A ledger entry with every seed's contrast, from its evidence."""
-    from trueup.lab import evidence
+    from trueup.lab import evidence, ledger
+    from trueup.lab.errors import StudyError
 
-    if not evidence.exists(published["slug"]):
+    try:
+        verdict, claims = evidence.rejudge(ledger.evidence_of(published))
+    except StudyError as error:
+        errors.print(f"[yellow]without every seed's dot:[/] {escape(str(error))}")
         return published
-    verdict, claims = evidence.rejudge(evidence.read(published["slug"]))
     return published | {"verdict": verdict, "claims": claims}
 
 
@@ -627,7 +633,7 @@ def ledger_show(context: typer.Context) -> None:
         facts = [
             f"its control: {verdict['control'] or 'not asked'}",
             f"protocol {published['protocol']}" + (f" of {tried} tried" if tried > 1 else ""),
-            f"published {published['provenance']['date']}" + (f", the {times}th time" if times > 3 else ""),
+            f"published {published['provenance']['date']}" + (f", {times} times" if times > 1 else ""),
         ]
         facts += [f"{ledger.event_words(r)} ({r['date']})" for r in ledger.replications(published)]
         values = [f"{name} {value:.2g}" for (paper, name), value in q.items() if paper == slug]
@@ -776,7 +782,7 @@ def ledger_replicate(
     if slug not in entries:
         raise ValueError(f"{slug} has no published verdict; published: {', '.join(entries) or 'none'}")
     published = entries[slug]
-    _, before = evidence.rejudge(evidence.read(slug))
+    _, before = evidence.rejudge(ledger.evidence_of(published))
     if _standing(papers.get(slug), entries) == "stale":
         raise ValueError(
             f"the code of {slug} has changed since its verdict was published: certify or publish it first, "
@@ -819,7 +825,8 @@ def _print_replication(rows: Sequence[dict[str, Any]]) -> None:
         table.add_column(name)
     for row in rows:
         old, new = (
-            f"{_chip(row[run]['outcome'])}" + ("" if row[run]["mean"] is None else f" {row[run]['mean']:.3g}")
+            (_chip(row[run]["outcome"]) if row[run]["outcome"] else "not asked")
+            + ("" if row[run]["mean"] is None else f" {row[run]['mean']:.3g}")
             for run in ("published", "replicated")
         )
         told = ""

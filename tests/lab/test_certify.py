@@ -186,6 +186,7 @@ def evidence_document(study, cells, commit, fingerprint):
         ],
         "cells": cells,
         "environment": {"threads": "1", "device": "cpu"},
+        "claims": [],
     }
     document["measured"] = evidence.measured(study, document)
     return json.loads(json.dumps(document))
@@ -480,9 +481,29 @@ def test_a_cost_claim_must_come_out_as_published(published):
 
 def test_code_that_is_not_what_was_published_is_refused(published):
     document = evidence.read("adamp", published.shipped)
-    evidence.write({**document, "fingerprint": "another"}, published.shipped)
+    publish(published.shipped, {**document, "fingerprint": "another"})
     with pytest.raises(CertifyError, match="is not the code that was published"):
         published.certify()
+    evidence.write({**document, "protocol": 7}, published.shipped)  # of another publication
+    with pytest.raises(ledger.LedgerError, match="that of another publication"):
+        published.certify()
+
+
+@pytest.mark.parametrize("how", ["untracked", "ignored", "taken for unchanged"])
+def test_code_that_git_does_not_show_is_refused(published, how):
+    source = published.root / "src"
+    commit(published.root, {"src/seen.py": "x = 1"})
+    Repository(published.root).require_clean()
+    if how == "taken for unchanged":
+        git(published.root, "update-index", "--assume-unchanged", "src/seen.py")
+    else:
+        (source / "new.py").write_text("x = 2")
+    if how == "untracked":
+        git(published.root, "config", "status.showUntrackedFiles", "no")
+    if how == "ignored":
+        (published.root / ".git" / "info" / "exclude").write_text("new.py\n")
+    with pytest.raises(CertifyError, match="not committed: src/"):
+        Repository(published.root).require_clean()
 
 
 def test_a_study_that_is_no_longer_the_published_one_is_refused_before_anything_runs(published):
@@ -593,7 +614,7 @@ def command(published, monkeypatch, capsys):
 
 def test_the_command_certifies_what_is_stale_and_then_has_nothing_to_do(published, command, monkeypatch):
     commit(published.root, {CODE: edited(METHOD, ('"published"', '"refactored"'))})
-    monkeypatch.setattr("trueup.lab.fingerprint.verdict_fingerprint", lambda ref: "refactored")
+    monkeypatch.setattr("trueup.lab.fingerprint.verdict_fingerprint", lambda ref, hashes=(): "refactored")
     code, out = command("--workers", "1")
     assert code == 0
     assert re.search(r"adamp +\d+ +certified +(\d+) of \1 cells equal the stored ones", out)

@@ -505,6 +505,26 @@ def test_what_a_cell_computes_counts(tree: Tree, old: str, new: str) -> None:
     assert fingerprints(tree)[1] != verdict
 
 
+def test_a_declaration_that_code_can_read_counts(tree: Tree) -> None:
+    named = DECLARED.replace('tune=(Axis("lr", (0.1, 1.0)),)', "tune=(LR,)")
+    named = named.replace(
+        "def cell(run):", 'LR = Axis("lr", (0.1, 1.0))\ndef cell(run):\n    best = LR.values[0]'
+    )
+    tree.write({"mine/study.py": named})
+    cells, verdict = fingerprints(tree)
+    tree.edit("mine/study.py", "(0.1, 1.0)", "(0.2, 1.0)")
+    assert fingerprints(tree)[0] != cells
+    assert fingerprints(tree)[1] != verdict
+
+
+def test_data_and_torch_count_for_the_verdict(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = verdict_fingerprint(REF, ["d1", "d2"])
+    assert verdict_fingerprint(REF, ["d2", "d1"]) == first
+    assert verdict_fingerprint(REF, ["d1", "moved"]) != first
+    monkeypatch.setattr(fingerprint, "_torch_version", lambda: "9.9")
+    assert verdict_fingerprint(REF, ["d1", "d2"]) != first
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [("run", "[:9]", "[:8]"), ("scoring", "0.1", "0.2"), ("seeds", "return n", "return n + 1")],

@@ -1,14 +1,18 @@
 import copy
+import gzip
+import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from toy import InlineEngine, write_toy
 
 from trueup.lab import Condition, evidence, ledger, runner, verdict
+from trueup.lab.cell import CellResult
 from trueup.lab.engine import StudyRef
 from trueup.lab.runner import Options
 from trueup.lab.store import Store
@@ -121,6 +125,39 @@ def test_other_claims_or_grids_need_another_protocol_number(runs, tmp_path, outc
     with pytest.raises(ledger.LedgerError, match=r"(?s)another plan.*Raise the study's protocol number"):
         publish(reason="better so", changed=changed)
     assert (tmp_path / "ledger.json").read_text() == before
+
+
+def with_claim(study, name, **changes):
+    return {"claims": tuple(replace(c, **changes) if c.name == name else c for c in study.claims)}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda s: {"arms": (replace(s.arms[0], settings={"depth": 9}), *s.arms[1:])}, "depth of settings"),
+        (lambda s: {"scales": {**s.scales, "desk": {"epochs": 9}}}, "epochs of settings"),
+        (lambda s: with_claim(s, "sum", instances={"one": {"a": 2}}), "a of one of instances of sum"),
+        (lambda s: with_claim(s, "sum", tolerance=0.1), "tolerance of sum"),
+        (lambda s: with_claim(s, "no-loss", requires=("better",)), "requires of no-loss"),
+        (lambda s: with_claim(s, "no-loss", origin="post_hoc"), "origin of no-loss"),
+        (lambda s: {"stages": (replace(s.stages[0], conditions=("size",)),)}, "conditions of teacher"),
+        (lambda s: {"conditions": (replace(s.conditions[0], tuned_at=1),)}, "tuned_at of size"),
+        (lambda s: {"tuning_seeds": 5}, "tuning_seeds"),
+        (lambda s: {"data": ("digits",)}, "data"),
+    ],
+)
+def test_the_plan_sees_all_that_is_declared(runs, tmp_path, publish, change, told):
+    publish()
+    study = runs["ref"].load()
+    assert told in evidence.changed(replace(study, **change(study)), evidence.read("toy", tmp_path))
+
+
+def test_publish_compares_the_plans_itself(outcomes, publish):
+    publish()
+    outcomes["evidence"]["plan"]["claims"][0]["min_effect"] = 0.05
+    outcomes["published"]["provenance"]["fingerprint"] = "of the edited study"
+    with pytest.raises(ledger.LedgerError, match=r"min_effect of better: 0\.1 published, 0\.05 now"):
+        publish(reason="better so")
 
 
 def test_another_contrast_under_the_same_name_is_seen(runs, tmp_path, publish):
@@ -242,6 +279,110 @@ def test_events_in_words(event, words):
     assert ledger.event_words(event) == words
 
 
+def test_two_writers_lose_nothing(tmp_path, publish):
+    publish()
+    script = (
+        "import sys; from pathlib import Path; from trueup.lab import ledger\n"
+        "for i in range(15):\n"
+        "    ledger.add_event('toy', {'event': 'certified', 'who': sys.argv[1], 'i': i}, Path(sys.argv[2]))"
+    )
+    path = str(tmp_path / "ledger.json")
+    writers = [subprocess.Popen([sys.executable, "-c", script, who, path]) for who in ("a", "b")]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    told = {(e["who"], e["i"]) for e in entry_of(tmp_path)["history"] if e["event"] == "certified"}
+    assert told == {(who, i) for who in "ab" for i in range(15)}
+
+
+def test_published_code_that_was_found_to_differ_is_stale(publish):
+    entry = publish()
+    own = entry["provenance"]["fingerprint"]
+    entry["history"].append(event("differed", own))
+    assert ledger.standing(entry, own) == "stale"
+
+
+@pytest.mark.parametrize("part", ["protocol", "fingerprint", "commit"])
+def test_evidence_of_another_publication_is_refused(tmp_path, publish, part):
+    publish()
+    evidence.write({**evidence.read("toy", tmp_path), part: "another"}, tmp_path)
+    before = (tmp_path / "ledger.json").read_text()
+    with pytest.raises(ledger.LedgerError, match=f"its {part} is another, the ledger's"):
+        ledger.rejudge("toy", tmp_path / "ledger.json", tmp_path, date="2027-01-02")
+    assert (tmp_path / "ledger.json").read_text() == before
+
+
+# -- evidence ------------------------------------------------------------------------------------------------
+
+
+def damaged(data):
+    half = gzip.compress(b'{"format": 1}')
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 255
+    return {
+        "truncated": data[: len(data) // 2],
+        "flipped": bytes(flipped),
+        "no gzip": b"not a file of ours",
+        "no JSON": gzip.compress(b"{"),
+        "a list": gzip.compress(b"[]"),
+        "half": half,
+        "format": gzip.compress(b'{"format": "x"}'),
+    }
+
+
+@pytest.mark.parametrize("how", damaged(b"0123456789" * 9))
+def test_damaged_evidence_is_an_error_that_names_the_file(tmp_path, publish, how):
+    publish()
+    path = tmp_path / "toy.json.gz"
+    path.write_bytes(damaged(path.read_bytes())[how])
+    with pytest.raises(evidence.EvidenceError, match=r"toy\.json\.gz is damaged"):
+        evidence.read("toy", tmp_path)
+
+
+def test_evidence_of_a_newer_trueup_asks_for_an_upgrade(tmp_path):
+    (tmp_path / "toy.json.gz").write_bytes(gzip.compress(b'{"format": 99}'))
+    with pytest.raises(evidence.EvidenceError, match="upgrade trueup"):
+        evidence.read("toy", tmp_path)
+    with pytest.raises(evidence.EvidenceError, match="no evidence of tleg"):
+        evidence.read("tleg", tmp_path)
+
+
+def test_a_digest_sees_every_bit_that_a_cell_returns():
+    result = CellResult("ok", {"a": 1.0}, {"s": [1.0, float("nan")]}, {"x": np.zeros((2, 3), np.float32)})
+    array = np.zeros((2, 3), np.float32)
+    array[1, 2] = np.float32(1e-45)
+    others = [
+        replace(result, status="diverged"),
+        replace(result, numbers={"a": 1.0000000000000002}),
+        replace(result, numbers={"b": 1.0}),
+        replace(result, series={"s": [1.0, 1.0]}),
+        replace(result, series={}),
+        replace(result, arrays={"x": array}),
+        replace(result, arrays={"x": np.zeros((3, 2), np.float32)}),
+        replace(result, arrays={"x": np.zeros((2, 3), np.float64)}),
+    ]
+    assert len({evidence.digest(r) for r in (result, *others)}) == 1 + len(others)
+    in_fortran_order = replace(result, arrays={"x": np.zeros((2, 3), np.float32, order="F")}, seconds=9.0)
+    assert evidence.digest(in_fortran_order) == evidence.digest(result)
+
+
+def test_evidence_keeps_the_series_that_contrasts_read_at_any_seed(tmp_path):
+    text = Path(write_toy(tmp_path, name="odd.py")).read_text()
+    odd = (
+        "custom(lambda c: c.mean('ours', 'score') - c.mean('plain', 'score') + 0 * sum(c.series('ours', "
+        "'curve' if c.mean('ours', 'score') > 1 else 'alt', {'size': 1})), ('ours', 'plain'), text='odd')"
+    )
+    text = text.replace('difference("ours", "plain", "score"), min_effect=0.1', f"{odd}, min_effect=0.1", 1)
+    text = text.replace("import difference,", "import custom, difference,")
+    text = text.replace('"curve": [0.0, score]', '"curve": [0.0, score], "alt": [1.0], "unread": [2.0]')
+    (tmp_path / "odd.py").write_text(text)
+    ref = StudyRef("file", str(tmp_path / "odd.py"))
+    with Store(tmp_path / "store.sqlite") as store:
+        runner.run(ref, store, InlineEngine())
+        _, made = runner.gather(ref, store)
+    kept = {name for cell in made["cells"] for name in cell["series"]}
+    assert kept == {"curve", "alt"}
+    assert evidence.changed(ref.load(), json.loads(json.dumps(made))) is None
+
+
 # -- judged again --------------------------------------------------------------------------------------------
 
 
@@ -298,7 +439,10 @@ def test_q_values_are_of_primary_statistical_claims(tmp_path, publish):
     assert ledger.q_values({}) == {}
 
 
-@pytest.mark.parametrize("text", ["not json", "[]", '{"entries": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["not json", "[]", '{"entries": {}}', '{"format": "2", "entries": {}}', '{"format": 2, "entries": []}'],
+)
 def test_a_damaged_ledger_is_named(tmp_path, text):
     path = tmp_path / "ledger.json"
     path.write_text(text)

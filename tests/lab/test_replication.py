@@ -16,7 +16,10 @@ def claim(mean, *, spread=1.0, controls=(), survives=None, margin=0.1, name="bet
     arms = [
         {"arm": arm, **judge((m + spread * NOISE).tolist(), margin).to_dict(range(10))} for arm, m in controls
     ]
+    against = [{"arm": arm["arm"], "d": arm["d"]} for arm in arms]
+    arms = arms if judged["outcome"] in ("reproduced", "smaller") else []
     return {
+        "against": against,
         "name": name,
         "kind": "statistical",
         "primary": primary,
@@ -53,6 +56,20 @@ def test_controls_are_compared_too():
     assert not agrees(rows)
     close = claim(0.5, controls=[("light", 0.45)], survives="survives")
     assert agrees(compare_effects([before], [close]))
+
+
+def test_a_control_that_the_replication_does_not_ask_is_compared_all_the_same():
+    before = claim(0.17, controls=[("light", 0.5)], survives="survives")
+    now = claim(0.14, controls=[("light", -0.5)])
+    assert (before["outcome"], now["outcome"], now["controls"]) == ("reproduced", "inconclusive", [])
+    rows = compare_effects([before], [now])
+    assert [(row["control"], row["agrees"]) for row in rows] == [("", True), ("light", False)]
+
+
+def test_what_is_missing_in_the_replication_does_not_agree():
+    assert not agrees(compare_effects([claim(0.5)], []))
+    without = claim(0.5) | {"against": [], "controls": []}
+    assert not agrees(compare_effects([claim(0.5, controls=[("light", 0.5)])], [without]))
 
 
 def test_secondary_claims_are_shown_and_do_not_decide():

@@ -663,7 +663,7 @@ def test_strongly_skewed_seeds_are_a_warning() -> None:
 
 def test_how_rare_a_divergence_could_have_been_missed() -> None:
     told = words.divergence_sentence({"n": 20, "missable_divergence": 0.139})
-    assert told == "20 seeds without a divergence do not exclude one in 7 runs."
+    assert told == "20 seeds without a divergence do not exclude one in 8 runs."
     assert words.divergence_sentence(CLAIM) == words.divergence_sentence({"missable_divergence": None}) == ""
 
 

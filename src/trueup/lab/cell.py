@@ -115,6 +115,7 @@ def _globals_restored() -> Iterator[None]:
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         torch.set_grad_enabled(grad)
+        torch.set_flush_denormal(False)  # nothing says what it was; this is the default
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.set_float32_matmul_precision(precision)
         if torch.get_default_device() != device:  # to name one makes every call slower

@@ -142,13 +142,15 @@ def certify(
     """
     progress = progress or Silent()
     started = time.monotonic()
-    document, study = evidence.read(slug, folder), ref.load()
+    published = ledger.read(ledger_path).get(slug)
+    if published is None:
+        raise CertifyError(f"{slug} has no published verdict")
+    document, study = ledger.evidence_of(published, folder), ref.load()
     check_plan(study, document)
     commit = repository.require_clean()
     repository.require(document["commit"])
 
-    history = ledger.read(ledger_path).get(slug, {}).get("history", ())
-    drawn = sample(document, f"{slug} {commit}", differed(history))
+    drawn = sample(document, f"{slug} {commit}", differed(published.get("history", ())))
     compared = [record for record in drawn if record["kind"] != "cost"]
     progress.begin(slug, len(compared) + len(drawn))
     request = {
@@ -435,11 +437,18 @@ class Repository:
         """The present commit, provided that what is run is what it holds.
 
         Raises:
-            CertifyError: if a file under ``src`` is not committed. The ledger may be: certifying writes it.
+            CertifyError: if a file under ``src`` is not committed, or git was told not to look at it. The
+                ledger and the evidence may be: publishing and certifying write them.
         """
-        changed = self._git("status", "--porcelain", "--", "src", ":(exclude)src/trueup/ledger.json")
-        if changed:
-            files = ", ".join(line[3:] for line in changed.splitlines()[:3])
+        ours = ("src", ":(exclude)src/trueup/ledger.json", ":(exclude)src/trueup/evidence")
+        changed = self._git("status", "--porcelain", "--untracked-files=all", "--", *ours).splitlines()
+        listed = self._git("ls-files", "--others", "--ignored", "--exclude-standard", "--", *ours)
+        hidden = [line for line in listed.splitlines() if line.endswith(".py")]
+        # a lower-case or S mark: files that git takes for unchanged without looking
+        marks = self._git("ls-files", "-v", "--", *ours).splitlines()
+        hidden += [line[2:] for line in marks if line[0].islower() or line[0] == "S"]
+        if changed or hidden:
+            files = ", ".join([*(line[3:] for line in changed), *hidden][:3])
             raise CertifyError(f"not committed: {files}; commit first, since a certification names a commit")
         return self._git("rev-parse", "HEAD")
 

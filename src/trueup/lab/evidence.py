@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import math
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 FOLDER = Path(__file__).parent.parent / "evidence"
+_PARTS = ("slug", "scale", "protocol", "commit", "plan", "looks", "tuning", "claims", "measured", "cells")
 
 
 class EvidenceError(StudyError):
@@ -48,7 +50,10 @@ def read(slug: str, folder: Path | None = None) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
         found = document["format"]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        missing = [part for part in _PARTS if part not in document] if found == FORMAT else []
+        if not isinstance(found, int) or missing:
+            raise ValueError(f"no {missing[0]}" if missing else f"format {found!r}")
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
         raise EvidenceError(f"{path} is damaged: {error}; restore it from the repository") from None
     if found > FORMAT:
         raise EvidenceError(f"{path} is of format {found}, this trueup reads {FORMAT}: upgrade trueup")
@@ -192,11 +197,11 @@ class _Recording(dict[str, Any]):
 
 
 def _series_read(study: Study, gathered: Evidence) -> tuple[str, ...]:
-    """The series that the study's contrasts read, found by computing them at one seed."""
+    """The series that the study's contrasts read, found by computing them."""
     from trueup.lab.contrasts import SeedCells
 
     read: set[str] = set()
-    for seed in gathered.seeds(1)[:1]:
+    for seed in gathered.seeds(len(gathered.looks)):
         cells = []
         for (arm, condition, cell_seed), result in gathered.report.items():
             if cell_seed == seed:
@@ -325,8 +330,17 @@ def plan(study: Study) -> dict[str, Any]:
         "protocol": study.protocol,
         "metrics": [{"name": m.name, "higher": m.higher, "worst": m.worst} for m in study.metrics],
         "arms": [
-            {"name": arm.name, "role": arm.role, "tune": [_axis(axis) for axis in study.axes(arm)]}
+            {
+                "name": arm.name,
+                "role": arm.role,
+                "settings": _settings(arm.settings),
+                "tune": [_axis(axis) for axis in study.axes(arm)],
+            }
             for arm in study.arms
+        ],
+        "settings": _settings(study.scales.get("desk", {})),
+        "stages": [
+            {"name": s.name, "inputs": list(s.inputs), "conditions": list(s.conditions)} for s in study.stages
         ],
         "conditions": [
             {"name": c.name, "values": list(c.values), "tuned_at": c.tuned_at} for c in study.conditions
@@ -336,6 +350,21 @@ def plan(study: Study) -> dict[str, Any]:
         "data": list(study.data_at("desk")),
         "claims": [_declared(study, claim) for claim in study.claims],
     }
+
+
+def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON; what has no JSON of its own goes by its name or its type."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _settings(value)
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        if isinstance(value, (int, float, str, bool, type(None))):
+            return value
+        return getattr(value, "__qualname__", type(value).__qualname__)
+
+    return {str(name): plain(value) for name, value in settings.items()}
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
@@ -360,7 +389,8 @@ def _declared(study: Study, claim: AnyClaim) -> dict[str, Any]:
             "contrast": _contrast(claim.contrast),
         }
     if isinstance(claim, ExactClaim):
-        return out | {"tolerance": claim.tolerance, "instances": sorted(claim.instances)}
+        instances = {name: _settings(arguments) for name, arguments in claim.instances.items()}
+        return out | {"tolerance": claim.tolerance, "instances": instances}
     return out | {"at_most": claim.at_most, "rounds": claim.rounds}
 
 

@@ -75,13 +75,17 @@ def code_fingerprint(ref: StudyRef | str | Path) -> str:
     return _hash(_closure(ref))
 
 
-def verdict_fingerprint(ref: StudyRef | str | Path) -> str:
-    """The sha256 of everything that computes a study's verdict: its cells' code, its claims, grids and looks.
+def verdict_fingerprint(ref: StudyRef | str | Path, data_hashes: Iterable[str] = ()) -> str:
+    """The sha256 of all that a verdict rests on: cells' code, claims, grids, looks, data, torch's version.
+
+    Args:
+        data_hashes: of the data sets that the study declares, in any order.
 
     Raises:
         StudyError: for a file that is missing or is not Python, with file and line.
     """
-    return _hash(_closure(ref, _OF_VERDICTS))
+    parts = [_hash(_closure(ref, _OF_VERDICTS)), *sorted(data_hashes), f"torch {_torch_version()}"]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _hash(closure: Mapping[str, str]) -> str:
@@ -419,6 +423,7 @@ class _StripDeclarations(ast.NodeTransformer):
     def __init__(self, counted: _Counted) -> None:
         self._counted = counted
         self._names: dict[str, str] = {}
+        self._depth = 0  # of calls of Study: what stands elsewhere may be read by code, and counts whole
 
     def strip(self, tree: ast.Module) -> ast.Module:
         """A stripped copy of a study file's syntax."""
@@ -432,9 +437,12 @@ class _StripDeclarations(ast.NodeTransformer):
         return stripped
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
         declared = self._declared(node)
-        if declared and not any(isinstance(a, ast.Starred) for a in node.args):
+        self._depth += declared == "Study"
+        self.generic_visit(node)
+        inside = self._depth > 0
+        self._depth -= declared == "Study"
+        if inside and declared and not any(isinstance(a, ast.Starred) for a in node.args):
             counted = self._counted.get(declared, ())
             node.args = [a for a, name in zip(node.args, counted) if name]
             node.keywords = [k for k in node.keywords if k.arg is None or k.arg in counted]
@@ -452,7 +460,7 @@ class _StripDeclarations(ast.NodeTransformer):
 
     def _counts(self, node: ast.AST) -> bool:
         declared = self._declared(node)
-        return not declared or declared in self._counted
+        return self._depth == 0 or not declared or declared in self._counted
 
     def _declared(self, node: ast.AST) -> str:
         """What a call declares, by the lab's own name; "" for anything else."""

@@ -9,8 +9,10 @@ is shown.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -19,6 +21,11 @@ from trueup.lab.errors import StudyError
 from trueup.lab.outcomes import outcome_words
 from trueup.lab.words import paper_head
 from trueup.whole_file import write_whole
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 2
 MARK = "<!-- ledger -->"
@@ -61,7 +68,9 @@ def read(path: Path | None = None) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
         found = document["format"]
         entries: dict[str, Any] = document["entries"]
-    except (ValueError, KeyError, TypeError) as error:
+        if not isinstance(found, int) or not all(isinstance(e, dict) for e in entries.values()):
+            raise ValueError(f"format {found!r}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise LedgerError(f"{path} is not a ledger: {error}") from None
     if found > FORMAT:
         raise LedgerError(f"{path} is of format {found}, this trueup reads {FORMAT}: upgrade trueup")
@@ -80,7 +89,10 @@ def entry(outcome: Mapping[str, Any]) -> dict[str, Any]:
         "scope_sentence": outcome["scope_sentence"],
         "claims": _kept(outcome["claims"]),
         "cost": {k: outcome["cost"][k] for k in ("cells", "cpu_seconds", "stage_seconds", "peak_memory")},
-        "provenance": {k: provenance.get(k, "") for k in ("trueup", "torch", "date", "fingerprint")},
+        "provenance": {
+            **{k: provenance.get(k, "") for k in ("trueup", "torch", "date", "fingerprint")},
+            "data": [data["name"] for data in provenance.get("data", ())],
+        },
         "history": [],
     }
 
@@ -122,11 +134,26 @@ def publish(
         raise LedgerError(
             f"{slug}: {', '.join(bad) or 'the verdict'} is incomplete: run `trueup run {slug}` first"
         )
-    entries = read(path)
+    with _locked(path):
+        return _publish(outcome, evidence, commit, changed, reason, path, folder)
+
+
+def _publish(
+    outcome: Mapping[str, Any],
+    evidence: Mapping[str, Any],
+    commit: str,
+    changed: str | None,
+    reason: str,
+    path: Path | None,
+    folder: Path | None,
+) -> dict[str, Any]:
+    slug, entries = outcome["slug"], read(path)
     new, old = entry(outcome), entries.get(slug)
     if old is not None:
         if _is_published(old, outcome, folder):
             return dict(old)
+        if changed is None and ships.exists(slug, folder):
+            changed = ships.difference(ships.read(slug, folder)["plan"], evidence["plan"])
         _check_protocol(old, outcome, changed)
         if old["protocol"] == new["protocol"] and not reason.strip():
             raise LedgerError(
@@ -201,17 +228,41 @@ def rejudge(slug: str, path: Path | None = None, folder: Path | None = None, *, 
 
     An entry that changes is written, with an event in its history that says so if an outcome changed.
     """
-    entries = read(path)
-    _require(entries, slug)
-    old = entries[slug]
-    verdict, claims = ships.rejudge(ships.read(slug, folder))
-    new = {**old, "verdict": verdict, "claims": _kept(claims)}
-    if _outcomes(verdict, claims) != _outcomes(old["verdict"], old["claims"]):
-        event = {"event": "rejudged", "date": date, "protocol": old["protocol"]}
-        new["history"] = [*old["history"], event | _outcomes(verdict, claims)]
-    if new != old:
-        _write({**entries, slug: new}, path)
-    return new
+    with _locked(path):
+        entries = read(path)
+        _require(entries, slug)
+        old = entries[slug]
+        verdict, claims = ships.rejudge(evidence_of(old, folder))
+        new = {**old, "verdict": verdict, "claims": _kept(claims)}
+        if _outcomes(verdict, claims) != _outcomes(old["verdict"], old["claims"]):
+            event = {"event": "rejudged", "date": date, "protocol": old["protocol"]}
+            new["history"] = [*old["history"], event | _outcomes(verdict, claims)]
+        if new != old:
+            _write({**entries, slug: new}, path)
+        return new
+
+
+def evidence_of(published: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
+    """The evidence that an entry rests on.
+
+    Raises:
+        LedgerError: if what lies there is the evidence of another publication.
+        EvidenceError: if there is none, or it cannot be read.
+    """
+    document = ships.read(published["slug"], folder)
+    commits = [event["commit"] for event in published.get("history", ()) if event["event"] == "published"]
+    pairs = [
+        ("protocol", published.get("protocol", document["protocol"]), document["protocol"]),
+        ("fingerprint", published["provenance"]["fingerprint"], document["fingerprint"]),
+        ("commit", commits[-1] if commits else document["commit"], document["commit"]),
+    ]
+    for what, of_entry, of_evidence in pairs:
+        if of_entry != of_evidence:
+            raise LedgerError(
+                f"the evidence of {published['slug']} is that of another publication: its {what} is "
+                f"{of_evidence}, the ledger's {of_entry}; restore both from one commit, or publish again"
+            )
+    return document
 
 
 def _require(entries: Mapping[str, Any], slug: str) -> None:
@@ -221,9 +272,9 @@ def _require(entries: Mapping[str, Any], slug: str) -> None:
 
 def standing(published: Mapping[str, Any], fingerprint: str) -> Standing:
     """Is this the published code, code that was certified since, or neither?"""
-    if fingerprint == published["provenance"]["fingerprint"]:
-        return "published"
-    return "certified" if fingerprint in current_fingerprints(published) else "stale"
+    if fingerprint not in current_fingerprints(published):
+        return "stale"
+    return "published" if fingerprint == published["provenance"]["fingerprint"] else "certified"
 
 
 def checkout() -> Path | None:
@@ -282,10 +333,11 @@ def add_event(slug: str, event: Mapping[str, Any], path: Path | None = None) -> 
     Raises:
         LedgerError: if nothing is published under this slug.
     """
-    entries = read(path)
-    _require(entries, slug)
-    entries[slug].setdefault("history", []).append(dict(event))
-    _write(entries, path)
+    with _locked(path):
+        entries = read(path)
+        _require(entries, slug)
+        entries[slug].setdefault("history", []).append(dict(event))
+        _write(entries, path)
 
 
 def current_fingerprints(published: Mapping[str, Any]) -> set[str]:
@@ -353,6 +405,21 @@ def renew_readme(path: Path, entries: Mapping[str, Any], papers: Sequence[Any]) 
         raise LedgerError(f"{path} must hold {MARK} twice, around the ledger's table")
     renewed = f"{parts[0]}{MARK}\n{readme_table(entries, papers)}\n{MARK}{parts[2]}"
     _replace(path, renewed)
+
+
+@contextlib.contextmanager
+def _locked(path: Path | None) -> Iterator[None]:
+    """Keep other processes from changing the ledger between reading and writing it; where locks exist."""
+    folder = (path or SHIPPED).parent
+    if fcntl is None or not folder.is_dir():
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)  # a lock on the folder leaves no file behind
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _write(entries: Mapping[str, Any], path: Path | None) -> None:

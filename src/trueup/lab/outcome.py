@@ -313,6 +313,11 @@ def claim_document(described: Mapping[str, Any], judged: Judged, scale: str) -> 
                 {"arm": arm, "look": control.look, **control.judgement.to_dict(control.seeds)}
                 for arm, control in judged.controls.items()
             ],
+            # of every control, asked or not: a replication may ask others
+            "against": [
+                {"arm": arm, "d": [{"seed": s, "d": x} for s, x in zip(judged.seeds, c.d[0], strict=False)]}
+                for arm, c in claim.controls.items()
+            ],
             "survives": judged.survives,
             "more_seeds": more_seeds(judgement, judged.links) if judgement == judged.statistical else None,
         }

@@ -65,7 +65,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     environments = [r.environment for r in results.values() if r.environment]
     return {
         "package": str(Path(__file__).parents[1]),
-        "fingerprint": verdict_fingerprint(ref),
+        "fingerprint": verdict_fingerprint(
+            ref, [data["sha256"] for data in runner.data_records(study.data_at(request["scale"]))]
+        ),
         "environment": environments[0] if environments else {},
         "cells": [_record(cell, results[cell]) for cell in cells],
     }

@@ -22,46 +22,51 @@ def compare_effects(
 
     Effects agree if the interval of their difference (Welch's t, unequal variances) holds 0; the levels are
     shared out, so that all comparisons hold together with 95 % confidence. Claims without seeds (exact, cost)
-    agree if their outcomes are the same.
+    agree if their outcomes are the same. What is missing in the replication does not agree.
 
     Args:
         published, replicated: claims' documents, with every seed's contrast in ``d``.
     """
     after = {claim["name"]: claim for claim in replicated}
-    pairs = [
-        (before["name"], "", before, after[before["name"]]) for before in published if before["name"] in after
-    ]
-    for name, _, before, now in list(pairs):
-        controls = {control["arm"]: control for control in now.get("controls") or ()}
+    pairs: list[tuple[Mapping[str, Any], str, Mapping[str, Any], Mapping[str, Any]]] = []
+    for before in published:
+        now = after.get(before["name"], {})
+        pairs.append((before, "", before, now))
         pairs += [
-            (name, control["arm"], control, controls[control["arm"]])
+            (before, control["arm"], _control(before, control["arm"]), _control(now, control["arm"]))
             for control in before.get("controls") or ()
-            if control["arm"] in controls
         ]
     level = 1 - (1 - LEVEL) / max(1, sum(_has_spread(a) and _has_spread(b) for _, _, a, b in pairs))
-    kinds = {claim["name"]: (claim["kind"], claim["primary"]) for claim in published}
     return [
         {
-            "claim": name,
+            "claim": claim["name"],
             "control": arm,
-            "primary": kinds[name][1],
+            "primary": claim["primary"],
             "published": _effect(before),
             "replicated": _effect(now),
-            **_difference(before, now, level, statistical=kinds[name][0] == "statistical"),
+            **_difference(before, now, level, statistical=claim["kind"] == "statistical"),
         }
-        for name, arm, before, now in pairs
+        for claim, arm, before, now in pairs
     ]
+
+
+def _control(claim: Mapping[str, Any], arm: str) -> Mapping[str, Any]:
+    """The claim's contrast with a control, also where the rule did not ask it."""
+    asked = {control["arm"]: control for control in claim.get("controls") or ()}
+    measured = {control["arm"]: control for control in claim.get("against") or ()}
+    return {**measured.get(arm, {}), **asked.get(arm, {})}
 
 
 def agrees(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Do the effects of all primary claims agree, and those of their controls?"""
-    return all(row["agrees"] for row in rows if row["primary"])
+    return bool(rows) and all(row["agrees"] for row in rows if row["primary"])
 
 
 def _effect(judged: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: judged.get(key) for key in ("outcome", "mean", "low", "high", "n")} | (
-        {"survives": judged["survives"]} if judged.get("survives") else {}
-    )
+    told = {key: judged.get(key) for key in ("outcome", "mean", "low", "high", "n")}
+    if told["mean"] is None and (d := _contrasts(judged)):
+        told |= {"mean": float(np.mean(d)), "n": len(d)}
+    return told | ({"survives": judged["survives"]} if judged.get("survives") else {})
 
 
 def _contrasts(judged: Mapping[str, Any]) -> list[float]:
@@ -78,7 +83,7 @@ def _difference(
     """How far the effects lie apart, the interval of that, and whether it holds 0."""
     old, new = _contrasts(before), _contrasts(now)
     if not statistical or len(old) < 2 or len(new) < 2:
-        same = before["outcome"] == now["outcome"]
+        same = not statistical and before["outcome"] == now.get("outcome")
         return {"difference": None, "low": None, "high": None, "level": None, "agrees": same}
     difference = float(np.mean(new) - np.mean(old))
     if np.ptp(old) == np.ptp(new) == 0:

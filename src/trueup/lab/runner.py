@@ -389,7 +389,7 @@ class _Session:
             provenance={
                 **(self.environment or environment(self.options.threads, self.options.device)),
                 "date": datetime.date.today().isoformat(),
-                "fingerprint": verdict_fingerprint(self.ref),
+                "fingerprint": verdict_fingerprint(self.ref, [d["sha256"] for d in self.data]),
                 "data": self.data,
             },
         )

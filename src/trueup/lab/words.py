@@ -187,13 +187,13 @@ def divergence_sentence(claim: ClaimDocument) -> str:
 
     >>> divergence_sentence({"n": 10, "missable_divergence": 0.2589})
     '10 seeds without a divergence do not exclude one in 4 runs.'
+    >>> divergence_sentence({"n": 20, "missable_divergence": 0.1391})
+    '20 seeds without a divergence do not exclude one in 8 runs.'
     """
     rate = claim.get("missable_divergence")
-    if not rate:
+    if not rate or claim["n"] < 2:
         return ""
-    return (
-        f"{plural(claim['n'], 'seed')} without a divergence do not exclude one in {round(1 / rate):,} runs."
-    )
+    return f"{claim['n']:,} seeds without a divergence do not exclude one in {math.ceil(1 / rate):,} runs."
 
 
 # -- a paper -------------------------------------------------------------------------------------------------
@@ -308,6 +308,15 @@ def _controlled(primary: Sequence[ClaimDocument], headline: ClaimDocument, contr
     if found != asked or headline not in found:
         gain += f" of {' and '.join(claim['name'] for claim in found)}"
     survive = "survive their controls" if several else "survives its control"
+    if any(claim["outcome"] not in ("reproduced", "smaller") for claim in found):
+        # found, and then left open for another reason, such as an arm at its grid's edge
+        lead = f"Against {'their controls' if several else 'its control'}, {gain}"
+        verb = {
+            "survives": "hold" if several else "holds",
+            "explained": "do not hold" if several else "does not hold",
+            "undecided": "are undecided" if several else "is undecided",
+        }
+        return f"{lead} {verb[control]}."
     return {
         "survives": f"{_capital(gain)} {survive}.",
         "explained": f"But {'controls explain' if several else 'a control explains'} {gain}.",
