@@ -858,6 +858,7 @@ def ledger_certify(
         typer.Argument(help="Papers with a published verdict; all whose code has changed if left out."),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core if left out.")] = None,
+    readme: Annotated[Path, typer.Option(help="The README whose table is renewed.")] = Path("README.md"),
 ) -> None:
     """Show that changed code computes what was published, so that no study is run anew. For maintainers.
 
@@ -905,6 +906,7 @@ def ledger_certify(
         errors.print("\nstopped: what was certified before is noted; the same command does the rest")
         raise typer.Exit(130) from None
     _print_certifications(found)
+    _renew(readme)
     raise typer.Exit(0 if all(getattr(f, "outcome", "") == "certified" for f in found.values()) else 1)
 
 

@@ -601,6 +601,7 @@ def command(published, monkeypatch, capsys):
     monkeypatch.setattr(evidence, "FOLDER", published.shipped)
     monkeypatch.setattr(cli, "_reference", lambda slug: published.ref)
     monkeypatch.setattr(cli.console, "width", 200, raising=False)
+    monkeypatch.setattr(cli, "_renew", lambda readme: call.renewed.append(readme))
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["trueup", "ledger", "certify", *arguments])
@@ -609,6 +610,7 @@ def command(published, monkeypatch, capsys):
         said = capsys.readouterr()
         return ended.value.code or 0, said.out + said.err
 
+    call.renewed = []
     return call
 
 
@@ -618,6 +620,7 @@ def test_the_command_certifies_what_is_stale_and_then_has_nothing_to_do(publishe
     code, out = command("--workers", "1")
     assert code == 0
     assert re.search(r"adamp +\d+ +certified +(\d+) of \1 cells equal the stored ones", out)
+    assert command.renewed == [Path("README.md")]
     code, out = command()
     assert (code, len(published.entry()["history"])) == (0, 1)
     assert "nothing to certify" in out
