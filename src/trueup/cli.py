@@ -196,7 +196,7 @@ def _standing(paper: papers.Paper, entries: dict[str, Any]) -> Standing:
     from trueup.lab.fingerprint import verdict_fingerprint
 
     published = entries[paper.slug]
-    hashes = [find(name).sha256 for name in published["provenance"].get("data", ())]
+    hashes = [find(data["name"]).sha256 for data in published["provenance"].get("data", ())]
     return ledger.standing(published, verdict_fingerprint(StudyRef("module", paper.study), hashes))
 
 

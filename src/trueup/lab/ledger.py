@@ -91,7 +91,7 @@ def entry(outcome: Mapping[str, Any]) -> dict[str, Any]:
         "cost": {k: outcome["cost"][k] for k in ("cells", "cpu_seconds", "stage_seconds", "peak_memory")},
         "provenance": {
             **{k: provenance.get(k, "") for k in ("trueup", "torch", "date", "fingerprint")},
-            "data": [data["name"] for data in provenance.get("data", ())],
+            "data": list(provenance.get("data", ())),
         },
         "history": [],
     }
