@@ -223,7 +223,7 @@ def _print_claims(outcome: dict[str, Any], *, standing: Standing = "published") 
 
 
 def _print_history(published: dict[str, Any]) -> None:
-    """What happened to a published verdict, oldest first."""
+    """Print the history of a published verdict, oldest event first."""
     from trueup.lab.ledger import event_words
 
     for event in published.get("history", ()):
@@ -645,7 +645,7 @@ def ledger_show(context: typer.Context) -> None:
         _print_indented(escape(verdict["sentence"]), 2)
         _print_indented(f"[dim]{'; '.join(facts)}[/]", 2)
     console.print()
-    console.print("`trueup show SLUG` tells every claim, and what happened to the verdict.", style="dim")
+    console.print("`trueup show SLUG` prints every claim and the history of its verdict.", style="dim")
 
 
 @ledger_app.command("publish")
@@ -726,7 +726,7 @@ def ledger_evidence(
     slug: Annotated[str, typer.Argument(help="A paper with a published verdict.")],
     csv: Annotated[bool, typer.Option("--csv", help="Print every cell as comma-separated values.")] = False,
 ) -> None:
-    """What a published verdict rests on: its cells, its seeds and where it was computed.
+    """Show what a published verdict rests on: its cells, its seeds and where it was computed.
 
     For example: trueup ledger evidence adamp --csv > adamp.csv
     """
@@ -829,11 +829,11 @@ def _print_replication(rows: Sequence[dict[str, Any]]) -> None:
             + ("" if row[run]["mean"] is None else f" {row[run]['mean']:.3g}")
             for run in ("published", "replicated")
         )
-        told = ""
+        apart = ""
         if row["difference"] is not None:
-            told = f"{row['difference']:.2g} ({row['low']:.2g} to {row['high']:.2g})"
+            apart = f"{row['difference']:.2g} ({row['low']:.2g} to {row['high']:.2g})"
         name = row["claim"] + (f", control {row['control']}" if row["control"] else "")
-        table.add_row(name, old, new, told, "[green]yes[/]" if row["agrees"] else "[red]no[/]")
+        table.add_row(name, old, new, apart, "[green]yes[/]" if row["agrees"] else "[red]no[/]")
     console.print(table)
 
 

@@ -236,7 +236,7 @@ INSTRUCTION_VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR"
 
 
 def environment(threads: int, device: str) -> dict[str, str]:
-    """What decides a cell's last bits beside its code: libraries, threads, processor, instruction sets."""
+    """Name what decides a cell's last bits beside its code: libraries, threads, processor, instructions."""
     import scipy
     import sklearn
     import torch

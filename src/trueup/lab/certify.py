@@ -50,7 +50,7 @@ class CertifyError(StudyError):
 
 
 class Progress(Protocol):
-    """What a caller may show while a verdict is certified."""
+    """Receives the progress of a certification."""
 
     def begin(self, slug: str, cells: int) -> None: ...
     def done(self, cells: int) -> None: ...
@@ -93,7 +93,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Certification:
-    """What came out for one verdict.
+    """The result for one verdict.
 
     Attributes:
         outcome: ``differs`` if a cell does; ``failed`` if all that is wrong is that cells cannot be computed
@@ -494,7 +494,7 @@ class Repository:
         self._git("worktree", "prune")
 
     def _git(self, *arguments: str, check: bool = True) -> str:
-        """What git prints; without ``check`` nothing where it fails."""
+        """Return what git prints; without ``check`` nothing where it fails."""
         try:
             done = subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, text=True)
         except OSError as error:

@@ -124,7 +124,7 @@ def document(
 
 
 def measured(study: Study, document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the present contrasts make of the stored numbers; as stored if nothing changed."""
+    """Measure the claims anew from the stored numbers; as stored if no contrast changed."""
     from trueup.lab.measured import measure
 
     made = [claim.to_json() for claim in measure(study, _gathered(study, document))]
@@ -150,7 +150,7 @@ def rejudge(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str,
 
 
 def _gathered(study: Study, document: Mapping[str, Any]) -> Evidence:
-    """What the run of this evidence had gathered, as far as contrasts can read it."""
+    """Rebuild what the run of this evidence had gathered, as far as contrasts can read it."""
     from trueup.lab.cell import CellResult, items
     from trueup.lab.measured import Evidence
     from trueup.lab.tuning import Tuned
@@ -280,7 +280,7 @@ def digest(result: CellResult) -> str:
 
 
 def cell_record(cell: Cell, result: CellResult, series: Iterable[str] = ()) -> dict[str, Any]:
-    """What the evidence keeps of a cell; of its series those that a contrast reads."""
+    """Record a cell; of its series those that a contrast reads."""
     return {
         "kind": cell.kind,
         "arm": cell.arm,
@@ -410,7 +410,7 @@ def _contrast(contrast: Contrast) -> dict[str, Any]:
 
 
 def changed(study: Study, document: Mapping[str, Any]) -> str | None:
-    """What of a study is not as it was published, in words; ``None`` if its plan and its contrasts are.
+    """Say what of a study is not as it was published; ``None`` if its plan and its contrasts are.
 
     The contrasts are computed anew from the stored numbers.
     """
@@ -484,7 +484,7 @@ def _by_label(items: Sequence[Any]) -> dict[str, Any] | None:
 
 
 def _label(item: Any) -> str | None:
-    """What an item of a list is called, if it is called anything."""
+    """Return the name of an item of a list, if it has any."""
     if isinstance(item, dict):
         for name in ("name", "arm", "text"):
             if name in item:

@@ -463,7 +463,7 @@ class _StripDeclarations(ast.NodeTransformer):
         return self._depth == 0 or not declared or declared in self._counted
 
     def _declared(self, node: ast.AST) -> str:
-        """What a call declares, by the lab's own name; "" for anything else."""
+        """Name what a call declares, by the lab's own name; "" for anything else."""
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
             return ""
         name = self._names.get(node.func.id, "")
