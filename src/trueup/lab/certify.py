@@ -440,7 +440,10 @@ class Repository:
             CertifyError: if a file under ``src`` is not committed, or git was told not to look at it. The
                 ledger and the evidence may be: publishing and certifying write them.
         """
-        ours = ("src", ":(exclude)src/trueup/ledger.json", ":(exclude)src/trueup/evidence")
+        ours = [
+            *("src", ":(exclude)src/trueup/ledger.json", ":(exclude)src/trueup/evidence"),
+            ":(exclude,glob)src/**/__pycache__/**",
+        ]
         changed = self._git("status", "--porcelain", "--untracked-files=all", "--", *ours).splitlines()
         listed = self._git("ls-files", "--others", "--ignored", "--exclude-standard", "--", *ours)
         hidden = [line for line in listed.splitlines() if line.endswith(".py")]

@@ -1,7 +1,7 @@
 """Can a net whose weights are standardised and scaled do without batch norm, and learn from single images?
 The layer of Zhuang, Lyu 2024, arXiv 2306.05879; nothing here is federated yet."""
 
-from __future__ import annotations
+from __future__ import annotations  # noqa: I001 (long lists of names are packed)
 
 import itertools
 from typing import Any
@@ -11,26 +11,12 @@ from torch import nn
 
 from trueup import data
 from trueup.lab import (
-    Arm,
-    Axis,
-    Claim,
-    Condition,
-    ExactClaim,
-    Figure,
-    Metric,
-    Run,
-    Study,
-    difference,
-    non_inferiority,
-)
+    Arm, Axis, Claim, Condition, ExactClaim, Figure, Metric, Run, Study, difference, non_inferiority,
+)  # fmt: skip
 from trueup.nn import (
-    ScaledWeightStandardization,
-    activation_gain,
-    adaptive_clip_grad_,
-    bake,
-    parametrize_weights,
+    ScaledWeightStandardization, activation_gain, adaptive_clip_grad_, bake, parametrize_weights,
     scaled_standardize_weight,
-)
+)  # fmt: skip
 from trueup.training import evaluate, minibatches
 
 RELU = activation_gain("relu")
@@ -119,14 +105,10 @@ def drift(gamma: float, seed: int) -> float:
 
 
 DESK = {
-    "n_train": 500,
-    "n_test": 1297,
-    "widths": (16, 32, 32),
+    "n_train": 500, "n_test": 1297, "widths": (16, 32, 32),
     # as many as fit into four minutes: one epoch of single images, twelve of batches of 32
-    "updates": {1: 500, 32: 200},
-    "norm": False,
-    "clip": 0.0,
-}
+    "updates": {1: 500, 32: 200}, "norm": False, "clip": 0.0,
+}  # fmt: skip
 SCALED = {"standardised": True}
 
 study = Study(

@@ -1,7 +1,7 @@
 """Does layer normalisation keep with tiny batches what batch normalisation loses there, and does it let an
 LSTM learn in fewer updates, and with a rate that is off? Ba, Kiros, Hinton 2016, arXiv 1607.06450."""
 
-from __future__ import annotations
+from __future__ import annotations  # noqa: I001 (long lists of names are packed)
 
 from collections.abc import Callable
 from typing import Any
@@ -12,19 +12,8 @@ from torch import Tensor, nn
 
 from trueup import data
 from trueup.lab import (
-    Arm,
-    Axis,
-    Claim,
-    Condition,
-    Figure,
-    Metric,
-    Run,
-    Study,
-    difference,
-    equivalence,
-    log_ratio,
-    spread,
-)
+    Arm, Axis, Claim, Condition, Figure, Metric, Run, Study, difference, equivalence, log_ratio, spread,
+)  # fmt: skip
 from trueup.models import SequenceClassifier, mlp
 from trueup.nn import LayerNormLSTM
 from trueup.training import evaluate, minibatches, train
