@@ -367,8 +367,7 @@ def _context() -> BaseContext:
 
 @contextlib.contextmanager
 def _inherited(threads: int) -> Iterator[None]:
-    """What a worker must have from its first moment: the libraries' threads and instruction sets, and
-    deaf ears for Ctrl-C."""
+    """Set what a worker must inherit: the libraries' threads and instruction sets, and a blocked Ctrl-C."""
     wanted = dict.fromkeys(_THREAD_VARIABLES, str(threads)) | pinned_instructions()
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

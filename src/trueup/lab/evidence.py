@@ -219,7 +219,7 @@ def _series_read(study: Study, gathered: Evidence) -> tuple[str, ...]:
 
 
 def _check_continuous(study: Study, cells: Mapping[Cell, CellResult]) -> None:
-    """Refuse an arm of whose numbers none tells its seeds apart: a coarse accuracy hides small changes."""
+    """Refuse an arm without a number that differs between seeds: a coarse accuracy hides small changes."""
     results: defaultdict[tuple[str, Any], list[Mapping[str, float]]] = defaultdict(list)
     for cell, result in cells.items():
         if cell.kind == "report" and result.status == "ok":

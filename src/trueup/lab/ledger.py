@@ -78,7 +78,7 @@ def read(path: Path | None = None) -> dict[str, Any]:
 
 
 def entry(outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """What the ledger keeps of an outcome document."""
+    """Make a ledger entry of an outcome document."""
     provenance = outcome["provenance"]
     return {
         "slug": outcome["slug"],
@@ -183,7 +183,7 @@ def _publish(
 
 
 def _outcomes(verdict: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What an event of the history says of a verdict."""
+    """Summarize a verdict for an event of the history."""
     return {
         "verdict": verdict["outcome"],
         "control": verdict["control"],

@@ -26,7 +26,7 @@ Looks: TypeAlias = Sequence[tuple[float, Sequence[int]]]  # alpha, and the seeds
 
 @dataclass
 class Evidence:
-    """What a run of a study has gathered.
+    """The results that a run of a study has gathered.
 
     Attributes:
         report: results of the report cells.
@@ -127,7 +127,7 @@ class MeasuredClaim:
 
 
 def measure(study: Study, evidence: Evidence) -> list[MeasuredClaim]:
-    """What each claim of a study is judged by, in the study's order."""
+    """Measure every claim of a study, in the study's order."""
     return [_measure(study, claim, evidence) for claim in study.claims]
 
 

@@ -96,7 +96,7 @@ def _statistical(claim: MeasuredClaim, looks: Looks) -> Judged:
 def _over_looks(
     claim: MeasuredClaim, contrast: MeasuredContrast, margin: float, looks: Looks, control: bool = False
 ) -> Judged:
-    """What stands after the looks begun, with the seeds of the last look that it needed."""
+    """Judge over the looks begun, with the seeds of the last look that was needed."""
     each = (_at_look(contrast, margin, looks, number, control) for number in range(1, 1 + len(looks)))
     look, judgement, links = verdict.over_looks(each)
     return Judged(claim, judgement, judgement, look, _seeds(looks, look), links)
@@ -260,7 +260,7 @@ def verdict_document(
 
 
 def describe(study: Study, claim: AnyClaim) -> dict[str, Any]:
-    """What a claim's document says before anything is judged."""
+    """Describe a claim, before anything is judged."""
     out: dict[str, Any] = {
         "name": claim.name,
         "statement": claim.statement,

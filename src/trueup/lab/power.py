@@ -18,7 +18,7 @@ from trueup.lab.verdict import Judgement, fewest_seeds
 def power(effect_sd: float, n: int, alpha: float) -> float:
     """Chance that a one-sided t-test on ``n`` seeds finds an effect of ``effect_sd`` standard deviations.
 
-    None where ``n`` is below the fewest seeds that can decide anything: 6 at .025, 8 at .005.
+    Zero where ``n`` is below the fewest seeds that can decide anything: 6 at .025, 8 at .005.
 
     >>> round(power(1.16, 10, 0.005), 2), round(power(0.66, 20, 0.02), 2)
     (0.66, 0.77)
