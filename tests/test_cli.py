@@ -492,6 +492,27 @@ def test_only_the_published_code_is_replicated(trueup, published):
     assert trueup("ledger", "replicate", "tiny", "--workers", "1")[0] == 0
 
 
+def test_a_verdict_stands_on_the_data_it_names(monkeypatch):
+    from trueup.data.sets import find
+
+    hashed = []
+    monkeypatch.setattr(
+        "trueup.lab.fingerprint.verdict_fingerprint", lambda ref, hashes=(): hashed.append(list(hashes))
+    )
+    entry = ledger.read()["adamp"]
+    assert cli._standing(papers.get("adamp"), {"adamp": entry}) == "stale"
+    assert hashed == [[find("digits").sha256]]
+
+
+def test_a_verdict_without_its_evidence_is_shown_without_dots(published, trueup, tmp_path, monkeypatch):
+    monkeypatch.setattr(papers, "CATALOGUE", [papers.get("tiny")])
+    (tmp_path / "evidence" / "tiny.json.gz").write_bytes(b"damaged")
+    code, _, err = trueup("report")
+    assert code == 0
+    assert "without every seed's dot: " in " ".join(err.split())
+    assert "is damaged" in " ".join(err.split())
+
+
 def test_publishing_again_needs_a_reason(trueup, published):
     assert trueup("ledger", "publish", "tiny")[0] == 0  # the same: nothing to do
     path = Path("tiny.py")

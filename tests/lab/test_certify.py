@@ -320,6 +320,8 @@ def test_of_a_study_without_seeds_all_is_drawn(document):
         ('"plain", "accuracy")', '"control", "accuracy")', "contrast of better: "),
         ("(8, 0.005), (16, 0.02)", "(8, 0.005)", "looks"),
         ("(0.5, 1.0, 2.0)", "(0.5, 1.0)", "scale"),
+        ("at_most=1.0", "at_most=2.0", "at_most of cheap: 1.0 published, 2.0 now"),
+        ("rounds=8", "rounds=9", "rounds of cheap: 8 published, 9 now"),
     ],
 )
 def test_another_protocol_is_refused_and_named(tmp_path, document, before, after, named):
@@ -506,6 +508,37 @@ def test_code_that_git_does_not_show_is_refused(published, how):
         Repository(published.root).require_clean()
 
 
+class Editor(certify.Silent):
+    """Does something to the code while a verdict is certified."""
+
+    def __init__(self, edit):
+        self.edit = edit
+
+    def begin(self, slug, cells):
+        self.edit()
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_code_that_changes_while_it_is_certified_is_refused(published, committed):
+    def edit():
+        (published.root / CODE).write_text(METHOD + "\n")
+        if committed:
+            commit(published.root)
+
+    with pytest.raises(CertifyError, match="the code changed while" if committed else "not committed"):
+        published.certify(progress=Editor(edit))
+    assert published.entry()["history"] == []
+
+
+def test_a_package_from_elsewhere_is_refused(published):
+    package = ("package = Path(__file__).parents[1]", "package = Path('/elsewhere/trueup')")
+    read = ('(package / "method.py")', '(Path(__file__).parents[1] / "method.py")')
+    commit(published.root, {"src/trueup/lab/recompute.py": edited(STAND_IN, package, read)})
+    with pytest.raises(CertifyError, match=r"but /elsewhere/trueup was: something on Python's path"):
+        published.certify()
+    assert published.entry()["history"] == []
+
+
 def test_a_study_that_is_no_longer_the_published_one_is_refused_before_anything_runs(published):
     easier = edited(STUDY, ("min_effect=0.002", "min_effect=0.001"))
     commit(published.root, {"study.py": easier, CODE: "raise ValueError('this is not run')"})
@@ -551,6 +584,13 @@ def test_what_a_killed_certification_left_is_removed_and_a_running_one_kept(publ
         git(published.root, "worktree", "add", "--detach", str(folder / "tree"))
     published.certify()
     assert (dead.exists(), alive.exists()) == (False, True)
+    assert worktrees(published.root) == 2
+
+
+def test_a_missing_worktree_of_the_users_own_stays_registered(published, tmp_path):
+    git(published.root, "worktree", "add", "--detach", str(tmp_path / "mine"))
+    shutil.rmtree(tmp_path / "mine")  # it may lie on a disk that is not mounted now
+    published.certify()
     assert worktrees(published.root) == 2
 
 

@@ -46,7 +46,10 @@ def spoil():
     torch.use_deterministic_algorithms(True)
     torch.set_float32_matmul_precision("medium")
     torch.backends.cudnn.benchmark = True
+    torch.backends.mkldnn.enabled = False
+    torch.set_flush_denormal(True)
     torch.set_num_threads(3)
+    sys.setrecursionlimit(3333)
     np.seterr(all="raise")
     warnings.simplefilter("error")
     os.chdir("/")
@@ -61,6 +64,9 @@ def state():
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "precision": torch.get_float32_matmul_precision() == "highest",
         "cudnn": torch.backends.cudnn.benchmark,
+        "mkldnn": torch.backends.mkldnn.enabled,
+        "denormal": bool(torch.full((1,), 1e-308, dtype=torch.float64, device="cpu") / 10 == 0),
+        "recursion": sys.getrecursionlimit() == 3333,
         "threads": torch.get_num_threads(),
         "numpy": np.geterr()["divide"] == "raise",
         "warnings": warnings.filters[0][0] == "error",
@@ -233,6 +239,9 @@ _CLEAN = {
     "deterministic": 0.0,
     "precision": 1.0,
     "cudnn": 0.0,
+    "mkldnn": 1.0,
+    "denormal": 0.0,
+    "recursion": 0.0,
     "threads": 1.0,
     "numpy": 0.0,
     "warnings": 0.0,
@@ -578,6 +587,18 @@ def test_memory_of_a_cuda_device_is_its_allocators(monkeypatch: pytest.MonkeyPat
 
 
 # -- loading a study -----------------------------------------------------------------------------------------
+def test_an_edit_within_the_clocks_second_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "quick.py"
+    for question in ("Is a on?", "Is b on?"):  # as long as each other, and as old to the second
+        path.write_text(
+            STUDY + f"\nfrom dataclasses import replace\nstudy = replace(study, question='{question}')"
+        )
+        os.utime(path, (1e9, 1e9))
+        engine_module._load.cache_clear()
+        assert StudyRef("file", str(path)).load().question == question
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -102,7 +102,7 @@ def test_an_incomplete_verdict_is_not_published(outcomes, publish):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "named"),
     [
         (
             lambda s: {"claims": (replace(s.claims[0], min_effect=0.05), *s.claims[1:])},
@@ -115,12 +115,12 @@ def test_an_incomplete_verdict_is_not_published(outcomes, publish):
         (lambda s: {"metrics": (replace(s.metrics[0], worst=-5.0),)}, "worst of score"),
     ],
 )
-def test_other_claims_or_grids_need_another_protocol_number(runs, tmp_path, outcomes, publish, change, told):
+def test_other_claims_or_grids_need_another_protocol_number(runs, tmp_path, outcomes, publish, change, named):
     publish()
     before = (tmp_path / "ledger.json").read_text()
     study = runs["ref"].load()
     changed = evidence.changed(replace(study, **change(study)), evidence.read("toy", tmp_path))
-    assert told in changed
+    assert named in changed
     outcomes["published"]["provenance"]["fingerprint"] = "of the edited study"
     with pytest.raises(ledger.LedgerError, match=r"(?s)another plan.*Raise the study's protocol number"):
         publish(reason="better so", changed=changed)
@@ -132,7 +132,7 @@ def with_claim(study, name, **changes):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "named"),
     [
         (lambda s: {"arms": (replace(s.arms[0], settings={"depth": 9}), *s.arms[1:])}, "depth of settings"),
         (lambda s: {"scales": {**s.scales, "desk": {"epochs": 9}}}, "epochs of settings"),
@@ -146,10 +146,10 @@ def with_claim(study, name, **changes):
         (lambda s: {"data": ("digits",)}, "data"),
     ],
 )
-def test_the_plan_sees_all_that_is_declared(runs, tmp_path, publish, change, told):
+def test_the_plan_sees_all_that_is_declared(runs, tmp_path, publish, change, named):
     publish()
     study = runs["ref"].load()
-    assert told in evidence.changed(replace(study, **change(study)), evidence.read("toy", tmp_path))
+    assert named in evidence.changed(replace(study, **change(study)), evidence.read("toy", tmp_path))
 
 
 def test_publish_compares_the_plans_itself(outcomes, publish):
@@ -289,8 +289,8 @@ def test_two_writers_lose_nothing(tmp_path, publish):
     path = str(tmp_path / "ledger.json")
     writers = [subprocess.Popen([sys.executable, "-c", script, who, path]) for who in ("a", "b")]
     assert [writer.wait(60) for writer in writers] == [0, 0]
-    told = {(e["who"], e["i"]) for e in entry_of(tmp_path)["history"] if e["event"] == "certified"}
-    assert told == {(who, i) for who in "ab" for i in range(15)}
+    kept = {(e["who"], e["i"]) for e in entry_of(tmp_path)["history"] if e["event"] == "certified"}
+    assert kept == {(who, i) for who in "ab" for i in range(15)}
 
 
 def test_published_code_that_was_found_to_differ_is_stale(publish):

@@ -68,6 +68,7 @@ def test_a_control_that_the_replication_does_not_ask_is_compared_all_the_same():
 
 def test_what_is_missing_in_the_replication_does_not_agree():
     assert not agrees(compare_effects([claim(0.5)], []))
+    assert not agrees(compare_effects([], []))
     without = claim(0.5) | {"against": [], "controls": []}
     assert not agrees(compare_effects([claim(0.5, controls=[("light", 0.5)])], [without]))
 

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import re
+import sys
 import time
 import traceback
 import warnings
@@ -107,6 +108,7 @@ def _globals_restored() -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     precision = torch.get_float32_matmul_precision()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    mkldnn, recursion = torch.backends.mkldnn.enabled, sys.getrecursionlimit()
     numpy_errors, variables, folder = np.geterr(), dict(os.environ), _working_directory()
     try:
         with warnings.catch_warnings():
@@ -122,6 +124,9 @@ def _globals_restored() -> Iterator[None]:
             torch.set_default_device(None if device.type == "cpu" else device)
         if cudnn != (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark):
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+        if mkldnn != torch.backends.mkldnn.enabled:
+            torch.backends.mkldnn.enabled = mkldnn
+        sys.setrecursionlimit(recursion)
         np.seterr(**numpy_errors)
         if dict(os.environ) != variables:
             os.environ.clear()

@@ -437,7 +437,7 @@ class Repository:
         """The present commit, provided that what is run is what it holds.
 
         Raises:
-            CertifyError: if a file under ``src`` is not committed, or git was told not to look at it. The
+            CertifyError: if a file under ``src`` is not committed, or git is set to ignore its changes. The
                 ledger and the evidence may be: publishing and certifying write them.
         """
         ours = [
@@ -485,16 +485,20 @@ class Repository:
             self._git("-c", hooks, "worktree", "add", "--quiet", "--detach", str(tree), commit)
             yield tree
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-            self._git("worktree", "prune", check=False)
+            self._remove(scratch)
 
     def _clear_leftovers(self) -> None:
         """Remove the worktrees of certifications that were killed."""
         for line in self._git("worktree", "list", "--porcelain").splitlines():
             left = re.fullmatch(r"worktree (.*[/\\]trueup-certify-(\d+)-\w+)[/\\]tree", line)
             if left and not is_alive(int(left[2])):
-                shutil.rmtree(left[1], ignore_errors=True)
-        self._git("worktree", "prune")
+                self._remove(Path(left[1]))
+
+    def _remove(self, scratch: Path) -> None:
+        """Remove a certification's folder and its worktree alone; `prune` would take the user's missing ones."""
+        shutil.rmtree(scratch, ignore_errors=True)
+        # forced twice, since a worktree is locked while it is made
+        self._git("worktree", "remove", "--force", "--force", str(scratch / "tree"), check=False)
 
     def _git(self, *arguments: str, check: bool = True) -> str:
         """Return what git prints; without ``check`` nothing where it fails."""

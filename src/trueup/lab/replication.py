@@ -63,10 +63,10 @@ def agrees(rows: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _effect(judged: Mapping[str, Any]) -> dict[str, Any]:
-    told = {key: judged.get(key) for key in ("outcome", "mean", "low", "high", "n")}
-    if told["mean"] is None and (d := _contrasts(judged)):
-        told |= {"mean": float(np.mean(d)), "n": len(d)}
-    return told | ({"survives": judged["survives"]} if judged.get("survives") else {})
+    effect = {key: judged.get(key) for key in ("outcome", "mean", "low", "high", "n")}
+    if effect["mean"] is None and (d := _contrasts(judged)):
+        effect |= {"mean": float(np.mean(d)), "n": len(d)}
+    return effect | ({"survives": judged["survives"]} if judged.get("survives") else {})
 
 
 def _contrasts(judged: Mapping[str, Any]) -> list[float]:

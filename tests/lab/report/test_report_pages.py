@@ -278,12 +278,21 @@ def test_an_edge_in_the_tuning_grid_is_told(folder: Path) -> None:
     assert "about 14" in page(folder, "power-norm.html").text
 
 
+def test_how_many_trials_the_arms_had_is_counted(folder: Path, tmp_path: Path) -> None:
+    assert "Every arm had 4 trials at each condition it was tuned at" in page(folder, "adamp.html").text
+    first, *others = made.study()["tuning"]
+    widened = [first | {"trials": [*first["trials"], {**first["trials"][0], "winner": False}]}, *others]
+    write_report(tmp_path, [made.study(tuning=widened)], made.PAPERS, {})
+    assert "with what a widened grid added, they had 4 to 5" in page(tmp_path, "adamp.html").text
+
+
 def test_a_study_whose_results_are_of_another_code_says_so(tmp_path: Path) -> None:
     empty = [entry | {"trials": []} for entry in made.study()["tuning"]]
     write_report(tmp_path, [made.study(cells=[], series=[], tuning=empty)], made.PAPERS, {})
     text = page(tmp_path, "adamp.html").text
     assert "No stored result fits the present code" in text
     assert "no winner" not in text
+    assert "0 trials" not in text
 
 
 def test_a_number_that_is_no_metric_has_no_direction() -> None:
