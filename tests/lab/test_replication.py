@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+from toy import InlineEngine, write_toy
 
+from trueup.lab import runner
+from trueup.lab.engine import StudyRef
 from trueup.lab.replication import agrees, compare_effects
+from trueup.lab.store import Store
 from trueup.lab.verdict import judge
 
 NOISE = np.array([-0.13, 0.06, 0.02, -0.05, 0.11, -0.08, 0.09, -0.02, 0.04, -0.04])
@@ -64,6 +68,18 @@ def test_a_control_that_the_replication_does_not_ask_is_compared_all_the_same():
     assert (before["outcome"], now["outcome"], now["controls"]) == ("reproduced", "inconclusive", [])
     rows = compare_effects([before], [now])
     assert [(row["control"], row["agrees"]) for row in rows] == [("", True), ("light", False)]
+
+
+def test_a_run_measures_its_controls_whether_asked_or_not(tmp_path):
+    with Store(tmp_path / "store.sqlite") as store:
+        study = StudyRef("file", write_toy(tmp_path, gain=0.0))
+        better = runner.run(study, store, InlineEngine())["claims"][0]
+    assert better["outcome"] not in ("reproduced", "smaller")
+    assert better["controls"] == []
+    (control,) = better["against"]
+    assert control["arm"] == "control"
+    assert [one["seed"] for one in control["d"]] == [one["seed"] for one in better["d"]]
+    assert {one["d"] for one in control["d"]} != {one["d"] for one in better["d"]}
 
 
 def test_what_is_missing_in_the_replication_does_not_agree():

@@ -495,7 +495,7 @@ class Repository:
                 self._remove(Path(left[1]))
 
     def _remove(self, scratch: Path) -> None:
-        """Remove a certification's folder and its worktree alone; `prune` would take the user's missing ones."""
+        """Remove a certification's folder and worktree; `prune` would also take missing ones of the user."""
         shutil.rmtree(scratch, ignore_errors=True)
         # forced twice, since a worktree is locked while it is made
         self._git("worktree", "remove", "--force", "--force", str(scratch / "tree"), check=False)
