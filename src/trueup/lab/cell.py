@@ -104,8 +104,7 @@ def _globals_restored() -> Iterator[None]:
 
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = _deterministic()
     precision = torch.get_float32_matmul_precision()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     mkldnn, recursion = torch.backends.mkldnn.enabled, sys.getrecursionlimit()
@@ -118,7 +117,8 @@ def _globals_restored() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(grad)
         torch.set_flush_denormal(False)  # nothing says what it was; this is the default
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        if _deterministic() != deterministic:  # the call imports half of torch's compiler
+            torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         torch.set_float32_matmul_precision(precision)
         if torch.get_default_device() != device:  # to name one makes every call slower
             torch.set_default_device(None if device.type == "cpu" else device)
@@ -134,6 +134,14 @@ def _globals_restored() -> Iterator[None]:
         if folder is not None and folder != _working_directory():
             with contextlib.suppress(OSError):  # it may be gone
                 os.chdir(folder)
+
+
+def _deterministic() -> tuple[bool, bool]:
+    """Are deterministic algorithms asked of torch, and by warnings only?"""
+    import torch
+
+    enabled = torch.are_deterministic_algorithms_enabled()
+    return enabled, torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 def _working_directory() -> str | None:
