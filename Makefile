@@ -36,7 +36,7 @@ $(VENV)/installed-%: pyproject.toml constraints.txt $(VENV)/torch
 
 test: doctest shapes suite
 
-# power_norm_triton.py cannot be imported where torch is built without CUDA: it comes without Triton there.
+# _kernels/power_norm_triton.py cannot be imported where torch is built without CUDA: it comes without Triton there.
 DOCTEST := --doctest-modules --doctest-ignore-import-errors
 
 doctest: $(VENV)/installed-test

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.harness import Measured
-from trueup.lab import runner
-from trueup.lab.engine import LocalEngine, StudyRef
-from trueup.lab.runner import Options
-from trueup.lab.store import Store
+from trueup.lab import _runner as runner
+from trueup.lab._engine import LocalEngine, StudyRef
+from trueup.lab._runner import Options
+from trueup.lab._store import Store
 
 CELLS = 1000
 NO_OP = """

@@ -16,10 +16,10 @@ from mkdocs.structure.files import File, Files
 
 from trueup import papers
 from trueup.lab import ledger
-from trueup.lab.engine import StudyRef
-from trueup.lab.fingerprint import code_fingerprint
-from trueup.lab.outcomes import outcome_words
-from trueup.lab.report.wording import FIDELITY, ORIGIN
+from trueup.lab._engine import StudyRef
+from trueup.lab._fingerprint import code_fingerprint
+from trueup.lab._outcomes import outcome_words
+from trueup.lab.report._phrases import FIDELITY, ORIGIN
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from conformance import estimators, layers, optimizers

@@ -383,7 +383,7 @@ def test_compare_averages_over_the_columns_named(trueup):
 def test_a_run_that_is_interrupted_says_that_nothing_is_lost(trueup):
     code, _, err = trueup("run", write_study("raise KeyboardInterrupt"), "--store", "s.sqlite")
     assert code in (1, 130)  # in a worker it is that cell's failure
-    with mock.patch("trueup.lab.runner.run", side_effect=KeyboardInterrupt):
+    with mock.patch("trueup.lab._runner.run", side_effect=KeyboardInterrupt):
         code, _, err = trueup("run", "tiny.py", "--store", "s.sqlite")
     assert code == 130
     assert "every finished cell is kept; the same command goes on from there" in err
@@ -426,9 +426,9 @@ def published(trueup, monkeypatch, tmp_path):
     """A paper of one's own whose verdict is published in a ledger of one's own; its standing, to be set."""
     from dataclasses import replace
 
-    from trueup.lab import evidence
-    from trueup.lab.certify import Repository
-    from trueup.lab.engine import StudyRef
+    from trueup.lab import _evidence as evidence
+    from trueup.lab._certify import Repository
+    from trueup.lab._engine import StudyRef
 
     path = Path(write_study()).resolve()
     ref = StudyRef("file", str(path))
@@ -493,11 +493,11 @@ def test_only_the_published_code_is_replicated(trueup, published):
 
 
 def test_a_verdict_stands_on_the_data_it_names(monkeypatch):
-    from trueup.data.sets import find
+    from trueup.data._sets import find
 
     hashed = []
     monkeypatch.setattr(
-        "trueup.lab.fingerprint.verdict_fingerprint", lambda ref, hashes=(): hashed.append(list(hashes))
+        "trueup.lab._fingerprint.verdict_fingerprint", lambda ref, hashes=(): hashed.append(list(hashes))
     )
     entry = ledger.read()["adamp"]
     assert cli._standing(papers.get("adamp"), {"adamp": entry}) == "stale"

@@ -34,10 +34,10 @@ except ModuleNotFoundError as error:  # pragma: no cover
 from trueup import papers
 
 if TYPE_CHECKING:
-    from trueup.lab.cell import Cell, CellResult
-    from trueup.lab.engine import StudyRef
+    from trueup.lab._cell import Cell, CellResult
+    from trueup.lab._engine import StudyRef
+    from trueup.lab._runner import Options
     from trueup.lab.ledger import Standing
-    from trueup.lab.runner import Options
 
 app = typer.Typer(
     name="trueup",
@@ -65,9 +65,9 @@ STORE = Path("trueup-lab/store.sqlite")
 def main() -> None:
     """Entry point: errors that a user can mend are one message and exit code 2, never a traceback."""
     from trueup.data import FetchError
-    from trueup.lab.engine import EngineError
+    from trueup.lab._engine import EngineError
+    from trueup.lab._store import StoreError
     from trueup.lab.report import ReportError
-    from trueup.lab.store import StoreError
 
     try:
         app()
@@ -95,7 +95,7 @@ def _print_indented(text: str, by: int = 4) -> None:
 
 
 def _chip(word: str, standing: Standing = "published", scale: str = "desk") -> str:
-    from trueup.lab.outcomes import outcome_words, shown
+    from trueup.lab._outcomes import outcome_words, shown
 
     note = "" if standing == "published" else f" [dim]({standing})[/]"
     return f"[{shown(word).colour}]{outcome_words(word, scale)}[/]{note}"
@@ -177,7 +177,7 @@ def show(slug: Annotated[str, typer.Argument(help="A paper's slug, as `trueup li
         _print_claims(entries[slug], standing=_standing(paper, entries))
         _print_history(entries[slug])
     else:
-        from trueup.lab.engine import StudyRef
+        from trueup.lab._engine import StudyRef
 
         table = Table(box=box.SIMPLE_HEAD, title="claims, not judged yet", title_justify="left")
         table.add_column("claim", style="bold")
@@ -190,10 +190,10 @@ def show(slug: Annotated[str, typer.Argument(help="A paper's slug, as `trueup li
 
 def _standing(paper: papers.Paper, entries: dict[str, Any]) -> Standing:
     """Is the present code the published one, certified since, or neither?"""
-    from trueup.data.sets import find
+    from trueup.data._sets import find
     from trueup.lab import ledger
-    from trueup.lab.engine import StudyRef
-    from trueup.lab.fingerprint import verdict_fingerprint
+    from trueup.lab._engine import StudyRef
+    from trueup.lab._fingerprint import verdict_fingerprint
 
     published = entries[paper.slug]
     hashes = [find(data["name"]).sha256 for data in published["provenance"].get("data", ())]
@@ -201,7 +201,7 @@ def _standing(paper: papers.Paper, entries: dict[str, Any]) -> Standing:
 
 
 def _print_claims(outcome: dict[str, Any], *, standing: Standing = "published") -> None:
-    from trueup.lab.words import warnings
+    from trueup.lab._sentences import warnings
 
     verdict = outcome["verdict"]
     console.print(f"[bold]{escape(verdict['sentence'])}[/]")
@@ -278,7 +278,7 @@ def run(
     Finished cells are kept: a run that was stopped goes on where it was, and one that is complete is only
     judged again. Writes the report as web pages beside the store.
     """
-    from trueup.lab.runner import Options
+    from trueup.lab._runner import Options
 
     options = Options(scale, seeds, fresh=fresh, device=_device(device), threads=threads)
     refs = [_reference(target) for target in targets]
@@ -306,7 +306,7 @@ def _workers(asked: int | None) -> int:
 
 
 def _reference(target: str) -> StudyRef:
-    from trueup.lab.engine import StudyRef
+    from trueup.lab._engine import StudyRef
 
     known = {paper.slug for paper in papers.CATALOGUE}
     if target.endswith(".py"):
@@ -358,9 +358,9 @@ def _stopped_in_words() -> Iterator[None]:
 
 
 def _run_all(refs: Sequence[StudyRef], path: Path, options: Options, workers: int) -> list[dict[str, Any]]:
-    from trueup.lab import runner
-    from trueup.lab.engine import LocalEngine
-    from trueup.lab.store import Store
+    from trueup.lab import _runner as runner
+    from trueup.lab._engine import LocalEngine
+    from trueup.lab._store import Store
 
     outcomes = []
     for ref in refs:
@@ -396,7 +396,7 @@ def _check_data(ref: StudyRef, scale: str) -> None:
 
 def _print_outcome(outcome: dict[str, Any]) -> bool:
     """Print one outcome; True if anything failed."""
-    from trueup.lab.numerals import duration, plural
+    from trueup.lab._formatting import duration, plural
 
     broken = [c for c in outcome["cells"] if c["status"] == "failed"]
     failures = [*outcome["failures"], *({"name": c["arm"], "error": c["error"]} for c in broken)]
@@ -430,10 +430,12 @@ def _print_outcome(outcome: dict[str, Any]) -> bool:
 
 
 def _print_plans(refs: Sequence[StudyRef], path: Path, options: Options, workers: int) -> None:
-    from trueup.lab import ledger, runner, words
-    from trueup.lab.numerals import duration, plural
-    from trueup.lab.outcome import unit_of
-    from trueup.lab.store import Store
+    from trueup.lab import _runner as runner
+    from trueup.lab import _sentences as sentences
+    from trueup.lab import ledger
+    from trueup.lab._formatting import duration, plural
+    from trueup.lab._outcome import unit_of
+    from trueup.lab._store import Store
 
     place = "" if options.device == "cpu" else f", on {options.device}"
     with Store(path, readonly=True) as store:
@@ -476,7 +478,7 @@ def _print_plans(refs: Sequence[StudyRef], path: Path, options: Options, workers
                         unit = unit_of(study, claim.contrast) | {"higher": higher}
                         asked = math.log1p(claim.min_effect) if unit["scale"] == "log" else claim.min_effect
                         least = plan.detectable[claim.name]
-                        effects = (escape(words.amount(value, **unit)) for value in (least, asked))
+                        effects = (escape(sentences.amount(value, **unit)) for value in (least, asked))
                         found.add_row(claim.name, *effects)
                 console.print(found)
             elif study.statistical:
@@ -507,10 +509,10 @@ def report(
 
 def _write_report(path: Path, output: Path | None = None) -> Path:
     from trueup.lab import ledger
-    from trueup.lab.engine import StudyRef
+    from trueup.lab._engine import StudyRef
+    from trueup.lab._runner import Options, collect
+    from trueup.lab._store import Store
     from trueup.lab.report import write_report
-    from trueup.lab.runner import Options, collect
-    from trueup.lab.store import Store
 
     outcomes: list[dict[str, Any]] = []
     if path.exists():
@@ -537,8 +539,9 @@ def _write_report(path: Path, output: Path | None = None) -> Path:
 
 def _with_seeds(published: dict[str, Any]) -> dict[str, Any]:
     """A ledger entry with every seed's contrast, from its evidence."""
-    from trueup.lab import evidence, ledger
-    from trueup.lab.errors import StudyError
+    from trueup.lab import _evidence as evidence
+    from trueup.lab import ledger
+    from trueup.lab._errors import StudyError
 
     try:
         verdict, claims = evidence.rejudge(ledger.evidence_of(published))
@@ -664,10 +667,11 @@ def ledger_publish(
     reason. Claims or grids that changed need a new protocol number, which draws fresh seeds. If only code was
     rewritten, certify it instead.
     """
-    from trueup.lab import evidence, ledger
-    from trueup.lab.certify import Repository
-    from trueup.lab.runner import gather
-    from trueup.lab.store import Store
+    from trueup.lab import _evidence as evidence
+    from trueup.lab import ledger
+    from trueup.lab._certify import Repository
+    from trueup.lab._runner import gather
+    from trueup.lab._store import Store
 
     with Store(store, create=False) as opened:
         commit = Repository().require_clean()
@@ -698,7 +702,8 @@ def ledger_rejudge(
 
     Nothing is trained or computed again, and torch is not needed. An outcome that changes enters the history.
     """
-    from trueup.lab import evidence, ledger
+    from trueup.lab import _evidence as evidence
+    from trueup.lab import ledger
 
     entries = ledger.read()
     table = Table(box=box.SIMPLE_HEAD)
@@ -730,7 +735,8 @@ def ledger_evidence(
 
     For example: trueup ledger evidence adamp --csv > adamp.csv
     """
-    from trueup.lab import evidence, words
+    from trueup.lab import _evidence as evidence
+    from trueup.lab import _sentences as sentences
 
     document = evidence.read(slug)
     if csv:
@@ -756,7 +762,7 @@ def ledger_evidence(
         if claim["kind"] == "statistical":
             texts = (f"{factor * value:.3g}" for value in d)
             unit = {key: claim[key] for key in ("scale", "unit", "scale_factor")}
-            mean = words.amount(claim["mean"], **unit)
+            mean = sentences.amount(claim["mean"], **unit)
             table.add_row(claim["name"], str(len(d)), mean, " ".join(texts))
     console.print(table)
     console.print(f"`trueup ledger evidence {slug} --csv` prints every cell.", style="dim")
@@ -774,9 +780,10 @@ def ledger_replicate(
     almost the same effect. Exact and cost claims, which draw no seeds, are computed again. The published
     verdict stays as it is. In a checkout of the repository every attempt is recorded, whatever it says.
     """
-    from trueup.lab import evidence, ledger
-    from trueup.lab.replication import agrees, compare_effects
-    from trueup.lab.runner import Options
+    from trueup.lab import _evidence as evidence
+    from trueup.lab import ledger
+    from trueup.lab._replication import agrees, compare_effects
+    from trueup.lab._runner import Options
 
     entries = ledger.read()
     if slug not in entries:
@@ -874,8 +881,8 @@ def ledger_certify(
     refused: claims, arms or grids have changed. That is another protocol: publish it under a new number.
     """
     from trueup.lab import ledger
-    from trueup.lab.certify import Repository, certify
-    from trueup.lab.errors import StudyError
+    from trueup.lab._certify import Repository, certify
+    from trueup.lab._errors import StudyError
 
     entries = ledger.read()
     for slug in slugs or ():
@@ -912,8 +919,8 @@ def ledger_certify(
 
 def _print_certifications(found: Mapping[str, Any]) -> None:
     """A table of what came out, and below it why a study was refused or where it differs."""
-    from trueup.lab.certify import Certification
-    from trueup.lab.numerals import duration, plural
+    from trueup.lab._certify import Certification
+    from trueup.lab._formatting import duration, plural
 
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("study", "cells", "verdict", "against the published numbers", "time"):

@@ -172,8 +172,8 @@ def test_vmap_is_a_loop(case: Case, training: bool, shared: str) -> None:
     if shared == "weights":
         parameters = states[0][0]
     batch, dim = (batches[0], None) if shared == "inputs" else (torch.stack(batches), 0)
-    side_by_side = torch.func.vmap(run, in_dims=(None if shared == "weights" else 0, 0, dim))
-    got = side_by_side(parameters, buffers, batch)
+    fold_vmap_dim = torch.func.vmap(run, in_dims=(None if shared == "weights" else 0, 0, dim))
+    got = fold_vmap_dim(parameters, buffers, batch)
     want = [torch.stack(values) for values in zip(*map(tree_leaves, loop), strict=True)]
     assert_same(tree_leaves(got), want)
 

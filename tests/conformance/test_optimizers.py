@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trueup.optim
 from conformance.optimizers import CASES, STEPPED_BY_CLOSURE, Case
-from trueup.optim import blocks, two_route
-from trueup.optim.blocks import accumulation_dtype
+from trueup._numerics import flat_chunks as blocks
+from trueup._numerics.upcasting import upcast_dtype
+from trueup.optim import _routes as two_route
 
 SHAPES = [(4, 6), (3, 2, 3, 3), (5,), (1, 8), (6, 1), (), (0, 3), (3, 0)]
 STEPS = 4
@@ -413,7 +414,7 @@ def test_state_goes_on_with_parameters_of_another_dtype(
         for old, param in zip(saved, params):
             for name, value in second.state[param].items():
                 kept = name in case.optimizer.scalars or case.optimizer.wide
-                assert value.dtype == (accumulation_dtype(dtype) if kept else dtype)
+                assert value.dtype == (upcast_dtype(dtype) if kept else dtype)
                 assert torch.equal(value, first.state[old][name].to(value.dtype))
         train(second, params, range(2, STEPS))
         train(first, saved, range(2, STEPS))

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from trueup import data
-from trueup.data import decoding, fetching
-from trueup.data.dataset import content_sha256
+from trueup.data import _decoding as decoding
+from trueup.data import _fetching as fetching
+from trueup.data._dataset import content_sha256
 
 TABLE = b"1,2,3\n4,5,6\n"
 MEMBER = "package/data/table.csv"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trueup import data
-from trueup.data.dataset import content_sha256
+from trueup.data._dataset import content_sha256
 
 INCLUDED = [name for name, pin in data.SETS.items() if pin.included]
 

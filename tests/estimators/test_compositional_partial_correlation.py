@@ -11,7 +11,8 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from trueup import data
-from trueup.estimators import CompositionalPartialCorrelation, compositions, partial_correlation
+from trueup.estimators import CompositionalPartialCorrelation, partial_correlation
+from trueup.estimators import _compositions as compositions
 
 
 def samples(n=40, parts=6, seed=0):

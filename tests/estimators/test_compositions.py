@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from trueup.estimators import alr, clr, compositions, ilr, partial_correlation, variation_matrix
+from trueup.estimators import _compositions as compositions
+from trueup.estimators import alr, clr, ilr, partial_correlation, variation_matrix
 
 
 def samples(n=40, parts=6, seed=0):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from trueup.estimators import LargeStepLogisticRegression
 from trueup.optim import large_step_descent, worst_case_problem
-from trueup.optim.large_step_descent import Mode
+from trueup.optim._large_step_descent import Mode
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from trueup.lab import cell as module
-from trueup.lab.cell import (
+from trueup.lab import _cell as module
+from trueup.lab._cell import (
     INSTRUCTION_VARIABLES,
     Cell,
     CellResult,
@@ -26,10 +26,10 @@ from trueup.lab.cell import (
     items,
     pinned_instructions,
 )
-from trueup.lab.errors import StudyError
-from trueup.lab.run import Run, run_of
-from trueup.lab.scoring import Metric
-from trueup.lab.spec import Arm, CostClaim, ExactClaim, Stage, Study
+from trueup.lab._errors import StudyError
+from trueup.lab._run import Run, run_of
+from trueup.lab._scoring import Metric
+from trueup.lab._spec import Arm, CostClaim, ExactClaim, Stage, Study
 
 
 def study(function: Callable[[Run], Any] = lambda run: {"acc": 0.5}, **changes: Any) -> Study:

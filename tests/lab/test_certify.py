@@ -18,11 +18,14 @@ from toy import InlineEngine, write_toy
 
 import trueup
 from trueup import cli, papers
-from trueup.lab import certify, evidence, ledger, recompute, runner
-from trueup.lab.certify import CertifyError, Repository
-from trueup.lab.engine import StudyRef
-from trueup.lab.seeds import published_seeds
-from trueup.lab.store import Store
+from trueup.lab import _certify as certify
+from trueup.lab import _evidence as evidence
+from trueup.lab import _runner as runner
+from trueup.lab import ledger, recompute
+from trueup.lab._certify import CertifyError, Repository
+from trueup.lab._engine import StudyRef
+from trueup.lab._seeds import published_seeds
+from trueup.lab._store import Store
 
 STUDY = """
 import numpy as np
@@ -656,7 +659,7 @@ def command(published, monkeypatch, capsys):
 
 def test_the_command_certifies_what_is_stale_and_then_has_nothing_to_do(published, command, monkeypatch):
     commit(published.root, {CODE: edited(METHOD, ('"published"', '"refactored"'))})
-    monkeypatch.setattr("trueup.lab.fingerprint.verdict_fingerprint", lambda ref, hashes=(): "refactored")
+    monkeypatch.setattr("trueup.lab._fingerprint.verdict_fingerprint", lambda ref, hashes=(): "refactored")
     code, out = command("--workers", "1")
     assert code == 0
     assert re.search(r"adamp +\d+ +certified +(\d+) of \1 cells equal the stored ones", out)

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from trueup.lab import contrasts
-from trueup.lab.contrasts import SeedCells
+from trueup.lab import _contrasts as contrasts
+from trueup.lab._contrasts import SeedCells
 
 
 def cells(*rows: tuple[str, dict, dict, dict] | tuple[str, dict, dict]) -> SeedCells:

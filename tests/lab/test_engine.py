@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trueup.lab import engine as engine_module
-from trueup.lab.cell import Cell, CellResult
-from trueup.lab.engine import EngineError, LocalEngine, StudyRef, Task, _Memory
-from trueup.lab.spec import StudyError
+from trueup.lab import _engine as engine_module
+from trueup.lab._cell import Cell, CellResult
+from trueup.lab._engine import EngineError, LocalEngine, StudyRef, Task, _Memory
+from trueup.lab._spec import StudyError
 
 STUDY = """
 import ctypes, os, signal, sys, time, warnings
@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from trueup.lab import Arm, Claim, Metric, Study, difference
-from trueup.lab import engine
+from trueup.lab import _engine as engine
 
 class Unpicklable(Exception):
     def __init__(self, what):
@@ -439,8 +439,8 @@ def test_a_map_left_early_stops_its_cells_and_frees_the_engine(folder: Path, ref
 PARENT = """
 import signal, sys
 from dataclasses import replace
-from trueup.lab.cell import Cell
-from trueup.lab.engine import LocalEngine, StudyRef, Task
+from trueup.lab._cell import Cell
+from trueup.lab._engine import LocalEngine, StudyRef, Task
 if __name__ == "__main__":
     # A shell starts its background jobs deaf to Ctrl-C, and what they start inherits it.
     signal.signal(signal.SIGINT, signal.default_int_handler)

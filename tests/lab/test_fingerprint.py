@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from trueup.lab import fingerprint
-from trueup.lab.cell import Cell
-from trueup.lab.engine import StudyRef
-from trueup.lab.fingerprint import _closure, cell_fingerprint, code_fingerprint, verdict_fingerprint
-from trueup.lab.spec import StudyError
+from trueup.lab import _fingerprint as fingerprint
+from trueup.lab._cell import Cell
+from trueup.lab._engine import StudyRef
+from trueup.lab._fingerprint import _closure, cell_fingerprint, code_fingerprint, verdict_fingerprint
+from trueup.lab._spec import StudyError
 
 ROOM = {
     "trueup/__init__.py": (
@@ -40,20 +40,20 @@ ROOM = {
     "trueup/nn/convert.py": "def convert(x):\n    return x\n",
     "trueup/training/__init__.py": "from trueup.training.steps import step\n",
     "trueup/training/steps.py": "def step(x):\n    return x + 1\n",
-    "trueup/lab/__init__.py": "from trueup.lab.spec import Study\n",
-    "trueup/lab/spec.py": "class Study:\n    pass\n",
-    "trueup/lab/run.py": "def split(rows):\n    return rows[:9]\n",
-    "trueup/lab/scoring.py": "WORST = 0.1\n",
-    "trueup/lab/seeds.py": "def draw(n):\n    return n\n",
-    "trueup/data/__init__.py": "from trueup.data.sets import load\n",
-    "trueup/data/sets.py": "SETS = ()\ndef load(name):\n    return name\n",
+    "trueup/lab/__init__.py": "from trueup.lab._spec import Study\n",
+    "trueup/lab/_spec.py": "class Study:\n    pass\n",
+    "trueup/lab/_run.py": "def split(rows):\n    return rows[:9]\n",
+    "trueup/lab/_scoring.py": "WORST = 0.1\n",
+    "trueup/lab/_seeds.py": "def draw(n):\n    return n\n",
+    "trueup/data/__init__.py": "from trueup.data._sets import load\n",
+    "trueup/data/_sets.py": "SETS = ()\ndef load(name):\n    return name\n",
     "trueup/studies/__init__.py": "",
     "trueup/studies/ghost.py": (
         "'''A study.'''\nimport numpy as np\nfrom trueup import data\nfrom trueup.lab import Study\n"
         "from trueup.nn import Ghost\nstudy = Study(data.load, Ghost, np)\n"
     ),
 }
-LAB = {"trueup.lab.run", "trueup.lab.scoring", "trueup.lab.seeds"}
+LAB = {"trueup.lab._run", "trueup.lab._scoring", "trueup.lab._seeds"}
 GHOST = LAB | {"trueup.studies.ghost", "trueup.nn.ghost", "trueup.nn.shapes", "trueup.training.steps"}
 REF = StudyRef("module", "trueup.studies.ghost")
 
@@ -113,9 +113,9 @@ KEEPS = {
         "__all__ = ['Ghost',",
         "from trueup.nn.new import New\n__all__ = ['New', 'Ghost',",
     ),
-    "the lab": ("trueup/lab/spec.py", "pass", "x = 1"),
+    "the lab": ("trueup/lab/_spec.py", "pass", "x = 1"),
     "the lab's signpost": ("trueup/lab/__init__.py", "Study\n", "Study\nX = 1\n"),
-    "data sets, pinned by their hash": ("trueup/data/sets.py", "()", "('new',)"),
+    "data sets, pinned by their hash": ("trueup/data/_sets.py", "()", "('new',)"),
     "the version": ("trueup/__init__.py", "0.1", "0.2"),
     "a new room": ("trueup/__init__.py", "('nn',", "('optim', 'nn',"),
     "type-checking imports": (
@@ -152,7 +152,7 @@ def test_an_edit_that_may_change_a_result_changes_it(tree: Tree, edit: tuple[str
 def test_the_fingerprint_is_the_same_in_every_process_and_place(tree: Tree, tmp_path: Path) -> None:
     assert set(_closure(REF)) == GHOST
     script = (
-        "import sys; from pathlib import Path; from trueup.lab import fingerprint as f\n"
+        "import sys; from pathlib import Path; from trueup.lab import _fingerprint as f\n"
         "f._SOURCE = Path(sys.argv[1])\n"
         "print(f.code_fingerprint(Path(sys.argv[2])))"
     )
@@ -196,7 +196,7 @@ NN = LAYER | {"trueup.nn.other", "trueup.nn.convert"}
         ("import importlib; importlib.import_module('trueup.nn.other')", {"trueup.nn.other"}),
         ("__import__('trueup.nn')", NN),
         ("import importlib; importlib.import_module(name)", set()),
-        ("import trueup.lab.spec, trueup.data; trueup.lab.Study(trueup.data.load)", set()),
+        ("import trueup.lab._spec, trueup.data; trueup.lab.Study(trueup.data.load)", set()),
         ("import torch; from numpy import *; import os.path", set()),
         ("from trueup.nn import nonesuch", set()),
     ],
@@ -406,7 +406,7 @@ def test_a_cells_fingerprint_depends_on_all_that_its_result_does(monkeypatch: py
 
 def test_the_torch_version_is_read_without_torch() -> None:
     script = (
-        "import sys; from trueup.lab.fingerprint import _torch_version; v = _torch_version()\n"
+        "import sys; from trueup.lab._fingerprint import _torch_version; v = _torch_version()\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
         "import torch; assert torch.__version__.startswith(v + '.'), v"
     )
@@ -531,16 +531,16 @@ def test_data_and_torch_count_for_the_verdict(tree: Tree, monkeypatch: pytest.Mo
 )
 def test_the_labs_split_scoring_and_seeds_count(tree: Tree, file: str, old: str, new: str) -> None:
     before = code_fingerprint(REF)
-    tree.edit(f"trueup/lab/{file}.py", old, new)
+    tree.edit(f"trueup/lab/_{file}.py", old, new)
     assert code_fingerprint(REF) != before
 
 
 # -- the real house ------------------------------------------------------------------------------------------
 def test_a_real_study_reaches_its_method_and_not_the_neighbours() -> None:
     modules = set(_closure(StudyRef("module", "trueup.studies.ghost_batch_norm")))
-    assert {"trueup.studies.ghost_batch_norm", "trueup.nn.ghost_batch_norm"} <= modules
-    assert not modules & {"trueup.optim.adamp", "trueup.estimators", "trueup.nn", "trueup.optim", "trueup"}
+    assert {"trueup.studies.ghost_batch_norm", "trueup.nn._ghost_batch_norm"} <= modules
+    assert not modules & {"trueup.optim._adamp", "trueup.estimators", "trueup.nn", "trueup.optim", "trueup"}
     assert not any(m.startswith(("trueup.data", "trueup.estimators")) for m in modules)
     # of the lab only what decides what a cell sees and how it is scored
     lab = {m for m in modules if m.startswith("trueup.lab")}
-    assert lab == {"trueup.lab.run", "trueup.lab.scoring", "trueup.lab.seeds"}
+    assert lab == {"trueup.lab._run", "trueup.lab._scoring", "trueup.lab._seeds"}

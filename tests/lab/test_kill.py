@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from toy import InlineEngine, write_toy
 
-from trueup.lab import runner
-from trueup.lab.engine import StudyRef
-from trueup.lab.store import Store
+from trueup.lab import _runner as runner
+from trueup.lab._engine import StudyRef
+from trueup.lab._store import Store
 
 pytestmark = pytest.mark.slow  # each test starts several Pythons with torch
 
@@ -28,9 +28,9 @@ WORKERS = 2
 RUN = f"""
 import json, sys
 from pathlib import Path
-from trueup.lab import runner
-from trueup.lab.engine import LocalEngine, StudyRef
-from trueup.lab.store import Store
+from trueup.lab import _runner as runner
+from trueup.lab._engine import LocalEngine, StudyRef
+from trueup.lab._store import Store
 if __name__ == "__main__":
     with Store(sys.argv[2]) as store, LocalEngine({WORKERS}) as engine:
         outcome = runner.run(StudyRef("file", sys.argv[1]), store, engine)

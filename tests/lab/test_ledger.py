@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from toy import InlineEngine, write_toy
 
-from trueup.lab import Condition, evidence, ledger, runner, verdict
-from trueup.lab.cell import CellResult
-from trueup.lab.engine import StudyRef
-from trueup.lab.runner import Options
-from trueup.lab.store import Store
+from trueup.lab import Condition, ledger
+from trueup.lab import _evidence as evidence
+from trueup.lab import _runner as runner
+from trueup.lab import _verdict as verdict
+from trueup.lab._cell import CellResult
+from trueup.lab._engine import StudyRef
+from trueup.lab._runner import Options
+from trueup.lab._store import Store
 
 PAPERS = [
     SimpleNamespace(slug="toy", state="available", reconstructed=False),
@@ -410,7 +413,7 @@ def test_a_new_rule_changes_outcomes_and_says_so(tmp_path, publish, monkeypatch)
 def test_judging_again_needs_neither_torch_nor_the_study(tmp_path, publish):
     publish()
     script = (
-        "import sys; from pathlib import Path; from trueup.lab import evidence\n"
+        "import sys; from pathlib import Path; from trueup.lab import _evidence as evidence\n"
         f"verdict, claims = evidence.rejudge(evidence.read('toy', Path({str(tmp_path)!r})))\n"
         "assert claims[0]['outcome'] == 'reproduced'\n"
         "assert 'torch' not in sys.modules, 'torch was imported'"

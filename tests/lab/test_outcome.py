@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from toy import InlineEngine
 
-from trueup.lab import Arm, Axis, Claim, Condition, Metric, Study, contrasts, ledger, runner
-from trueup.lab.cell import CellResult, items
-from trueup.lab.engine import StudyRef
-from trueup.lab.measured import Evidence, MeasuredClaim, measure
-from trueup.lab.outcome import document, judge_claims, undecided
-from trueup.lab.store import Store
-from trueup.lab.tuning import Tuned
+from trueup.lab import Arm, Axis, Claim, Condition, Metric, Study, ledger
+from trueup.lab import _contrasts as contrasts
+from trueup.lab import _runner as runner
+from trueup.lab._cell import CellResult, items
+from trueup.lab._engine import StudyRef
+from trueup.lab._measured import Evidence, MeasuredClaim, measure
+from trueup.lab._outcome import document, judge_claims, undecided
+from trueup.lab._store import Store
+from trueup.lab._tuning import Tuned
 
 
 def judged(study, evidence):

@@ -12,7 +12,8 @@ from typing import get_args
 import pytest
 
 import trueup
-from trueup.lab import outcomes, verdict
+from trueup.lab import _outcomes as outcomes
+from trueup.lab import _verdict as verdict
 
 SOURCES = Path(trueup.__file__).parent
 SAID = {*outcomes.OUTCOMES} | {row.own for row in outcomes.OUTCOMES.values() if row.own}

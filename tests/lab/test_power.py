@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trueup.lab.power import detectable, more_seeds, power, seeds_needed
-from trueup.lab.verdict import Judgement, judge, of_links
+from trueup.lab._power import detectable, more_seeds, power, seeds_needed
+from trueup.lab._verdict import Judgement, judge, of_links
 
 
 def test_power_agrees_with_simulation() -> None:

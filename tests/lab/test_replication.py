@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from toy import InlineEngine, write_toy
 
-from trueup.lab import runner
-from trueup.lab.engine import StudyRef
-from trueup.lab.replication import agrees, compare_effects
-from trueup.lab.store import Store
-from trueup.lab.verdict import judge
+from trueup.lab import _runner as runner
+from trueup.lab._engine import StudyRef
+from trueup.lab._replication import agrees, compare_effects
+from trueup.lab._store import Store
+from trueup.lab._verdict import judge
 
 NOISE = np.array([-0.13, 0.06, 0.02, -0.05, 0.11, -0.08, 0.09, -0.02, 0.04, -0.04])
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from toy import InlineEngine, write_toy
 
-from trueup.lab import runner
-from trueup.lab.cell import CellResult
-from trueup.lab.engine import StudyRef
-from trueup.lab.power import detectable
-from trueup.lab.runner import Options
-from trueup.lab.seeds import published_seeds
-from trueup.lab.spec import StudyError
-from trueup.lab.store import Store
+from trueup.lab import _runner as runner
+from trueup.lab._cell import CellResult
+from trueup.lab._engine import StudyRef
+from trueup.lab._power import detectable
+from trueup.lab._runner import Options
+from trueup.lab._seeds import published_seeds
+from trueup.lab._spec import StudyError
+from trueup.lab._store import Store
 
 
 @pytest.fixture

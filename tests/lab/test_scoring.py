@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from trueup.lab.errors import StudyError
-from trueup.lab.scoring import MAX_RESULT_BYTES, Metric, score
+from trueup.lab._errors import StudyError
+from trueup.lab._scoring import MAX_RESULT_BYTES, Metric, score
 
 ACC = Metric("acc", higher=True, worst=0.1)
 

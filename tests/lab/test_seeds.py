@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from trueup.lab.cell import Run
-from trueup.lab.seeds import DEVELOPMENT, child_sequence, published_seeds, replicate_seeds, tuning_seeds
+from trueup.lab._cell import Run
+from trueup.lab._seeds import DEVELOPMENT, child_sequence, published_seeds, replicate_seeds, tuning_seeds
 
 
 def test_published_seeds_never_change() -> None:
@@ -46,7 +46,7 @@ def test_published_seeds_leave_out_the_development_seeds(monkeypatch: pytest.Mon
         def digest(self) -> bytes:
             return bytes([0, 0, 0, self._byte])
 
-    monkeypatch.setattr("trueup.lab.seeds.hashlib.sha256", Small)
+    monkeypatch.setattr("trueup.lab._seeds.hashlib.sha256", Small)
     seeds = published_seeds("adamp", 1, 1, 50)
     assert len(set(seeds)) == 50
     assert min(seeds) >= 100

@@ -3,8 +3,9 @@
 import pytest
 
 from trueup import papers
-from trueup.lab import evidence, ledger
-from trueup.lab.engine import StudyRef
+from trueup.lab import _evidence as evidence
+from trueup.lab import ledger
+from trueup.lab._engine import StudyRef
 
 ENTRIES = ledger.read()
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from trueup.lab import contrasts
-from trueup.lab.errors import StudyError
-from trueup.lab.scoring import Metric, as_number
-from trueup.lab.spec import Arm, Axis, Claim, Condition, CostClaim, ExactClaim, Stage, Study
+from trueup.lab import _contrasts as contrasts
+from trueup.lab._errors import StudyError
+from trueup.lab._scoring import Metric, as_number
+from trueup.lab._spec import Arm, Axis, Claim, Condition, CostClaim, ExactClaim, Stage, Study
 
 ACC = Metric("acc", higher=True, worst=0.1)
 

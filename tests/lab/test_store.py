@@ -17,8 +17,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from trueup.lab.cell import Cell, CellResult
-from trueup.lab.store import SCHEMA, Store, StoreError
+from trueup.lab._cell import Cell, CellResult
+from trueup.lab._store import SCHEMA, Store, StoreError
 
 CELL = Cell(
     "adamp",
@@ -610,7 +610,7 @@ def test_a_store_locked_by_another_program_says_so(path: Path, monkeypatch: pyte
     Store(path).close()
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    monkeypatch.setattr("trueup.lab.store._BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("trueup.lab._store._BUSY_SECONDS", 0.05)
     with pytest.raises(StoreError, match="another program has kept it locked"):
         Store(path)
     other.close()
@@ -625,7 +625,7 @@ def test_a_file_that_another_reads_is_waited_for_when_it_is_first_switched_to_wa
     other.execute("BEGIN")
     other.execute("SELECT count(*) FROM cells").fetchone()
     with monkeypatch.context() as patch:
-        patch.setattr("trueup.lab.store._BUSY_SECONDS", 0.05)
+        patch.setattr("trueup.lab._store._BUSY_SECONDS", 0.05)
         with pytest.raises(StoreError, match="another program has kept it locked"):
             Store(path)
     release = threading.Timer(0.2, other.execute, ["ROLLBACK"])
@@ -677,8 +677,8 @@ def test_a_reader_is_not_held_up_by_a_writer_and_a_writer_waits_its_turn(path: P
 
 WRITER = """
 import itertools, sys
-from trueup.lab.cell import Cell, CellResult
-from trueup.lab.store import Store
+from trueup.lab._cell import Cell, CellResult
+from trueup.lab._store import Store
 store = Store(sys.argv[1])
 cell = Cell("adamp", "desk", 1, "report")
 for i in itertools.count():

@@ -2,9 +2,9 @@ import itertools
 
 import pytest
 
-from trueup.lab.seeds import replicate_seeds
-from trueup.lab.spec import Axis, Metric
-from trueup.lab.tuning import (
+from trueup.lab._seeds import replicate_seeds
+from trueup.lab._spec import Axis, Metric
+from trueup.lab._tuning import (
     Trial,
     Tuned,
     choose,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from trueup.lab import verdict
-from trueup.lab.verdict import Judgement, above, fewest_seeds, judge
+from trueup.lab import _verdict as verdict
+from trueup.lab._verdict import Judgement, above, fewest_seeds, judge
 
 TIGHT = [0.9, 1.1, 1.0, 1.2, 0.8, 1.05, 0.95, 1.0, 1.1, 0.9]  # mean 1, sd 0.12
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trueup.lab.cell import execute
+from trueup.lab._cell import execute
 
 STUDY = """
 import numpy as np

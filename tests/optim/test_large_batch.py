@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trueup.nn import convert_ghost_batchnorm
-from trueup.optim.large_batch import (
+from trueup.optim._large_batch import (
     DistanceFromInit,
     adapt_regime,
     ghost_accumulate,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trueup.optim import large_step_descent, worst_case_problem
-from trueup.optim.large_step_descent import Mode
+from trueup.optim._large_step_descent import Mode
 
 PERCEPTRONS = ("batch_perceptron", "normalized_batch_perceptron")
 

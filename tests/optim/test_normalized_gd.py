@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from processes import in_processes
 from trueup.optim import SGDP, AdamP, NormalizedGD, misclassification_weights, normalized_logistic_loss
-from trueup.optim.normalized_gd import log_beta
+from trueup.optim._normalized_gd import log_beta
 
 
 def some_margins(n: int = 7, seed: int = 0) -> Tensor:

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conformance.optimizers import stable_spam
 from trueup.optim import SGDP, SPAM, AdaClip, AdaGN, AdamP, MomentumReset, NormalizedGD, StableSPAM
-from trueup.optim.gradient_transforms import GradientTransform, correction, norm_of
+from trueup.optim._gradient_transforms import GradientTransform, correction, norm_of
 
 
 def gradients(steps: int, shape: tuple[int, ...] = (4, 3), spike: float = 1.0) -> Tensor:

@@ -16,13 +16,13 @@ from trueup.optim import StableSPAM
 from trueup.quantization import (
     FakeQuantLinear,
     dequantize_,
-    fake_quantization,
     fake_quantize_fp4,
     fake_quantize_int4,
     fake_quantize_int4_symmetric,
     int4_codes,
     quantize_linear_,
 )
+from trueup.quantization import _fake_quantization as fake_quantization
 
 ALL = [fake_quantize_fp4, fake_quantize_int4_symmetric, fake_quantize_int4]
 KEEPING = ALL[:2]

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import trueup.nn
 from trueup.quantization import FakeQuantLinear, fake_quantize_fp4, quantize_linear_
-from trueup.quantization.matrix_parameters import matrix_parameters
+from trueup.quantization._matrix_parameters import matrix_parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated", "ignore:hidden_size=1")
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from trueup.lab.contrasts import SeedCells
+from trueup.lab._contrasts import SeedCells
 from trueup.studies.normalized_gd import misled, steadier, study
 
 

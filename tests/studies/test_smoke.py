@@ -7,10 +7,10 @@ import pytest
 from toy import InlineEngine
 
 from trueup import papers
-from trueup.lab import runner
-from trueup.lab.engine import StudyRef
-from trueup.lab.runner import Options
-from trueup.lab.store import Store
+from trueup.lab import _runner as runner
+from trueup.lab._engine import StudyRef
+from trueup.lab._runner import Options
+from trueup.lab._store import Store
 
 AVAILABLE = [p for p in papers.CATALOGUE if p.state == "available"]
 

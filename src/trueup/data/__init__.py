@@ -11,9 +11,9 @@ Example:
     ((178, 13), ('class_0', 'class_1', 'class_2'), 'CC BY 4.0')
 """
 
-from trueup.data.cache import cache_folder, is_ready, load
-from trueup.data.dataset import Dataset
-from trueup.data.fetching import FetchError, fetch
-from trueup.data.sets import SETS, Pin, Source
+from trueup.data._cache import cache_folder, is_ready, load
+from trueup.data._dataset import Dataset
+from trueup.data._fetching import FetchError, fetch
+from trueup.data._sets import SETS, Pin, Source
 
 __all__ = ["SETS", "Dataset", "FetchError", "Pin", "Source", "cache_folder", "fetch", "is_ready", "load"]

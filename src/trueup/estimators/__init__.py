@@ -1,8 +1,8 @@
 """Estimators with scikit-learn's interface, and the functions that carry their mathematics."""
 
-from trueup.estimators.compositional_partial_correlation import CompositionalPartialCorrelation
-from trueup.estimators.compositions import alr, clr, ilr, partial_correlation, variation_matrix
-from trueup.estimators.large_step_logistic_regression import LargeStepLogisticRegression
+from trueup.estimators._compositional_partial_correlation import CompositionalPartialCorrelation
+from trueup.estimators._compositions import alr, clr, ilr, partial_correlation, variation_matrix
+from trueup.estimators._large_step_logistic_regression import LargeStepLogisticRegression
 
 __all__ = [
     "CompositionalPartialCorrelation",

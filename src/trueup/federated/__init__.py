@@ -1,5 +1,5 @@
 """Learning from clients whose data stay with them."""
 
-from trueup.federated.averaging import broadcast_state, federated_average
+from trueup.federated._averaging import broadcast_state, federated_average
 
 __all__ = ["broadcast_state", "federated_average"]

@@ -21,9 +21,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trueup.lab.cell import Cell, CellResult
-    from trueup.lab.comparison import Comparison, compare, read_results
-    from trueup.lab.contrasts import (
+    from trueup.lab._cell import Cell, CellResult
+    from trueup.lab._comparison import Comparison, compare, read_results
+    from trueup.lab._contrasts import (
         Contrast,
         SeedCells,
         custom,
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
         rank_correlation,
         spread,
     )
-    from trueup.lab.errors import StudyError
-    from trueup.lab.run import Run
-    from trueup.lab.scoring import Metric
-    from trueup.lab.spec import (
+    from trueup.lab._errors import StudyError
+    from trueup.lab._run import Run
+    from trueup.lab._scoring import Metric
+    from trueup.lab._spec import (
         Arm,
         Axis,
         Claim,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         Stage,
         Study,
     )
-    from trueup.lab.verdict import Judgement, judge
+    from trueup.lab._verdict import Judgement, judge
 
 __all__ = [
     "Arm",
@@ -87,17 +87,17 @@ __all__ = [
 
 # Loaded when they are used: reading the ledger must not import SciPy.
 _MODULES = {
-    "cell": ("Cell", "CellResult"),
-    "comparison": ("Comparison", "compare", "read_results"),
-    "contrasts": (
+    "_cell": ("Cell", "CellResult"),
+    "_comparison": ("Comparison", "compare", "read_results"),
+    "_contrasts": (
         *("Contrast", "SeedCells", "custom", "difference", "equivalence", "log_ratio", "monotone"),
         *("non_inferiority", "ordering", "rank_correlation", "spread"),
     ),
-    "errors": ("StudyError",),
-    "run": ("Run",),
-    "scoring": ("Metric",),
-    "spec": (*("Arm", "Axis", "Claim", "Condition", "CostClaim", "ExactClaim", "Figure", "Stage", "Study"),),
-    "verdict": ("Judgement", "judge"),
+    "_errors": ("StudyError",),
+    "_run": ("Run",),
+    "_scoring": ("Metric",),
+    "_spec": (*("Arm", "Axis", "Claim", "Condition", "CostClaim", "ExactClaim", "Figure", "Stage", "Study"),),
+    "_verdict": ("Judgement", "judge"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

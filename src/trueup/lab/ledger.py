@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from trueup.lab import evidence as ships
-from trueup.lab.errors import StudyError
-from trueup.lab.outcomes import outcome_words
-from trueup.lab.words import paper_head
-from trueup.whole_file import write_whole
+from trueup._atomic_write import atomic_write
+from trueup.lab import _evidence as ships
+from trueup.lab._errors import StudyError
+from trueup.lab._outcomes import outcome_words
+from trueup.lab._sentences import paper_head
 
 try:
     import fcntl
@@ -431,6 +431,6 @@ def _write(entries: Mapping[str, Any], path: Path | None) -> None:
 
 def _replace(path: Path, text: str) -> None:
     try:
-        write_whole(path, lambda file: file.write(text.encode()))
+        atomic_write(path, lambda file: file.write(text.encode()))
     except OSError as error:
         raise LedgerError(f"cannot write {path}: {error.strerror}; publish from a checkout you own") from None

@@ -30,12 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from trueup import papers
-from trueup.lab import evidence, runner
-from trueup.lab.cell import Cell, CellResult
-from trueup.lab.engine import EngineError, LocalEngine, StudyRef
-from trueup.lab.fingerprint import verdict_fingerprint
-from trueup.lab.runner import Options
-from trueup.whole_file import write_whole
+from trueup._atomic_write import atomic_write
+from trueup.lab import _evidence as evidence
+from trueup.lab import _runner as runner
+from trueup.lab._cell import Cell, CellResult
+from trueup.lab._engine import EngineError, LocalEngine, StudyRef
+from trueup.lab._fingerprint import verdict_fingerprint
+from trueup.lab._runner import Options
 
 
 class _Lines:
@@ -82,7 +83,7 @@ def _record(cell: Cell, result: CellResult) -> dict[str, Any]:
 def main(request: str, response: str) -> None:
     """Answer the request in one file by a response in another, which is written whole or not at all."""
     document = answer(json.loads(Path(request).read_text(encoding="utf-8")))
-    write_whole(Path(response), lambda file: file.write(json.dumps(document).encode()))
+    atomic_write(Path(response), lambda file: file.write(json.dumps(document).encode()))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """The small networks that studies train."""
 
-from trueup.models.cifar_resnet import CifarResNet
-from trueup.models.convnet import convnet
-from trueup.models.decoder import Decoder
-from trueup.models.mlp import mlp
-from trueup.models.preact_resnet import PreActResNet
-from trueup.models.sequence_classifier import SequenceClassifier
+from trueup.models._cifar_resnet import CifarResNet
+from trueup.models._convnet import convnet
+from trueup.models._decoder import Decoder
+from trueup.models._mlp import mlp
+from trueup.models._preact_resnet import PreActResNet
+from trueup.models._sequence_classifier import SequenceClassifier
 
 __all__ = ["CifarResNet", "Decoder", "PreActResNet", "SequenceClassifier", "convnet", "mlp"]

@@ -1,7 +1,7 @@
 """Layers, each used as its counterpart in `torch.nn`, and `convert`, which puts them into a model."""
 
-from trueup.nn.adaptive_clip_grad import adaptive_clip_grad_
-from trueup.nn.batch_channel_norm import (
+from trueup.nn._adaptive_clip_grad import adaptive_clip_grad_
+from trueup.nn._batch_channel_norm import (
     BatchChannelNorm1d,
     BatchChannelNorm2d,
     EstimatedBatchNorm1d,
@@ -9,7 +9,7 @@ from trueup.nn.batch_channel_norm import (
     batch_channel_norm,
     estimated_batch_norm,
 )
-from trueup.nn.bn_only import (
+from trueup.nn._bn_only import (
     NormAffine,
     freeze_all_but_norm_affine,
     norm_affine_report,
@@ -18,8 +18,8 @@ from trueup.nn.bn_only import (
     train_masked,
     train_only,
 )
-from trueup.nn.convert import Conversion, convert, convert_ghost_batchnorm
-from trueup.nn.evonorm import (
+from trueup.nn._convert import Conversion, convert, convert_ghost_batchnorm
+from trueup.nn._evonorm import (
     EvoNorm2dB0,
     EvoNorm2dB1,
     EvoNorm2dB2,
@@ -32,29 +32,29 @@ from trueup.nn.evonorm import (
     evonorm_b,
     evonorm_s,
 )
-from trueup.nn.ghost_batch_norm import (
+from trueup.nn._ghost_batch_norm import (
     GhostBatchNorm1d,
     GhostBatchNorm2d,
     GhostBatchNorm3d,
     ghost_batch_norm,
 )
-from trueup.nn.layer_norm_cells import LayerNormGRUCell, LayerNormLSTMCell, LayerNormRNNCell
-from trueup.nn.layer_norm_rnn import LayerNormGRU, LayerNormLSTM, LayerNormRNN
-from trueup.nn.parametrize_weights import bake, parametrize_weights
-from trueup.nn.power_norm import PowerNorm1d, PowerNorm2d, power_norm
-from trueup.nn.scaled_weight_standardization import (
+from trueup.nn._layer_norm_cells import LayerNormGRUCell, LayerNormLSTMCell, LayerNormRNNCell
+from trueup.nn._layer_norm_rnn import LayerNormGRU, LayerNormLSTM, LayerNormRNN
+from trueup.nn._parametrize_weights import bake, parametrize_weights
+from trueup.nn._power_norm import PowerNorm1d, PowerNorm2d, power_norm
+from trueup.nn._scaled_weight_standardization import (
     ScaledWeightStandardization,
     activation_gain,
     scaled_standardize_weight,
 )
-from trueup.nn.weight_compander import (
+from trueup.nn._weight_compander import (
     WeightCompander,
     inverse_weight_compand,
     weight_compand,
     weight_compander_param_groups,
     weight_stats,
 )
-from trueup.nn.weight_standardization import WeightStandardization, standardize_weight
+from trueup.nn._weight_standardization import WeightStandardization, standardize_weight
 
 __all__ = [
     "BatchChannelNorm1d",

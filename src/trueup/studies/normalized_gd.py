@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from trueup import data
 from trueup.estimators import LargeStepLogisticRegression
 from trueup.lab import Arm, Claim, Condition, ExactClaim, Figure, Metric, Run, Study, custom, log_ratio
-from trueup.lab.contrasts import Contrast, SeedCells
+from trueup.lab._contrasts import Contrast, SeedCells
 from trueup.optim import large_step_descent, worst_case_problem
 
 MOST = 20_000

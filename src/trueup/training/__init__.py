@@ -1,7 +1,7 @@
 """The plain supervised procedure that studies share."""
 
-from trueup.training.supervised import evaluate, minibatches, train, warmup_cosine
-from trueup.training.text import even_windows, next_symbol_loss, random_windows, split_text
+from trueup.training._supervised import evaluate, minibatches, train, warmup_cosine
+from trueup.training._text import even_windows, next_symbol_loss, random_windows, split_text
 
 __all__ = [
     "evaluate",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from golden.reference import Case
 from trueup.nn import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
-from trueup.optim.large_batch import adapt_regime, ghost_accumulate, scale_lr
+from trueup.optim._large_batch import adapt_regime, ghost_accumulate, scale_lr
 
 LAYERS = {2: GhostBatchNorm1d, 3: GhostBatchNorm1d, 4: GhostBatchNorm2d, 5: GhostBatchNorm3d}
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from trueup.optim import NormalizedGD, large_step_descent
-from trueup.optim.normalized_gd import log_beta
+from trueup.optim._normalized_gd import log_beta
 
 
 def trajectory(case: Any) -> Mapping[str, object]:

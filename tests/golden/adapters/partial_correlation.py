@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trueup.estimators import CompositionalPartialCorrelation, alr, clr, compositions, variation_matrix
+from trueup.estimators import CompositionalPartialCorrelation, alr, clr, variation_matrix
+from trueup.estimators import _compositions as compositions
 
 
 def partial_correlation(case):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from golden.reference import Case
 from trueup.optim import SPAM, AdaClip, StableSPAM
-from trueup.optim.spam import _clip
+from trueup.optim._spam import _clip
 from trueup.quantization import (
     FakeQuantLinear,
     fake_quantize_fp4,

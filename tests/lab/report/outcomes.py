@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trueup.lab import words
+from trueup.lab import _sentences as sentences
 
 Doc = dict[str, Any]
 
@@ -457,14 +457,14 @@ def smaller() -> Doc:
     )
     doc["claims"] = [norm, gain]
     for each in doc["claims"]:
-        each["sentence"] = words.claim_sentence(each, "desk")
-        each["control_sentence"] = words.control_sentence(each)
-    scope = words.scope_sentence(doc["tested_on"], doc["paper_setup"])
+        each["sentence"] = sentences.claim_sentence(each, "desk")
+        each["control_sentence"] = sentences.control_sentence(each)
+    scope = sentences.scope_sentence(doc["tested_on"], doc["paper_setup"])
     doc["verdict"] = {
         "outcome": "smaller",
         "control": "survives",
-        "sentence": words.paper_sentence("smaller", doc["claims"], "desk"),
-        "details": words.paper_details("smaller", "survives", doc["claims"], "desk", scope),
+        "sentence": sentences.paper_sentence("smaller", doc["claims"], "desk"),
+        "details": sentences.paper_details("smaller", "survives", doc["claims"], "desk", scope),
     }
     return doc | {"scope_sentence": scope}
 

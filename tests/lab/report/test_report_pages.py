@@ -16,17 +16,17 @@ from typing import Any
 import outcomes as made
 import pytest
 
-from trueup.lab import numerals
+from trueup.lab import _formatting as formatting
 from trueup.lab.report import (
     ReportError,
-    export,
-    figures,
-    site,
-    summaries,
-    wording,
     write_comparison,
     write_report,
 )
+from trueup.lab.report import _export as export
+from trueup.lab.report import _figures as figures
+from trueup.lab.report import _phrases as phrases
+from trueup.lab.report import _site as site
+from trueup.lab.report import _summaries as summaries
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +131,11 @@ def test_a_label_has_the_order_of_the_number_drawn(tmp_path: Path) -> None:
         assert figure is not None
         assert figure["layout"]["annotations"][0]["text"] == f"{label}: smaller than asked for"
         assert all(x > 0 for x in figure["data"][0]["x"])
-    effect = wording.effect(norm)
+    effect = phrases.effect(norm)
     assert effect is not None
     assert re.fullmatch(r"19\.\d % lower", effect["mean"])
     assert re.fullmatch(r"1\d\.\d % to 2\d\.\d % lower; ×1\.2\d", effect["interval"])
-    assert wording.effect(norm | {"higher": None})["mean"].startswith("×1.2")  # as old documents are
+    assert phrases.effect(norm | {"higher": None})["mean"].startswith("×1.2")  # as old documents are
 
 
 def test_the_head_of_the_ledger_counts_false_wins(folder: Path) -> None:
@@ -377,7 +377,7 @@ def test_a_cost_is_drawn_as_a_multiple_of_the_peer() -> None:
     assert figure is not None
     assert figure["data"][-1]["x"] == pytest.approx([2.6 * math.exp(-claim["mean"])], rel=1e-4)
     low, high = (2.6 * math.exp(-claim[k]) for k in ("high", "low"))
-    assert wording.interval(claim)[1:] == pytest.approx((low, high))
+    assert phrases.interval(claim)[1:] == pytest.approx((low, high))
     assert figure["data"][-1]["error_x"]["array"][0] > 0
 
 
@@ -664,4 +664,4 @@ def test_an_outcome_without_a_part_still_gets_a_page(tmp_path: Path, missing: st
 def test_mean_and_interval_are_rounded_alike(
     mean: float, low: float | None, high: float | None, texts: tuple[str, str, str]
 ) -> None:
-    assert numerals.rounded(mean, low, high) == texts
+    assert formatting.rounded(mean, low, high) == texts

@@ -1,0 +1,1 @@
+"""Numerics that methods share: upcasting, chunking, moments, per-channel views, custom functions."""

@@ -1,0 +1,580 @@
+"""The engine: runs cells in worker processes, each result exactly once, whatever happens to a worker.
+
+An engine is anything with the two methods of :class:`Engine`; :class:`LocalEngine` uses this machine.
+
+Each worker has a pipe of its own, so nothing is shared that a dying worker could leave locked: the parent
+sees the pipe close, starts a new worker and gives it the cell again. Workers ignore Ctrl-C, which is the
+parent's to handle, and end by themselves if the parent is gone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import faulthandler
+import functools
+import gc
+import importlib
+import importlib.util
+import io
+import itertools
+import multiprocessing
+import os
+import pickle
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Literal, Protocol
+
+from trueup.lab._cell import Cell, CellResult, environment, execute, pinned_instructions
+from trueup.lab._errors import StudyError
+from trueup.lab._spec import Study
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_LAST_WORDS = 2000  # characters of a cell's output kept with its error
+_TICK = 1.0  # seconds between looks at whether a silent worker is alive
+
+
+class EngineError(RuntimeError):
+    """Worker processes cannot be started; the message says what is known."""
+
+
+@dataclass(frozen=True)
+class StudyRef:
+    """Where a study is found, in this process and in others.
+
+    Args:
+        kind: ``module`` or ``file``.
+        name: a module's dotted name (``trueup.studies.adamp``) or a file's path; it holds
+            ``study = Study(...)``.
+
+    Example:
+        >>> StudyRef("module", "trueup.studies.adamp").load().slug
+        'adamp'
+    """
+
+    kind: Literal["module", "file"]
+    name: str
+
+    def load(self) -> Study:
+        """The study; read once a process, and again if the file has changed.
+
+        Raises:
+            StudyError: if it is not there, raises, or defines no study; with file and line.
+        """
+        changed = 0
+        if self.kind == "file":
+            try:
+                changed = Path(self.name).stat().st_mtime_ns
+            except OSError as error:
+                raise StudyError(f"cannot read the study file {self.name}: {error.strerror}") from error
+        return _load(self, changed)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell to compute, and all that a worker anywhere needs for it.
+
+    Args:
+        inputs: name of a stage -> its ``.npz`` file.
+        artefact: where a stage writes its arrays.
+        timeout: seconds after which the cell counts as failed (a worker's first cell also reads the study in
+            that time); ``None`` waits for ever.
+    """
+
+    ref: StudyRef
+    cell: Cell
+    fingerprint: str
+    inputs: tuple[tuple[str, str], ...] = ()
+    device: str = "cpu"
+    threads: int = 1
+    artefact: str = ""
+    timeout: float | None = None
+
+
+class Engine(Protocol):
+    """What computes cells."""
+
+    def map(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, CellResult]]:
+        """Compute tasks; yields each exactly once, as they finish, in no particular order."""
+        ...
+
+    def close(self) -> None:
+        """End at once, whatever is running; a closed engine is of no further use."""
+        ...
+
+
+class LocalEngine:
+    """Worker processes on this machine. They start with the first cells and stay until :meth:`close`.
+
+    Args:
+        workers: how many cells run side by side.
+        attempts: how often a cell is started whose worker dies (the usual reason is memory: the system kills
+            a process that asks for too much) before it counts as failed.
+
+    Example:
+        >>> with LocalEngine(workers=2) as engine:
+        ...     {task.cell: result.status for task, result in engine.map([])}
+        {}
+    """
+
+    def __init__(self, workers: int = 1, *, attempts: int = 3) -> None:
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
+        if attempts < 1:
+            raise ValueError(f"attempts must be at least 1, got {attempts}")
+        if _in_worker:
+            raise StudyError(
+                "a study file is being run while a worker reads it: put what runs the study under "
+                "`if __name__ == '__main__':`"
+            )
+        self._limit = workers
+        self._attempts = attempts
+        self._workers: list[_Worker] = []
+        self._closed = False
+        atexit.register(self.close)  # before multiprocessing's own, which would wait for the workers
+
+    def map(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, CellResult]]:
+        """Compute tasks; yields each exactly once, as they finish, in no particular order.
+
+        Raises:
+            EngineError: if workers end before they are ready.
+            KeyboardInterrupt: on Ctrl-C; :meth:`close` then ends the workers at once.
+        """
+        if self._closed:
+            raise RuntimeError("this engine is closed; make a new one")
+        if any(worker.job for worker in self._workers):
+            raise RuntimeError("this engine is busy: finish or close one map before the next")
+        waiting = deque(_Job(task) for task in tasks)
+        stillborn = 0
+        try:
+            while waiting or any(worker.job for worker in self._workers):
+                self._give_out(waiting)
+                for worker in self._heard():
+                    job, answer = worker.job, worker.answer()
+                    if answer == "late":
+                        continue
+                    if isinstance(answer, CellResult):
+                        assert job is not None
+                        worker.job = None
+                        self._give_out(waiting)  # first: the caller may take its time
+                        yield job.task, answer
+                    elif answer == "ready":
+                        stillborn = 0
+                    elif job is not None:
+                        result = self._verdict_on(worker, job, answer)
+                        self._drop(worker)
+                        if result is None:
+                            waiting.appendleft(job)
+                        else:
+                            yield job.task, result
+                    else:
+                        self._drop(worker)
+                        stillborn += not worker.ready
+                        if stillborn == self._attempts:
+                            raise EngineError(worker.why_stillborn())
+        finally:
+            # the caller stopped early or something broke: what still runs is of no use to anybody
+            for worker in [w for w in self._workers if w.job]:
+                self._drop(worker)
+
+    def close(self) -> None:
+        """End the workers at once; what they were computing is lost."""
+        self._closed = True
+        for worker in self._workers:
+            worker.dismiss()
+        while self._workers:
+            self._workers.pop().bury()
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _give_out(self, waiting: deque[_Job]) -> None:
+        """Start the workers that are wanted, and give every idle one a cell."""
+        for worker in list(self._workers):
+            if waiting and worker.ready and worker.job is None:
+                job = waiting.popleft()
+                if not worker.give(job):  # it died while idle, which is nobody's fault
+                    waiting.appendleft(job)
+                    self._drop(worker)
+        wanted = min(self._limit, len(waiting) + sum(w.job is not None for w in self._workers))
+        while len(self._workers) < wanted:
+            self._workers.append(_Worker(waiting[0].task.threads))
+
+    def _heard(self) -> list[_Worker]:
+        """The workers that have something to say, are dead, or are out of time; waits for the next."""
+        awaited = [w for w in self._workers if w.job or not w.ready]
+        deadlines = [w.job.deadline for w in awaited if w.job and w.job.deadline]
+        seconds = min([_TICK, *(max(0.0, d - time.monotonic()) for d in deadlines)])
+        spoken = set(wait([w.pipe for w in awaited], seconds))
+        return [w for w in awaited if w.pipe in spoken or w.is_overdue() or not w.process.is_alive()]
+
+    def _verdict_on(self, worker: _Worker, job: _Job, answer: str) -> CellResult | None:
+        """What to say of a cell whose worker gave no result; ``None``: try again."""
+        if answer == "overdue":
+            error = f"stopped: the cell took longer than its time limit of {job.task.timeout:g} seconds"
+        elif answer == "dead" and job.attempts < self._attempts:
+            return None
+        elif answer == "dead":
+            error = (
+                f"the worker process died {job.attempts} times while computing this cell, "
+                f"the last time by {worker.cause_of_death()}. The usual reason is memory: "
+                "use fewer workers, a smaller scale, or a machine with more."
+            )
+        else:
+            error = answer
+        return CellResult("failed", error=error + worker.last_words())
+
+    def _drop(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.process.kill()
+        worker.bury()
+
+
+# -- the parent's side of a worker ---------------------------------------------------------------------------
+@dataclass
+class _Job:
+    """A task on its way. Its number, new at every attempt, marks the answer to it."""
+
+    task: Task
+    number: int = 0
+    attempts: int = 0
+    deadline: float | None = None
+
+
+_numbers = itertools.count(1)
+_READY = 0  # the number of a worker's first message
+_NUMBER_BYTES = 8
+
+
+class _Worker:
+    """A worker process as its parent sees it: starting, idle (``ready``, no ``job``), or busy with a job."""
+
+    def __init__(self, threads: int) -> None:
+        self.ready = False
+        self.job: _Job | None = None
+        descriptor, self._output = tempfile.mkstemp(prefix="trueup-worker-", suffix=".txt")
+        os.close(descriptor)
+        self.pipe, theirs = multiprocessing.Pipe()
+        with _inherited(threads):
+            self.process = _context().Process(  # type: ignore[attr-defined]
+                target=_work, args=(theirs, self._output, dict(os.environ)), name="trueup-worker"
+            )
+            self.process.start()
+        theirs.close()  # so that the pipe ends when the worker does
+
+    def give(self, job: _Job) -> bool:
+        """Hand over a job; ``False`` if nobody is there to take it."""
+        job.number = next(_numbers)
+        try:
+            self.pipe.send((job.number, job.task))
+        except OSError:
+            return False
+        job.attempts += 1
+        job.deadline = None if job.task.timeout is None else time.monotonic() + job.task.timeout
+        self.job = job
+        return True
+
+    def is_overdue(self) -> bool:
+        return self.job is not None and self.job.deadline is not None and time.monotonic() > self.job.deadline
+
+    def answer(self) -> CellResult | str:
+        """A result; or ``ready``, ``overdue``, ``dead``, ``late``; or why the result cannot be read."""
+        try:
+            if not self.pipe.poll():
+                return "overdue" if self.is_overdue() else "dead"
+            message = self.pipe.recv_bytes()
+        except (EOFError, OSError):
+            return "dead"
+        number = int.from_bytes(message[:_NUMBER_BYTES], "big")
+        if number == _READY:
+            self.ready = True
+            return "ready"
+        if self.job is None or number != self.job.number:
+            return "late"
+        try:
+            answer: CellResult = pickle.loads(message[_NUMBER_BYTES:])
+        except Exception:
+            return "the cell's result could not be read back:\n" + traceback.format_exc()
+        return answer
+
+    def dismiss(self) -> None:
+        """Tell the process to end: kindly if it is idle, by force if it is at work."""
+        if self.ready and self.job is None:
+            self.pipe.close()
+        else:
+            self.process.kill()
+
+    def bury(self) -> None:
+        """Wait for the end of a process that was told to, and clear away what it had."""
+        self.process.join(_TICK)
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._output)
+
+    def cause_of_death(self) -> str:
+        self.process.join(5)
+        code = self.process.exitcode
+        if code is None:
+            return "closing its pipe"
+        return f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+
+    def last_words(self) -> str:
+        """The end of what the cell printed."""
+        return _tail(self._output)
+
+    def why_stillborn(self) -> str:
+        return (
+            f"worker processes end while they start ({self.cause_of_death()}; their own words are above, if "
+            "any). If you run a script, put what runs the study under `if __name__ == '__main__':`, since "
+            "workers read the script too; otherwise memory may be short."
+        )
+
+
+@functools.cache
+def _context() -> BaseContext:
+    """How processes start: afresh, or on Linux copied from a server that has imported the libraries once.
+
+    The server runs no code of a study or of ours, so nothing in a worker is older than the worker.
+    """
+    # the server's socket lies in the temporary folder, and a socket's path has at most 107 characters
+    if sys.platform != "linux" or len(tempfile.gettempdir()) > 70:
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "scipy.stats", "sklearn"])
+    return context
+
+
+@contextlib.contextmanager
+def _inherited(threads: int) -> Iterator[None]:
+    """Set what a worker must inherit: the libraries' threads and instruction sets, and a blocked Ctrl-C."""
+    wanted = dict.fromkeys(_THREAD_VARIABLES, str(threads)) | pinned_instructions()
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    can_mask = hasattr(signal, "pthread_sigmask")
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if can_mask else None
+    try:
+        yield
+    finally:
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _tail(path: str) -> str:
+    try:
+        text = Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+    text = re.sub(r"\nExtension modules: .*", "", text)[-_LAST_WORDS:].strip()  # a crash lists them all
+    return f"\n--- the end of its output:\n{text}" if text else ""
+
+
+# -- inside a worker -----------------------------------------------------------------------------------------
+_in_worker = False
+
+
+def _work(pipe: Connection, output: str, environ: dict[str, str]) -> None:
+    """A worker's life: one task after the other until the pipe closes."""
+    global _in_worker
+    _in_worker = True
+    os.environ.update(environ)  # the server's may be older than the parent's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_die_with, args=(parent.sentinel, output), daemon=True).start()
+    log = os.open(output, os.O_WRONLY | os.O_APPEND)
+    import torch  # noqa: F401  (now, so that it counts neither as the first cell's time nor as its memory)
+
+    gc.collect()
+    gc.freeze()  # the libraries' objects: later collections need not look at them
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    # else what is printed to a file waits in a buffer: behind later errors, or lost where the process crashes
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(line_buffering=True)
+    faulthandler.enable(all_threads=False)
+    # What a cell forks holds the worker's end of the pipe: it must neither answer nor take tasks.
+    worker = os.getpid()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=pipe.close)
+    pipe.send_bytes(_message(_READY, b""))
+    while True:
+        try:
+            number, task = pipe.recv()
+        except EOFError:
+            return
+        os.ftruncate(log, 0)
+        result = _compute(task)
+        if os.getpid() != worker:
+            os._exit(0)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if result.status == "failed":
+            result = replace(result, error=result.error + _tail(output))
+        pipe.send_bytes(_message(number, _pickled(result)))
+
+
+def _message(number: int, content: bytes) -> bytes:
+    """An answer as the parent reads it: the number is legible even where the content is not."""
+    return number.to_bytes(_NUMBER_BYTES, "big") + content
+
+
+def _die_with(sentinel: int, output: str) -> None:
+    """End this process when its parent has ended, even in the middle of a cell."""
+    wait([sentinel])
+    with contextlib.suppress(OSError):  # whoever clears the temporary folder may have been quicker
+        os.unlink(output)
+    os._exit(1)
+
+
+def _compute(task: Task) -> CellResult:
+    """The result of a task with its peak memory and environment; nothing that a cell does gets past it."""
+    try:
+        import torch
+
+        study = task.ref.load()
+        torch.set_num_threads(task.threads)
+        memory = _Memory(task.device)
+        result = execute(study, task.cell, dict(task.inputs), task.device, task.artefact)
+        return replace(result, peak_memory=memory.peak(), environment=_environment(task.threads, task.device))
+    except StudyError as error:
+        return CellResult("failed", error=str(error))
+    except BaseException:  # SystemExit too: a cell may not end its worker
+        return CellResult("failed", error=traceback.format_exc())
+
+
+@functools.cache
+def _environment(threads: int, device: str) -> dict[str, str]:
+    return environment(threads, device)
+
+
+def _pickled(result: CellResult) -> bytes:
+    try:
+        return pickle.dumps(result)
+    except Exception:
+        error = "the cell's result cannot be sent to the parent process:\n" + traceback.format_exc()
+        return pickle.dumps(CellResult("failed", error=error, seconds=result.seconds))
+
+
+class _Memory:
+    """Peak memory of one cell: above what the process held when it began, not of the cells before it.
+
+    On a CUDA device its allocator's peak; else, on Linux, the peak of the resident set; elsewhere unknown.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device if device.startswith("cuda") else None
+        gc.collect()
+        if self._device:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before: int | None = torch.cuda.memory_allocated(self._device)
+        else:
+            _return_freed_memory()
+            self._before = _resident("VmRSS") if _reset_peak() else None
+
+    def peak(self) -> int | None:
+        """Bytes since the start; ``None`` where it cannot be measured."""
+        if self._before is None:
+            return None
+        if self._device:
+            import torch
+
+            return int(torch.cuda.max_memory_allocated(self._device)) - self._before
+        peak = _resident("VmHWM")
+        return None if peak is None else max(0, peak - self._before)
+
+
+def _reset_peak() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _resident(field: str) -> int | None:
+    """A field of ``/proc/self/status``, in bytes."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def _return_freed_memory() -> None:
+    """Let the C library give back what it keeps for later, else a cell could use it unseen."""
+    with contextlib.suppress(AttributeError, OSError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+# -- loading a study -----------------------------------------------------------------------------------------
+@functools.cache
+def _load(ref: StudyRef, changed: int) -> Study:
+    try:
+        module = importlib.import_module(ref.name) if ref.kind == "module" else _import_file(Path(ref.name))
+    except SyntaxError as error:
+        raise StudyError(f"{error.filename}, line {error.lineno}: not valid Python: {error.msg}") from error
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{ref.name}.".startswith(f"{error.name}."):
+            raise StudyError(f"there is no study module {ref.name!r}") from error
+        what = str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}"
+        raise StudyError(f"{_where(error, ref)}: {what}") from error
+    study: Any = getattr(module, "study", None)
+    if not isinstance(study, Study):
+        found = "no `study`" if study is None else f"a `study` that is of type {type(study).__name__}"
+        raise StudyError(f"{ref.name} defines {found}; it must say `study = Study(...)`")
+    return study
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Run a study file as Python runs a script: modules beside it can be imported."""
+    path = path.absolute()
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    # a name of its own: a study called random.py must not stand in for the library's module
+    name = "trueup_study_" + re.sub(r"\W", "_", path.stem)
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise StudyError("a study file's name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        # as a script, without a cache of bytecode: it takes an edit within a second for none
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _where(error: BaseException, ref: StudyRef) -> str:
+    """The last line of the study's own file in an error's trace, if it got that far."""
+    end = ref.name.replace(".", os.sep) + ".py" if ref.kind == "module" else str(Path(ref.name).absolute())
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(end)]
+    return f"{ref.name}, line {lines[-1]}" if lines else ref.name

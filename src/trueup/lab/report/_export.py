@@ -1,0 +1,130 @@
+"""The report's numbers as JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from trueup.lab.report._phrases import interval, is_ratio
+
+
+def finite(value: Any) -> Any:
+    """The document with every NaN and infinity as ``None``: strict JSON knows neither."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return value
+
+
+def _strict(document: Any, *, ensure_ascii: bool) -> str:
+    def dumps(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, allow_nan=False, separators=(",", ":"))
+
+    try:
+        return dumps(document)
+    except ValueError:  # a NaN somewhere, which is rare: most documents need no copy
+        return dumps(finite(document))
+
+
+def to_json(document: Any) -> str:
+    """Strict JSON for a file of its own."""
+    # without indentation: only then does Python encode in C, ten times as fast
+    return _strict(document, ensure_ascii=False) + "\n"
+
+
+def script_json(document: Any) -> str:
+    """Strict JSON that is safe inside a ``<script>`` element, whatever the strings hold.
+
+    >>> script_json({"name": "</script>&"})
+    '{"name":"\\\\u003c/script\\\\u003e\\\\u0026"}'
+    """
+    # ensure_ascii also writes U+2028 and U+2029, which end a line in JavaScript, as escapes
+    text = _strict(document, ensure_ascii=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def cells_csv(outcome: Mapping[str, Any]) -> str:
+    """One row a report cell: arm, conditions, hyperparameters, seed, status, metrics, seconds."""
+    cells: Sequence[Mapping[str, Any]] = outcome.get("cells") or []
+    conditions = _keys(cell.get("condition") or {} for cell in cells)
+    hyper = _keys(cell.get("hyper") or {} for cell in cells)
+    numbers = _keys(cell.get("numbers") or {} for cell in cells)
+    header = ["arm", *conditions, *hyper, "seed", "status", *numbers, "seconds"]
+    rows = [
+        [
+            cell.get("arm"),
+            *((cell.get("condition") or {}).get(k) for k in conditions),
+            *((cell.get("hyper") or {}).get(k) for k in hyper),
+            cell.get("seed"),
+            cell.get("status"),
+            *((cell.get("numbers") or {}).get(k) for k in numbers),
+            cell.get("seconds"),
+        ]
+        for cell in cells
+    ]
+    return _csv(header, rows)
+
+
+LEDGER_COLUMNS = (
+    "slug", "title", "year", "arxiv", "room", "state", "fidelity", "scale", "protocols", "verdict",
+    "control", "stale", "certified", "claim", "statement", "primary", "kind", "outcome", "effect", "low",
+    "high", "level", "unit", "n", "q",
+)  # fmt: skip
+
+CLAIM_FIELDS = ("statement", "primary", "kind", "outcome", "level", "n", "q")
+
+
+def ledger_records(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The ledger, a record a claim (one with an empty claim for a paper without any)."""
+    records: list[dict[str, Any]] = []
+    for row in rows:
+        paper = {
+            k: row.get(k) for k in ("slug", "title", "year", "arxiv", "room", "state", "fidelity", "scale")
+        }
+        paper |= {
+            "protocols": row["protocols"],
+            "verdict": row["outcome"],
+            "control": row["control"],
+            "stale": row["stale"],
+            "certified": row["certified"],
+        }
+        for claim in row["claims"] or [{}]:
+            mean, low, high = interval(claim) if claim else (None, None, None)
+            records.append(
+                paper
+                | {k: claim.get(k) for k in CLAIM_FIELDS}
+                | {"claim": claim.get("name"), "effect": mean, "low": low, "high": high}
+                | {"unit": "ratio" if is_ratio(claim) else claim.get("unit")}
+            )
+    return records
+
+
+def ledger_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The ledger with one row a claim."""
+    records = ledger_records(rows)
+    return _csv(LEDGER_COLUMNS, ([record.get(c) for c in LEDGER_COLUMNS] for record in records))
+
+
+def _keys(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Every key, in the order first seen."""
+    return list(dict.fromkeys(key for mapping in mappings for key in mapping))
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([_inert(name) for name in header])
+    writer.writerows([["" if v is None else _inert(v) for v in row] for row in rows])
+    return out.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    # a spreadsheet would run a text that begins like a formula; a leading apostrophe makes it text
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
