@@ -64,7 +64,7 @@ def _index(entries: dict[str, Any]) -> str:
         "The fifty papers in the catalogue's order. Those that are available have a card. "
         "[What the reference values mean](../index.md#fidelity); [what a verdict is worth](../protocol.md).",
         "",
-        "| paper | verdict at desk scale | the problem it treats | room | reference values |",
+        "| paper | verdict at desk scale | the problem it treats | area | reference values |",
         "| --- | --- | --- | --- | --- |",
     ]
     for paper in papers.CATALOGUE:
@@ -74,7 +74,7 @@ def _index(entries: dict[str, Any]) -> str:
         else:
             verdict = "not published yet" if paper.state == "available" else "planned"
         fidelity = paper.fidelity if paper.state == "available" else ""
-        lines.append(f"| {name} | {verdict} | {paper.problem} | {paper.room} | {fidelity} |")
+        lines.append(f"| {name} | {verdict} | {paper.problem} | {paper.area} | {fidelity} |")
     return "\n".join(lines) + "\n"
 
 
@@ -104,8 +104,8 @@ def _card(paper: papers.Paper, entry: dict[str, Any] | None) -> str:
 
 
 def _resolve(name: str) -> Any:
-    room, _, attribute = name.rpartition(".")
-    return getattr(importlib.import_module(room), attribute)
+    area, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(area), attribute)
 
 
 def _verdicts(paper: papers.Paper, entry: dict[str, Any] | None) -> str:

@@ -60,19 +60,19 @@ def test_list_shows_all_fifty_and_filters(trueup, monkeypatch):
     code, out, _ = trueup("list")
     assert code == 0
     assert all(p.slug in out for p in papers.CATALOGUE)
-    _, out, _ = trueup("list", "--room", "optim")
+    _, out, _ = trueup("list", "--area", "optim")
     assert "adamp" in out
     assert "evonorm" not in out
     for standing in ("published", "certified", "stale"):
         monkeypatch.setattr(cli, "_standing", lambda paper, entries, standing=standing: standing)
-        out = trueup("list", "--room", "optim")[1]
+        out = trueup("list", "--area", "optim")[1]
         assert ("stale: the code has changed since" in out) == (standing == "stale")
         assert ("certified: the code was rewritten since" in out) == (standing == "certified")
     _, out, _ = trueup("list", "--available")
     assert "adamp" in out
     assert "reconstructed: the paper's equations could not be confirmed" in out  # weight-compander's
-    assert "reconstructed" not in trueup("list", "--room", "optim")[1]
-    assert "reconstructed" not in trueup("list", "--room", "adaptation")[1]  # alpha-bn: no method yet
+    assert "reconstructed" not in trueup("list", "--area", "optim")[1]
+    assert "reconstructed" not in trueup("list", "--area", "adaptation")[1]  # alpha-bn: no method yet
     assert "tleg" not in out
 
 
@@ -104,7 +104,7 @@ def test_show_of_a_planned_paper_says_so(trueup):
         (["run", "adamp", "--seeds", "0"], "seeds must be at least 1"),
         (["run", "adamp", "--workers", "0"], "workers must be at least 1"),
         (["run", "adamp", "--device", "cuda:77"], "leave --device out for cpu"),
-        (["list", "--room", "kitchen"], "no room is called 'kitchen'"),
+        (["list", "--area", "kitchen"], "no area is called 'kitchen'"),
         (["data", "fetch", "digit"], "digits"),
         (["ledger", "publish", "adamp"], "no store"),
         (["ledger", "replicate", "tleg"], "no published verdict"),

@@ -19,8 +19,8 @@ from trueup import papers
 from trueup.lab import ledger
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("data", "estimators", "federated", "lab", "models", "nn", "optim", "quantization", "training")
-PUBLIC = [(room, name) for room in ROOMS for name in importlib.import_module(f"trueup.{room}").__all__]
+AREAS = ("data", "estimators", "federated", "lab", "models", "nn", "optim", "quantization", "training")
+PUBLIC = [(area, name) for area in AREAS for name in importlib.import_module(f"trueup.{area}").__all__]
 
 
 @pytest.mark.parametrize("module", ["trueup", "trueup.papers"])
@@ -48,12 +48,12 @@ def test_version_is_the_one_in_the_changelog_or_newer() -> None:
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("room", "name"), PUBLIC, ids=[f"{room}.{name}" for room, name in PUBLIC])
-def test_everything_public_is_documented(room: str, name: str) -> None:
-    thing: Any = getattr(importlib.import_module(f"trueup.{room}"), name)
+@pytest.mark.parametrize(("area", "name"), PUBLIC, ids=[f"{area}.{name}" for area, name in PUBLIC])
+def test_everything_public_is_documented(area: str, name: str) -> None:
+    thing: Any = getattr(importlib.import_module(f"trueup.{area}"), name)
     if inspect.isclass(thing) or inspect.isroutine(thing):
-        assert thing.__doc__, f"trueup.{room}.{name} has no docstring"
-        assert len(thing.__doc__.split()) >= 4, f"trueup.{room}.{name}: a docstring says what the thing is"
+        assert thing.__doc__, f"trueup.{area}.{name} has no docstring"
+        assert len(thing.__doc__.split()) >= 4, f"trueup.{area}.{name}: a docstring says what the thing is"
 
 
 METHODS = [name for paper in papers.CATALOGUE for name in paper.names]
@@ -61,8 +61,8 @@ METHODS = [name for paper in papers.CATALOGUE for name in paper.names]
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_shows_an_example(name: str) -> None:
-    room, _, attribute = name.rpartition(".")
-    thing = getattr(importlib.import_module(room), attribute)
+    area, _, attribute = name.rpartition(".")
+    thing = getattr(importlib.import_module(area), attribute)
     examples = [e for test in doctest.DocTestFinder(recurse=False).find(thing) for e in test.examples]
     assert examples, f"{name} has no example in its docstring"
     skipped = [e.source for e in examples if e.options.get(doctest.SKIP)]

@@ -41,7 +41,7 @@ def test_every_area_of_the_catalogue_has_its_place_in_the_import_contracts() -> 
         "importlinter"
     ]["contracts"][0]["layers"]
     tiers = [set(re.findall(r"\w+", layer)) for layer in layers]
-    assert {paper.room for paper in papers.CATALOGUE} <= set.union(*tiers)
+    assert {paper.area for paper in papers.CATALOGUE} <= set.union(*tiers)
     tier_of = {name: i for i, tier in enumerate(tiers) for name in tier}
     assert tier_of["cli"] < tier_of["search"] < tier_of["lab"]
     assert tier_of["fairness"] == tier_of["robustness"] == tier_of["calibration"]
@@ -52,7 +52,7 @@ def test_every_area_of_the_catalogue_has_its_place_in_the_import_contracts() -> 
     [("calibration-sets", "alignment"), ("fairseg", "fairness"), ("accuracy-disparity", "fairness")],
 )
 def test_papers_stand_in_the_area_of_their_problem(slug: str, area: str) -> None:
-    assert papers.get(slug).room == area
+    assert papers.get(slug).area == area
 
 
 def test_get_returns_the_record_and_teaches_the_spelling() -> None:
@@ -68,14 +68,14 @@ def test_get_returns_the_record_and_teaches_the_spelling() -> None:
 @pytest.mark.parametrize("name", [name for paper in AVAILABLE for name in paper.names])
 def test_public_names_import_from_their_room(name: str) -> None:
     module, _, attribute = name.rpartition(".")
-    room = importlib.import_module(module)
-    assert attribute in room.__all__
-    assert callable(getattr(room, attribute))
+    area = importlib.import_module(module)
+    assert attribute in area.__all__
+    assert callable(getattr(area, attribute))
 
 
 @pytest.mark.parametrize("paper", AVAILABLE, ids=lambda paper: paper.slug)
 def test_names_lead_with_the_papers_room(paper: papers.Paper) -> None:
-    assert paper.names[0].split(".")[:2] == ["trueup", paper.room]
+    assert paper.names[0].split(".")[:2] == ["trueup", paper.area]
 
 
 @pytest.mark.parametrize("paper", AVAILABLE, ids=lambda paper: paper.slug)

@@ -7,14 +7,14 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_ROOMS = ("data", "estimators", "federated", "lab", "models", "nn", "optim", "papers", "quantization")
+_AREAS = ("data", "estimators", "federated", "lab", "models", "nn", "optim", "papers", "quantization")
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in _ROOMS:
+    if name in _AREAS:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*_ROOMS, "__version__"])
+    return sorted([*_AREAS, "__version__"])

@@ -112,7 +112,7 @@ STANDINGS = {
 
 @app.command("list")
 def list_papers(
-    room: Annotated[str | None, typer.Option(help="Only papers of this room, e.g. optim.")] = None,
+    area: Annotated[str | None, typer.Option(help="Only papers of this area, e.g. optim.")] = None,
     available: Annotated[
         bool, typer.Option("--available", help="Only papers whose method is there.")
     ] = False,
@@ -120,17 +120,17 @@ def list_papers(
     """The fifty papers: what each treats, and what came of testing it."""
     from trueup.lab import ledger
 
-    rooms = sorted({p.room for p in papers.CATALOGUE})
-    if room is not None and room not in rooms:
-        raise ValueError(f"no room is called {room!r}; rooms are {', '.join(rooms)}")
+    areas = sorted({p.area for p in papers.CATALOGUE})
+    if area is not None and area not in areas:
+        raise ValueError(f"no area is called {area!r}; areas are {', '.join(areas)}")
     entries = ledger.read()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     table.add_column("paper, and the problem it treats", ratio=1)
-    table.add_column("room", style="cyan")
+    table.add_column("area", style="cyan")
     table.add_column("verdict", min_width=14, max_width=17)
     reconstructed, standings = False, set[str]()
     for paper in papers.CATALOGUE:
-        if (room and paper.room != room) or (available and paper.state != "available"):
+        if (area and paper.area != area) or (available and paper.state != "available"):
             continue
         if paper.slug in entries:
             standing = _standing(paper, entries)
@@ -141,7 +141,7 @@ def list_papers(
             state = "not published yet" if paper.state == "available" else "[dim]planned[/]"
         state += "\n[dim]reconstructed[/]" if paper.reconstructed else ""
         reconstructed = reconstructed or paper.reconstructed
-        table.add_row(f"[bold]{paper.slug}[/]\n  {escape(paper.problem)}", paper.room, state)
+        table.add_row(f"[bold]{paper.slug}[/]\n  {escape(paper.problem)}", paper.area, state)
     console.print(table)
     for name, meaning in STANDINGS.items():
         if name in standings:

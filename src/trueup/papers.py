@@ -1,7 +1,7 @@
 """The catalogue: the fifty papers of this library, in order, and the only registry there is.
 
 A record names what implements the paper as text, so that listing the catalogue imports neither torch nor
-any room. A paper is `available` when it has public names and `planned` until then; nobody types that state.
+any area. A paper is `available` when it has public names and `planned` until then; nobody types that state.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Paper:
         year: of publication at `venue`, or of the preprint where there is no venue.
         arxiv: arXiv identifier, without the version.
         problem: the practitioner's problem, in one line.
-        room: the sub-package that holds the method.
+        area: the sub-package that holds the method.
         fidelity: what the values are held against. `official`: equal to the official code's;
             `independent`: to another trusted implementation's; `derived`: to a closed form or brute
             force of the paper's equations; `reconstructed`: the equations themselves are not confirmed.
@@ -49,7 +49,7 @@ class Paper:
     year: int
     arxiv: str
     problem: str
-    room: str
+    area: str
     fidelity: Fidelity
     reference: str
     venue: str = ""
@@ -107,7 +107,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2016,
         arxiv="1607.06450",
         problem="training depends on the mini-batch: recurrent nets and tiny batches suffer",
-        room="nn",
+        area="nn",
         fidelity="official",
         reference="the authors' Theano layers, GRU and LSTM (ryankiros/layer-norm)",
         names=(
@@ -134,7 +134,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2021,
         arxiv="2006.08217",
         problem="momentum makes the effective step size of scale-invariant weights decay too fast",
-        room="optim",
+        area="optim",
         fidelity="official",
         reference="the classes AdamP and SGDP of adamp 0.3.0 (clovaai/AdamP), step by step",
         venue="ICLR",
@@ -156,7 +156,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2020,
         arxiv="2003.07845",
         problem="batch statistics of text fluctuate, so batch normalisation fails in transformers",
-        room="nn",
+        area="nn",
         fidelity="official",
         reference="MaskPowerNorm (sIncerass/powernorm), forward, backward and buffers",
         venue="ICML",
@@ -178,7 +178,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2023,
         arxiv="2306.16993",
         problem="large weights and many near-zero weights: over-fitting",
-        room="nn",
+        area="nn",
         fidelity="reconstructed",
         reference=(
             "no code was published and only the abstract could be read: a closed form of the function it "
@@ -207,7 +207,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2306.16170",
         problem="adversarial training costs clean accuracy",
-        room="distillation",
+        area="distillation",
         fidelity="official",
         reference="the balancing block and inner attack (zhaoshiji123/MTARD-extension and MTARD)",
         venue="IEEE TPAMI",
@@ -219,7 +219,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2021,
         arxiv="2110.04065",
         problem="deployment data has shifted; batch-norm statistics are those of the training data",
-        room="adaptation",
+        area="adaptation",
         fidelity="reconstructed",
         reference=(
             "no official code: alpha-BN agrees with an independent layer "
@@ -237,7 +237,7 @@ CATALOGUE: tuple[Paper, ...] = (
             "shared weights of a one-shot supernet get high-variance gradients, so it ranks architectures "
             "badly"
         ),
-        room="nas",
+        area="nas",
         fidelity="official",
         reference="the path and data sampling of the NAS-Bench-201 supernet (ShunLu91/PA-DA)",
         venue="CVPR",
@@ -249,7 +249,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2021,
         arxiv="2003.00152",
         problem="how much can be learnt (or tuned) with the affine parameters of normalisation alone",
-        room="nn",
+        area="nn",
         fidelity="official",
         reference="the authors' framework (facebookresearch/open_lth) with its freezing switches",
         venue="ICLR",
@@ -277,7 +277,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2023,
         arxiv="2310.10541",
         problem="the training set is too large to train on again and again",
-        room="coreset",
+        area="coreset",
         fidelity="official",
         reference=(
             "the authors' trajectory matching (shenjiyuan123/AST-Alignment-with-Smooth-Expert), its loop "
@@ -291,7 +291,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2021,
         arxiv="2006.12000",
         problem="hard targets make nets over-confident and noise-sensitive; no teacher at hand",
-        room="distillation",
+        area="distillation",
         fidelity="official",
         reference="the loss, training loop and metrics (lgcnsai/PS-KD-Pytorch)",
         venue="ICCV",
@@ -303,7 +303,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2021,
         arxiv="2103.17268",
         problem="certified training needs very long warm-up and is unstable",
-        room="robustness",
+        area="robustness",
         fidelity="official",
         reference=(
             "the authors' regularisers and initialisation (shizhouxing/Fast-Certified-Robust-Training), "
@@ -318,7 +318,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2025,
         arxiv="2502.05795",
         problem="deep layers of a Pre-LN language model contribute almost nothing",
-        room="nn",
+        area="nn",
         fidelity="official",
         reference="the authors' Llama (lmsdss/LayerNorm-Scaling), forward and gradients",
         venue="NeurIPS",
@@ -330,7 +330,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2305.17007",
         problem="matching teacher features does not help the student classify",
-        room="distillation",
+        area="distillation",
         fidelity="official",
         reference="DirectNormLoss, KDLoss and DKDLoss (WangYZ1608/Knowledge-Distillation-via-ND)",
         venue="ECCV",
@@ -342,7 +342,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2020,
         arxiv="2004.02967",
         problem="normalisation and activation are designed apart; batch-free normalisation lags behind",
-        room="nn",
+        area="nn",
         fidelity="independent",
         reference=(
             "timm's EvoNorm2d layers; the official TensorFlow code, which holds B0 and S0 only, was read "
@@ -378,7 +378,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2025,
         arxiv="2502.02732",
         problem="massive activations and vanishing gradients at scale, depending on where the norms sit",
-        room="nn",
+        area="nn",
         fidelity="independent",
         reference=(
             "HyperCLOVA X, Gemma-2, OLMo-2, Llama, GPT-2 and BERT of Hugging Face transformers; the paper "
@@ -393,7 +393,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2022,
         arxiv="2204.13883",
         problem="which masking sound, at which level, makes a noisy place more pleasant",
-        room="audio",
+        area="audio",
         fidelity="reconstructed",
         reference=(
             "the model's code could not be had: the pleasantness formula is official "
@@ -412,7 +412,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2025,
         arxiv="2412.08424",
         problem="separable data: which step size, and is the loss a guide at all",
-        room="optim",
+        area="optim",
         fidelity="derived",
         reference=(
             "a float64 program of the paper's equations, gradients checked by finite differences; no "
@@ -440,7 +440,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2402.03469",
         problem="reward models prefer long off-topic answers; no preference data at hand",
-        room="alignment",
+        area="alignment",
         fidelity="official",
         reference=(
             "the authors' reward code for the paper's later revision (naver-ai/rethinking-proxy-reward)"
@@ -454,7 +454,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2019,
         arxiv="1903.10520",
         problem="one or two images per device: batch statistics are useless",
-        room="nn",
+        area="nn",
         fidelity="official",
         reference=(
             "BCNorm, EstBN and the weight-standardised convolution "
@@ -488,7 +488,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2023,
         arxiv="2208.08661",
         problem="several source domains, and a target that is none of them",
-        room="generalization",
+        area="generalization",
         fidelity="official",
         reference="the class DRM and its test-time adaptation (yfzhang114/AdaNPC)",
         venue="KDD",
@@ -500,7 +500,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2306.05879",
         problem="clients' data come from different domains, so shared normalisation hurts",
-        room="federated",
+        area="federated",
         fidelity="independent",
         reference=(
             "scaled weight standardisation and adaptive gradient clipping of DeepMind's nfnets, averaging "
@@ -531,7 +531,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2017,
         arxiv="1705.08741",
         problem="large batches generalise worse",
-        room="nn",
+        area="nn",
         fidelity="official",
         reference=(
             "the training step and regime lines of main_gbn.py (eladhoffer/bigBatch), and torch's "
@@ -564,7 +564,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2308.11838",
         problem="which calibration measure to trust, and does calibration carry over",
-        room="calibration",
+        area="calibration",
         fidelity="independent",
         reference=(
             "the first author's library (Linwei94/calibrator), netcal, torchmetrics and brute force; the "
@@ -579,7 +579,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2020,
         arxiv="1904.09480",
         problem="correlations between parts of a whole are spurious",
-        room="estimators",
+        area="estimators",
         fidelity="independent",
         reference=(
             "R's corpcor 1.6.10 and propr 5.1.8, and brute-force regressions of log-ratios over every "
@@ -607,7 +607,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2312.05614",
         problem="models of many depths are needed, each too costly to pre-train",
-        room="learngene",
+        area="learngene",
         fidelity="official",
         reference="the expansion, model and losses (AlphaXia/TLEG)",
         venue="AAAI",
@@ -619,7 +619,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2023,
         arxiv="2305.14858",
         problem="LayerNorm does redundant work in Pre-LN transformers",
-        room="nn",
+        area="nn",
         fidelity="official",
         reference="the layers and the converted GPT (ZixuanJiang/pre-rmsnorm-transformer)",
         venue="NeurIPS",
@@ -634,7 +634,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2023,
         arxiv="2303.13005",
         problem="student and teacher non-target logits cannot match; or there is no teacher",
-        room="distillation",
+        area="distillation",
         fidelity="official",
         reference="NKDLoss and USKDLoss (yzd-v/cls_KD)",
         venue="ICCV",
@@ -646,7 +646,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2025,
         arxiv="2310.11275",
         problem="mentions of diseases and drugs must be linked to a terminology, in any language",
-        room="text",
+        area="text",
         fidelity="official",
         reference=(
             "the linkers, re-ranking and evaluation (hpi-dhc/xmen), and scispacy's candidate generator "
@@ -661,7 +661,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2023,
         arxiv="1909.12098",
         problem="one net, several sizes at test time; no architecture search",
-        room="estimators",
+        area="estimators",
         fidelity="official",
         reference="gbnn 0.0.2 (GAA-UAM/GBNN)",
         venue="IEEE Access",
@@ -676,7 +676,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2025,
         arxiv="2502.17055",
         problem="4-bit training diverges: spikes and unstable gradient norms",
-        room="optim",
+        area="optim",
         fidelity="official",
         reference="the classes StableSPAM and SPAM (TianjinYellow/StableSPAM), step by step",
         names=(
@@ -708,7 +708,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2402.00742",
         problem="one high reward outweighs a failed one; reward hacking",
-        room="alignment",
+        area="alignment",
         fidelity="derived",
         reference="the closed form evaluated with forty digits; no official code was found",
         venue="ICML",
@@ -720,7 +720,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2406.14532",
         problem="which step of a wrong solution was wrong, and how to learn from it",
-        room="alignment",
+        area="alignment",
         fidelity="derived",
         reference=(
             "exact enumeration of small step-wise decision processes; the official repository holds no code"
@@ -737,7 +737,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2310.12508",
         problem="a model must forget some of its data without being retrained",
-        room="unlearning",
+        area="unlearning",
         fidelity="official",
         reference=(
             "the classification part (OPTML-Group/Unlearn-Saliency): mask, unlearning loops, membership "
@@ -758,7 +758,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2023,
         arxiv="2305.07615",
         problem="which candidate summaries to calibrate a summariser on",
-        room="alignment",
+        area="alignment",
         fidelity="official",
         reference="the losses, selection strategies and metrics (griff4692/calibrating-summaries)",
         venue="ACL",
@@ -770,7 +770,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2021,
         arxiv="2107.07075",
         problem="which training examples matter, which are redundant or mislabelled",
-        room="coreset",
+        area="coreset",
         fidelity="official",
         reference="the authors' JAX scores (mansheej/data_diet)",
         venue="NeurIPS",
@@ -782,7 +782,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2404.16897",
         problem="models of many depths again, with stages that know their place",
-        room="learngene",
+        area="learngene",
         fidelity="official",
         reference="the model, weight transfer and losses (AlphaXia/SWS)",
         venue="IJCAI",
@@ -797,7 +797,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2023,
         arxiv="2307.16638",
         problem="free-text job titles must be normalised, with or without the skills asked for",
-        room="text",
+        area="text",
         fidelity="reconstructed",
         reference=(
             "no code was published and only the abstract could be read: a float64 formula of the usual "
@@ -812,7 +812,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2023,
         arxiv="2302.02334",
         problem="few labels on top of a frozen pre-trained model",
-        room="estimators",
+        area="estimators",
         fidelity="official",
         reference="the class GaussianNB (ML-GSAI/Revisiting-Dis-vs-Gen-Classifiers)",
         venue="ICML",
@@ -827,7 +827,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2025,
         arxiv="2309.14054",
         problem="a GAN must stop producing an undesired feature; its training data is gone",
-        room="unlearning",
+        area="unlearning",
         fidelity="official",
         reference="the elastic-weight and repulsion losses (atriguha/Adapt_Unlearn) on a small generator",
         venue="TMLR",
@@ -839,7 +839,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2401.08328",
         problem="test streams are temporally correlated, so batch statistics are skewed",
-        room="adaptation",
+        area="adaptation",
         fidelity="official",
         reference="the layers UnMixTNS1d and UnMixTNS2d (devavratTomar/unmixtns) over consecutive steps",
         venue="ICLR",
@@ -851,7 +851,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2406.15941",
         problem="how much inductive bias does a task need, and does this architecture bring it",
-        room="generalization",
+        area="generalization",
         fidelity="official",
         reference=(
             "the authors' bias and kernel functions (FieteLab/Exact-Inductive-Bias), with forty-digit "
@@ -866,7 +866,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2306.00740",
         problem="temperature scaling fails where classes overlap",
-        room="calibration",
+        area="calibration",
         fidelity="official",
         reference="the mixup loss and temperature scaling (2014mchidamb/temp-scaling-limitations)",
         venue="ICLR",
@@ -881,7 +881,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2311.02189",
         problem="segmentation works less well for some groups of patients",
-        room="fairness",
+        area="fairness",
         fidelity="official",
         reference="the fair losses and equity-scaled metrics (Harvard-Ophthalmology-AI-Lab/FairSeg)",
         venue="ICLR",
@@ -893,7 +893,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2022,
         arxiv="2211.04700",
         problem="dark photographs and no data to train on",
-        room="vision",
+        area="vision",
         fidelity="reconstructed",
         reference=(
             "an independent PyTorch version (dengbuqi/NoiSER) whose details could not be confirmed "
@@ -910,7 +910,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2401.08865",
         problem="why does this data set generalise worse than that one",
-        room="generalization",
+        area="generalization",
         fidelity="derived",
         reference=(
             "label sharpness by brute force over all pairs, because the official function has a bug; "
@@ -925,7 +925,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2023,
         arxiv="2308.07662",
         problem="a trained net must run in few bits without retraining",
-        room="quantization",
+        area="quantization",
         fidelity="independent",
         reference=(
             "the code of the methods it studies (yhhhli/BRECQ, wimh966/QDrop) and a closed form of the "
@@ -942,7 +942,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2025,
         arxiv="2501.09766",
         problem="fine-tuning on synthetic tool-use data stops paying off",
-        room="alignment",
+        area="alignment",
         fidelity="official",
         reference="the tree search and preference pairs of the paper's later version (zeng-yirong/iTool)",
         venue="EMNLP",
@@ -954,7 +954,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2023,
         arxiv="2211.15762",
         problem="adversarial training hurts some classes more than others",
-        room="fairness",
+        area="fairness",
         fidelity="derived",
         reference=(
             "closed forms for linear classifiers on Gaussian mixtures, checked by numerical minimisation "
@@ -969,7 +969,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2403.07329",
         problem="unseen domains, unlike any perturbation of the weights alone",
-        room="generalization",
+        area="generalization",
         fidelity="official",
         reference="the optimizer IADA_FINAL (aailabkaist/UDIM) and SAM of davda54/sam",
         venue="ICLR",
@@ -981,7 +981,7 @@ CATALOGUE: tuple[Paper, ...] = (
         year=2024,
         arxiv="2404.13016",
         problem="cross-entropy calibrators raise the confidence of narrow mistakes",
-        room="calibration",
+        area="calibration",
         fidelity="official",
         reference=(
             "the adaptive temperature, its loss and its metrics (liuyvchi/Correctness-aware-calibration)"

@@ -20,10 +20,10 @@ from trueup.lab._spec import StudyError
 
 ROOM = {
     "trueup/__init__.py": (
-        "'''Rooms.'''\nimport importlib\n__version__ = '0.1'\n_ROOMS = ('nn', 'lab', 'data')\n"
-        "def __getattr__(name):\n    if name in _ROOMS:\n"
+        "'''Areas.'''\nimport importlib\n__version__ = '0.1'\n_AREAS = ('nn', 'lab', 'data')\n"
+        "def __getattr__(name):\n    if name in _AREAS:\n"
         "        return importlib.import_module(f'{__name__}.{name}')\n    raise AttributeError(name)\n"
-        "def __dir__():\n    return sorted([*_ROOMS, '__version__'])\n"
+        "def __dir__():\n    return sorted([*_AREAS, '__version__'])\n"
     ),
     "trueup/nn/__init__.py": (
         "'''Layers.'''\nfrom trueup.nn.convert import convert\nfrom trueup.nn.ghost import Ghost\n"
@@ -59,7 +59,7 @@ REF = StudyRef("module", "trueup.studies.ghost")
 
 
 class Tree:
-    """A copy of a small house, to edit."""
+    """A copy of a small library, to edit."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -117,7 +117,7 @@ KEEPS = {
     "the lab's signpost": ("trueup/lab/__init__.py", "Study\n", "Study\nX = 1\n"),
     "data sets, pinned by their hash": ("trueup/data/_sets.py", "()", "('new',)"),
     "the version": ("trueup/__init__.py", "0.1", "0.2"),
-    "a new room": ("trueup/__init__.py", "('nn',", "('optim', 'nn',"),
+    "a new area": ("trueup/__init__.py", "('nn',", "('optim', 'nn',"),
     "type-checking imports": (
         "trueup/nn/ghost.py",
         "from trueup.nn.shapes",
@@ -535,7 +535,7 @@ def test_the_labs_split_scoring_and_seeds_count(tree: Tree, file: str, old: str,
     assert code_fingerprint(REF) != before
 
 
-# -- the real house ------------------------------------------------------------------------------------------
+# -- the real library ---------------------------------------------------------------------------------------
 def test_a_real_study_reaches_its_method_and_not_the_neighbours() -> None:
     modules = set(_closure(StudyRef("module", "trueup.studies.ghost_batch_norm")))
     assert {"trueup.studies.ghost_batch_norm", "trueup.nn._ghost_batch_norm"} <= modules

@@ -584,7 +584,7 @@ PAPERS: list[Doc] = [
         "year": 2015 + i % 10,
         "arxiv": f"20{i:02d}.0{i:04d}",
         "venue": "",
-        "room": room,
+        "area": area,
         "problem": problem,
         "state": state,
         "fidelity": "reconstructed" if slug == "power-norm" else "official",
@@ -597,7 +597,7 @@ PAPERS: list[Doc] = [
         if state == "available"
         else "",
     }
-    for i, (slug, title, authors, room, problem, state) in enumerate(
+    for i, (slug, title, authors, area, problem, state) in enumerate(
         [
             (
                 "layer-norm",
@@ -668,11 +668,11 @@ PAPERS: list[Doc] = [
                     f"planned-{k}",
                     f"A Paper That Is Still to Come, Number {k}",
                     "Ada Lovelace, Charles Babbage",
-                    room,
+                    area,
                     "a problem that waits for its remedy",
                     "planned",
                 )
-                for k, room in enumerate(
+                for k, area in enumerate(
                     ["audio", "text", "vision", "context", "coreset", "federated"] * 7, 9
                 )
             ],

@@ -183,13 +183,13 @@ def test_filters_work_alone_and_together(browser: Browser, folder: Path) -> None
         assert visit.shown() == ["mtard"]
         page.get_by_role("button", name="reproduced").first.click()
         assert set(visit.shown()) == {"adamp", "partial-correlation"}  # and not "partly reproduced"
-        page.locator("select[data-filter=room]").select_option("optim")
+        page.locator("select[data-filter=area]").select_option("optim")
         assert visit.shown() == ["adamp"]
         page.get_by_role("button", name=re.compile("^all")).click()
         assert set(visit.shown()) == {"adamp", "stable-spam"}
-        page.locator("select[data-filter=room]").select_option("text")
-        assert len(visit.shown()) == 7  # and not those of the room "context"
-        page.locator("select[data-filter=room]").select_option("")
+        page.locator("select[data-filter=area]").select_option("text")
+        assert len(visit.shown()) == 7  # and not those of the area "context"
+        page.locator("select[data-filter=area]").select_option("")
         page.locator("select[data-filter=state]").select_option("planned")
         assert len(visit.shown()) == 42
         assert "42 shown of 50" in page.inner_text("main")

@@ -73,7 +73,7 @@ def cells_csv(outcome: Mapping[str, Any]) -> str:
 
 
 LEDGER_COLUMNS = (
-    "slug", "title", "year", "arxiv", "room", "state", "fidelity", "scale", "protocols", "verdict",
+    "slug", "title", "year", "arxiv", "area", "state", "fidelity", "scale", "protocols", "verdict",
     "control", "stale", "certified", "claim", "statement", "primary", "kind", "outcome", "effect", "low",
     "high", "level", "unit", "n", "q",
 )  # fmt: skip
@@ -86,7 +86,7 @@ def ledger_records(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for row in rows:
         paper = {
-            k: row.get(k) for k in ("slug", "title", "year", "arxiv", "room", "state", "fidelity", "scale")
+            k: row.get(k) for k in ("slug", "title", "year", "arxiv", "area", "state", "fidelity", "scale")
         }
         paper |= {
             "protocols": row["protocols"],

@@ -46,7 +46,7 @@ def write_report(
     Args:
         folder: where; made if missing. Files of an earlier report are replaced, others left alone.
         outcomes: outcome documents, one a study and scale.
-        papers: the catalogue's records as mappings: slug, title, authors, year, arxiv, room, problem, state,
+        papers: the catalogue's records as mappings: slug, title, authors, year, arxiv, area, problem, state,
             fidelity, reconstructed, names, usage.
         ledger: slug -> published entry, perhaps with every seed's contrast, and its ``standing``
             (``published``, ``certified`` or ``stale``); it stands in for papers that were not run here.
