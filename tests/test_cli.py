@@ -387,7 +387,7 @@ def test_a_run_that_is_interrupted_says_that_nothing_is_lost(trueup):
     with mock.patch("trueup.lab._runner.run", side_effect=KeyboardInterrupt):
         code, _, err = trueup("run", "tiny.py", "--store", "s.sqlite")
     assert code == 130
-    assert "every finished cell is kept; the same command goes on from there" in err
+    assert "every finished cell is kept; the same command resumes from there" in err
 
 
 def test_compare_names_the_column_that_is_missing(trueup):

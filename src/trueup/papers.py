@@ -1,7 +1,7 @@
-"""The catalogue: the fifty papers of this library, in order, and the only registry there is.
+"""The catalogue: one type, and the fifty records of `papers.toml`. It is the only registry of papers.
 
-A record names what implements the paper as text, so that listing the catalogue imports neither torch nor
-any area. A paper is `available` when it has public names and `planned` until then; nobody types that state.
+A record gives public names as text, so that reading the catalogue imports neither torch nor any area. A paper
+is `available` once it has public names, and `planned` until then.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Fidelity = Literal["official", "independent", "derived", "reconstructed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """One paper: what it treats, who wrote it, and which public names implement it.
+    """A paper: the problem it treats, its authors, and the public names that implement it.
 
     Attributes:
         slug: names the study, the reference values and the method card.
@@ -29,13 +29,13 @@ class Paper:
         arxiv: arXiv identifier, without the version.
         problem: the practitioner's problem, in one line.
         area: the sub-package that holds the method.
-        fidelity: what the values are held against. `official`: equal to the official code's;
-            `independent`: to another trusted implementation's; `derived`: to a closed form or brute
-            force of the paper's equations; `reconstructed`: the equations themselves are not confirmed.
-        reference: the same in a line: whose code, which part of it, and what is missing.
+        fidelity: what the implementation was checked against. `official`: the values of the official
+            code; `independent`: another trusted implementation; `derived`: a closed form or brute force of
+            the paper's equations; `reconstructed`: the equations could not be confirmed.
+        reference: whose code it was, which part of it, and what is missing, in one line.
         venue: where the paper was published; empty for a preprint.
         names: public dotted names, the most important one first; empty while the paper is planned.
-        usage: three lines of code that use the method, given `import torch, trueup`; empty while planned.
+        usage: three lines of code that use the method after `import torch, trueup`; empty while planned.
 
     Example:
         >>> paper = get("adamp")
@@ -65,7 +65,7 @@ class Paper:
 
     @property
     def reconstructed(self) -> bool:
-        """A method is there, but its equations are not confirmed: to be said wherever it is shown."""
+        """Whether a method is available whose equations are not confirmed; shown wherever the method is."""
         return self.state == "available" and self.fidelity == "reconstructed"
 
     @property
@@ -80,7 +80,7 @@ class Paper:
 
 
 def get(slug: str) -> Paper:
-    """The record of the paper `slug`.
+    """Return the record of the paper with this slug.
 
     Raises:
         ValueError: if no paper has this slug; the message suggests the nearest one.

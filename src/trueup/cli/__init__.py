@@ -18,7 +18,7 @@ from trueup.cli._console import errors, escape
 
 app = typer.Typer(
     name="trueup",
-    help="Methods that keep training level, and the lab that tests their claims.\n\n"
+    help="Methods that keep training on track, and the lab that tests their claims.\n\n"
     "Start with `trueup list`, then `trueup show adamp`, then `trueup run ghost-batch-norm`.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -31,7 +31,7 @@ app.command()(_run.run)
 app.command()(_report.report)
 app.command()(_compare.compare)
 
-ledger_app = typer.Typer(help="Published verdicts: look, publish, replicate, certify.", no_args_is_help=False)
+ledger_app = typer.Typer(help="Published verdicts: show, publish, replicate, certify.", no_args_is_help=False)
 ledger_app.callback(invoke_without_command=True)(_ledger.show)
 ledger_app.command()(_ledger.publish)
 ledger_app.command()(_ledger.rejudge)
@@ -40,14 +40,16 @@ ledger_app.command()(_ledger.replicate)
 ledger_app.command()(_ledger.certify)
 app.add_typer(ledger_app, name="ledger")
 
-data_app = typer.Typer(help="Real data sets: list them, fetch the larger ones once.", no_args_is_help=False)
+data_app = typer.Typer(
+    help="Real data sets: list them, and fetch the larger ones once.", no_args_is_help=False
+)
 data_app.callback(invoke_without_command=True)(_data.show)
 data_app.command()(_data.fetch)
 app.add_typer(data_app, name="data")
 
 
 def main() -> None:
-    """Entry point: errors that a user can mend are one message and exit code 2, never a traceback."""
+    """Run the command line; an error that a user can fix is one message and exit code 2, not a traceback."""
     from trueup.data import FetchError
     from trueup.lab._engine import EngineError
     from trueup.lab._store import StoreError

@@ -24,23 +24,25 @@ def compare(
     ] = None,
     condition: Annotated[
         list[str] | None,
-        typer.Option(help="A column whose values are averaged over in each seed; repeatable."),
+        typer.Option(help="A column whose values are averaged within each seed; repeatable."),
     ] = None,
     worst: Annotated[
         float | None,
-        typer.Option(help="What a diverged run (nan, inf) scores: chance accuracy, log of the classes."),
+        typer.Option(
+            help="Score of a diverged run (nan, inf), such as chance accuracy or the log of the class count."
+        ),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the comparison as a web page.")] = None,
 ) -> None:
-    """Judge results of your own by the lab's rule.
+    """Judge your own results by the lab's rule.
 
     The answer is: better; better, by less than you asked; too small or worse; or cannot tell.
 
     For example: trueup compare results.csv --metric acc --higher --baseline sgd --method adamp
     --min-effect 0.005
 
-    Decide beforehand how many seeds to run, and ask once. Adding seeds until the answer pleases finds gains
-    that are none: about one time in ten instead of one in forty.
+    Decide beforehand how many seeds to run, and compare once. Adding seeds until the answer pleases you finds
+    gains that do not exist: about one time in ten instead of one in forty.
     """
     from trueup import lab
 

@@ -43,7 +43,7 @@ _CONTROL = re.compile(
 
 
 def escape(text: str) -> str:
-    """Text of a study or an error, made inert: no markup and nothing that would steer the terminal."""
+    """Strip markup and control characters from the text of a study or an error before it is printed."""
     return escape_markup(_CONTROL.sub("", text))
 
 

@@ -12,17 +12,17 @@ from trueup.cli._console import console, escape
 
 
 def show(context: typer.Context) -> None:
-    """Real data sets: list them, fetch the larger ones once."""
+    """List the real data sets; `fetch` downloads the larger ones once."""
     if context.invoked_subcommand is not None:
         return
     from trueup import data
 
     table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False)
-    for column in ("name", "what", "rows", "licence", "here?"):
+    for column in ("name", "title", "rows", "licence", "available"):
         table.add_column(
             column,
-            no_wrap=column in ("name", "here?"),
-            ratio=1 if column == "what" else None,
+            no_wrap=column in ("name", "available"),
+            ratio=1 if column == "title" else None,
             width=14 if column == "licence" else None,
             justify="right" if column == "rows" else "left",
         )

@@ -32,7 +32,7 @@ from trueup.studies import _lookup as lookup
 
 
 def show(context: typer.Context) -> None:
-    """Published verdicts: look, publish, replicate, certify."""
+    """Show, publish, replicate and certify verdicts."""
     if context.invoked_subcommand is not None:
         return
     from trueup.lab import ledger
@@ -43,9 +43,9 @@ def show(context: typer.Context) -> None:
         return
     primary = sum(c["primary"] and c["kind"] == "statistical" for e in entries.values() for c in e["claims"])
     console.print(
-        f"{primary} primary statistical claims, each a false win with a chance of 0.025 at most: "
-        f"{primary * 0.025:.2f} to expect.\n"
-        "q: the share of false wins to expect among the published claims that do as well as this one."
+        f"{primary} primary statistical claims, each a false win with a chance of at most 0.025: "
+        f"expect {primary * 0.025:.2f} false wins.\n"
+        "q: the expected share of false wins among the published claims that do at least as well."
     )
     q = ledger.q_values(entries)
     for slug, published in entries.items():
@@ -70,19 +70,16 @@ def show(context: typer.Context) -> None:
 
 
 def publish(
-    slugs: Annotated[list[str], typer.Argument(help="Papers whose stored desk verdict is to be published.")],
-    reason: Annotated[
-        str, typer.Option(help="Why a protocol that was published before is published again.")
-    ] = "",
+    slugs: Annotated[list[str], typer.Argument(help="Papers whose stored desk verdict to publish.")],
+    reason: Annotated[str, typer.Option(help="Why the same protocol is published again.")] = "",
     store: StoreOption = STORE,
     readme: ReadmeOption = README,
 ) -> None:
     """Write stored desk verdicts into the ledger that ships with the package. For maintainers.
 
-    The evidence is written beside it: every cell's numbers, and every seed's contrast. Nothing is overwritten
-    silently: the entry's history keeps what was published before, and publishing one protocol twice needs a
-    reason. Claims or grids that changed need a new protocol number, which draws fresh seeds. If only code was
-    rewritten, certify it instead.
+    The evidence goes beside it: the numbers of every cell and the contrast of every seed. The entry's history
+    keeps what was published before, and publishing the same protocol twice needs a reason. Changed claims or
+    grids need a new protocol number, which draws fresh seeds. If only code was rewritten, certify it instead.
     """
     from trueup.lab import _evidence as evidence
     from trueup.lab import ledger
@@ -109,14 +106,12 @@ def _renew(readme: Path) -> None:
 
 
 def rejudge(
-    slugs: Annotated[
-        list[str] | None, typer.Argument(help="Published papers; all of them if left out.")
-    ] = None,
+    slugs: Annotated[list[str] | None, typer.Argument(help="Published papers; all if left out.")] = None,
     readme: ReadmeOption = README,
 ) -> None:
     """Apply the present verdict rule to the stored contrasts of published verdicts. For maintainers.
 
-    Nothing is trained or computed again, and torch is not needed. An outcome that changes enters the history.
+    Nothing is trained again, and torch is not needed. A changed outcome enters the history.
     """
     from trueup.lab import _evidence as evidence
     from trueup.lab import ledger
@@ -146,7 +141,7 @@ def evidence(
     slug: Annotated[str, typer.Argument(help="A paper with a published verdict.")],
     csv: Annotated[bool, typer.Option("--csv", help="Print every cell as comma-separated values.")] = False,
 ) -> None:
-    """Show what a published verdict rests on: its cells, its seeds and where it was computed.
+    """Show the evidence of a published verdict: its cells, its seeds and where it was computed.
 
     For example: trueup ledger evidence adamp --csv > adamp.csv
     """
@@ -188,11 +183,11 @@ def replicate(
     workers: WorkersOption = None,
     store: StoreOption = STORE,
 ) -> None:
-    """Run a published study again on fresh seeds, tuning seeds too: do the effects agree?
+    """Run a published study again on fresh seeds, tuning seeds included, and compare the effects.
 
-    Effects are compared with their intervals, and those of the controls; two runs may differ in a word at
-    almost the same effect. Exact and cost claims, which draw no seeds, are computed again. The published
-    verdict stays as it is. In a checkout of the repository every attempt is recorded, whatever it says.
+    Effects, those of the controls too, are compared with their intervals: two verdicts may differ at almost
+    the same effect. Exact and cost claims draw no seeds and are computed again. The published verdict stays.
+    In a checkout of the repository every attempt is recorded, whatever its result.
     """
     from trueup.lab import _evidence as evidence
     from trueup.lab import ledger
@@ -217,7 +212,7 @@ def replicate(
     agreed = None if failed else agrees(rows)
     console.print(
         {
-            None: "[red]Cells failed, so the replication says nothing.[/]",
+            None: "[red]Cells failed, so the replication is not conclusive.[/]",
             True: "[green]The replication agrees with the published effects.[/]",
             False: "[red]The replication differs from the published effects.[/]",
         }[agreed]
@@ -259,7 +254,7 @@ def _print_replication(rows: Sequence[dict[str, Any]]) -> None:
 
 
 class _CertifyBar:
-    """Live progress: one bar a study, over the cells of both codes."""
+    """Live progress: one bar per study, over the cells of both versions of the code."""
 
     def __init__(self, bars: Progress) -> None:
         self.bars = bars
@@ -275,21 +270,21 @@ class _CertifyBar:
 def certify(
     slugs: Annotated[
         list[str] | None,
-        typer.Argument(help="Papers with a published verdict; all whose code has changed if left out."),
+        typer.Argument(help="Papers with a published verdict; if left out, all whose code has changed."),
     ] = None,
     workers: WorkersOption = None,
     readme: ReadmeOption = README,
 ) -> None:
-    """Show that changed code computes what was published, so that no study is run anew. For maintainers.
+    """Show that refactored code computes what was published, without a full run. For maintainers.
 
-    Run it after refactoring, in a git checkout, with everything under src/ committed. A sample of each
-    study's cells is computed twice on this machine, by the published commit and by the present code: two
-    seeds of each look, every trial at one seed, the best two trials at all, and every exact claim. Cost
-    claims are measured again. Which seeds are drawn depends on the commit.
+    Run it in a git checkout with everything under src/ committed. A sample of each study's cells is computed
+    twice on this machine, by the published commit and by the present code: two seeds of each look, every
+    trial at one seed, the best two trials at all seeds, and every exact claim. Cost claims are measured
+    again. The seeds in the sample depend on the commit.
 
     certified: equal in every bit. The ledger notes the present code, and the verdict is current again.
 
-    differs: the cells are named here and in the ledger; the exit code is 1. Mend the code, or publish anew.
+    differs: the cells are named here and in the ledger; the exit code is 1. Fix the code, or publish again.
 
     refused: claims, arms or grids have changed. That is another protocol: publish it under a new number.
     """
@@ -323,7 +318,7 @@ def certify(
                 except StudyError as error:
                     found[slug] = error
     except KeyboardInterrupt:
-        errors.print("\nstopped: what was certified before is noted; the same command does the rest")
+        errors.print("\nstopped: finished certifications are kept; the same command does the rest")
         raise typer.Exit(130) from None
     _print_certifications(found)
     _renew(readme)
@@ -331,7 +326,7 @@ def certify(
 
 
 def _print_certifications(found: Mapping[str, Any]) -> None:
-    """A table of what came out, and below it why a study was refused or where it differs."""
+    """Print a table of the results, and below it why a study was refused or where it differs."""
     from trueup.lab._certify import Certification
     from trueup.lab._formatting import duration, plural
 

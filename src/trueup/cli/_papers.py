@@ -17,10 +17,10 @@ from trueup.studies import _lookup as lookup
 def list_papers(
     area: Annotated[str | None, typer.Option(help="Only papers of this area, e.g. optim.")] = None,
     available: Annotated[
-        bool, typer.Option("--available", help="Only papers whose method is there.")
+        bool, typer.Option("--available", help="Only papers whose method is available.")
     ] = False,
 ) -> None:
-    """The fifty papers: what each treats, and what came of testing it."""
+    """List the fifty papers: the problem each one treats, and its verdict."""
     from trueup.lab import ledger
 
     areas = sorted({p.area for p in papers.CATALOGUE})
@@ -51,11 +51,11 @@ def list_papers(
             console.print(f"{name}: {meaning}", style="dim")
     if reconstructed:
         console.print("reconstructed: the paper's equations could not be confirmed", style="dim")
-    console.print("`trueup show SLUG` tells more; `trueup run SLUG` tests it here.", style="dim")
+    console.print("`trueup show SLUG` shows more; `trueup run SLUG` tests the claims here.", style="dim")
 
 
 def show(slug: Annotated[str, typer.Argument(help="A paper's slug, as `trueup list` prints it.")]) -> None:
-    """One paper: its problem, how to use the method in three lines, its claims and their verdicts."""
+    """Show one paper: its problem, how to use the method in three lines, its claims and their verdicts."""
     from trueup.lab import ledger
 
     paper = papers.get(slug)
@@ -69,7 +69,7 @@ def show(slug: Annotated[str, typer.Argument(help="A paper's slug, as `trueup li
         facts.add_row("[bold]fidelity[/]", f"{paper.fidelity}: {escape(paper.reference)}")
     console.print(facts)
     if paper.state == "planned":
-        console.print("\nThis method is planned, not written yet.\n")
+        console.print("\nThis method is planned and not written yet.\n")
         return
     console.print("\n[bold]how to use it[/]")
     usage = f"import torch, trueup\n{paper.usage}"
@@ -83,8 +83,8 @@ def show(slug: Annotated[str, typer.Argument(help="A paper's slug, as `trueup li
 
         table = Table(box=box.SIMPLE_HEAD, title="claims, not judged yet", title_justify="left")
         table.add_column("claim", style="bold")
-        table.add_column("what it says")
+        table.add_column("statement")
         for claim in StudyRef("module", paper.study).load().claims:
             table.add_row(claim.name, escape(claim.statement))
         console.print(table)
-    console.print(f"`trueup run {slug}` tests it here.\n", style="dim")
+    console.print(f"`trueup run {slug}` tests the claims here.\n", style="dim")

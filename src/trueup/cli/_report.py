@@ -17,11 +17,11 @@ from trueup.studies import _lookup as lookup
 def report(
     store: StoreOption = STORE,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the pages; beside the store if left out.")
+        Path | None, typer.Option(help="Folder for the pages; beside the store if left out.")
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Write the ledger and a page for every study in the store, as web pages that open from disk."""
+    """Write the ledger and a page per study in the store, as web pages that open from disk."""
     if not store.exists():
         console.print(f"no store at {store} yet: the report shows published verdicts only", style="yellow")
     page = write_pages(store, output)
@@ -61,7 +61,7 @@ def write_pages(path: Path, output: Path | None = None) -> Path:
 
 
 def _with_seeds(published: dict[str, Any]) -> dict[str, Any]:
-    """A ledger entry with every seed's contrast, from its evidence."""
+    """Return a ledger entry with every seed's contrast, read from its evidence."""
     from trueup.lab import _evidence as evidence
     from trueup.lab import ledger
     from trueup.lab._errors import StudyError

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class _Bars:
-    """Live progress: one bar a phase."""
+    """Live progress: one bar per phase."""
 
     def __init__(self, bars: Progress) -> None:
         self.bars = bars
@@ -55,18 +55,18 @@ def run(
         int | None, typer.Option(help="Explore with this many development seeds; never published.")
     ] = None,
     workers: WorkersOption = None,
-    threads: Annotated[int, typer.Option(help="torch threads in each process.")] = 1,
+    threads: Annotated[int, typer.Option(help="torch threads per process.")] = 1,
     store: StoreOption = STORE,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     fresh: Annotated[bool, typer.Option("--fresh", help="Run every cell again, even those stored.")] = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Say what would run and how long; run nothing.")
+        bool, typer.Option("--plan", help="Show what would run and for how long; run nothing.")
     ] = False,
 ) -> None:
-    """Run studies and say what came out.
+    """Run studies and print their verdicts.
 
-    Finished cells are kept: a run that was stopped goes on where it was, and one that is complete is only
-    judged again. Writes the report as web pages beside the store.
+    Finished cells are kept: a stopped run resumes where it was, and a complete one is only judged again.
+    The report is written beside the store, as web pages.
     """
     from trueup.lab._runner import Options
 
@@ -84,12 +84,12 @@ def run(
     raise typer.Exit(1 if failed else 0)
 
 
-def worker_count(asked: int | None) -> int:
-    """Worker processes: as many as asked for, or one a core that this process may use."""
-    if asked is not None:
-        if asked < 1:
-            raise ValueError(f"workers must be at least 1, got {asked}")
-        return asked
+def worker_count(requested: int | None) -> int:
+    """Return the number of worker processes: as requested, or one per core that this process may use."""
+    if requested is not None:
+        if requested < 1:
+            raise ValueError(f"workers must be at least 1; got {requested}")
+        return requested
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -110,12 +110,12 @@ def _device(name: str) -> str:
 
 
 @contextmanager
-def _stopped_in_words() -> Iterator[None]:
-    """Here, because typer would end the process without a word."""
+def _resumable() -> Iterator[None]:
+    """Turn Ctrl-C into a message and exit code 130: typer would end the process silently."""
     try:
         yield
     except KeyboardInterrupt:
-        errors.print("\nstopped: every finished cell is kept; the same command goes on from there")
+        errors.print("\nstopped: every finished cell is kept; the same command resumes from there")
         raise typer.Exit(130) from None
 
 
@@ -127,7 +127,7 @@ def run_all(refs: Sequence[StudyRef], path: Path, options: Options, workers: int
     outcomes = []
     for ref in refs:
         lookup.check_data(ref, options.scale)
-    with _stopped_in_words(), Store(path) as store, LocalEngine(workers) as engine:
+    with _resumable(), Store(path) as store, LocalEngine(workers) as engine:
         for ref in refs:
             study = ref.load()
             console.print(f"[bold]{study.slug}[/]  {escape(study.question)}")
@@ -146,7 +146,7 @@ def run_all(refs: Sequence[StudyRef], path: Path, options: Options, workers: int
 
 
 def print_outcome(outcome: dict[str, Any]) -> bool:
-    """Print one outcome; True if anything failed."""
+    """Print one outcome and return whether anything failed."""
     from trueup.lab._formatting import duration, plural
 
     broken = [c for c in outcome["cells"] if c["status"] == "failed"]
@@ -161,8 +161,8 @@ def print_outcome(outcome: dict[str, Any]) -> bool:
         print_claims(outcome)
     diverged = sum(c["status"] == "diverged" for c in outcome["cells"])
     if diverged:
-        told = plural(diverged, "cell diverged and scores its", "cells diverged and score their")
-        console.print(f"  [yellow]{told} metric's worst value, as anything worse does[/]")
+        note = plural(diverged, "cell diverged and scores its", "cells diverged and score their")
+        console.print(f"  [yellow]{note} metric's worst value, as anything worse does[/]")
     if not outcome["published"]:
         console.print(f"  [yellow]{escape(outcome['seeds_note'])}[/]")
     for failure in failures[:3]:
@@ -175,7 +175,7 @@ def print_outcome(outcome: dict[str, Any]) -> bool:
     place = "" if device == "cpu" else f", on {escape(device)}"
     console.print(
         f"  [dim]{plural(cost['cells'], 'cell')}, {cost['reused']} of them stored before; "
-        f"{duration(cost['cpu_seconds'])} of CPU time, {duration(cost['wall_seconds'])} of waiting{place}[/]"
+        f"{duration(cost['cpu_seconds'])} of CPU time, {duration(cost['wall_seconds'])} of wall time{place}[/]"
     )
     return bool(failures)
 
@@ -208,7 +208,7 @@ def _print_plans(refs: Sequence[StudyRef], path: Path, options: Options, workers
                 took = duration(cost["cpu_seconds"] + cost["stage_seconds"])
                 console.print(
                     f"time: when it was published it ran {before} in {took} of computing, "
-                    "which the workers share; known better once some cells are stored here"
+                    "shared by the workers; the estimate improves once some cells are stored here"
                 )
             elif plan.minutes is None:
                 console.print("minutes: unknown until some cells are stored (`--seeds 3` explores cheaply)")

@@ -23,8 +23,8 @@ def reference(target: str) -> StudyRef:
         ref = StudyRef("file", str(path))
         if ref.load().slug in known:
             raise ValueError(
-                f"{target}: the slug {ref.load().slug!r} is a paper's, whose results it would be taken for: "
-                "give your study another"
+                f"{target}: the slug {ref.load().slug!r} belongs to a paper, and results would be mixed up: "
+                "give your study another slug"
             )
         return ref
     if target not in known and (Path(target).is_file() or Path(f"{target}.py").is_file()):
@@ -41,7 +41,7 @@ def reference(target: str) -> StudyRef:
 
 
 def check_data(ref: StudyRef, scale: str) -> None:
-    """Every data set that a study declares is there, before time is spent."""
+    """Raise FileNotFoundError if a data set that the study declares is not in the cache."""
     from trueup import data
 
     missing = [name for name in ref.load().data_at(scale) if not data.is_ready(name)]
@@ -52,7 +52,7 @@ def check_data(ref: StudyRef, scale: str) -> None:
 
 
 def standing(paper: papers.Paper, entries: dict[str, Any]) -> Standing:
-    """Is the present code the published one, certified since, or neither?"""
+    """Return whether the present code is the published one, was certified since, or is neither."""
     from trueup.data._sets import find
     from trueup.lab import ledger
     from trueup.lab._engine import StudyRef
