@@ -175,7 +175,7 @@ def print_outcome(outcome: dict[str, Any]) -> bool:
     place = "" if device == "cpu" else f", on {escape(device)}"
     console.print(
         f"  [dim]{plural(cost['cells'], 'cell')}, {cost['reused']} of them stored before; "
-        f"{duration(cost['cpu_seconds'])} of CPU time, {duration(cost['wall_seconds'])} of wall time{place}[/]"
+        f"{duration(cost['cpu_seconds'])} of CPU time, {duration(cost['wall_seconds'])} of waiting{place}[/]"
     )
     return bool(failures)
 
