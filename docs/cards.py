@@ -1,6 +1,6 @@
-"""Writes the method cards while the site is built: a page a paper with a method, and the list of all fifty.
+"""Write the method cards, the list of all papers and the ledger while the site is built.
 
-Everything on a card comes from where it is kept: the catalogue, the method file's docstrings, the ledger.
+Everything on these pages comes from its source: the catalogue, the docstrings of the method files, the ledger.
 """
 
 from __future__ import annotations
