@@ -1,4 +1,4 @@
-"""EvoNorm's mathematics: the equations as they are printed, what they leave invariant, what they cost."""
+"""EvoNorm's mathematics: the equations as printed, their invariances and their cost."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from trueup.nn import (
     EvoNorm2dS1a,
     EvoNorm2dS2,
     EvoNorm2dS2a,
+    _evonorm,
     evonorm_b,
     evonorm_s,
 )
@@ -41,7 +42,7 @@ SHAPES = [(3, 8, 7), (3, 8, 4, 3), (1, 8, 2, 2), (2, 8, 2, 3, 2), (4, 8, 1, 1)]
 
 
 def printed_b(layer: nn.Module, x: Tensor, left_var: Tensor | None = None) -> Tensor:
-    """B0, B1 and B2 as in the paper, in composed operations."""
+    """Compute B0, B1 and B2 as in the paper, independently of the library."""
     space, column = tuple(range(2, x.dim())), (-1, *[1] * (x.dim() - 2))
     if left_var is None:
         left_var = x.var((0, *space), correction=0)
@@ -57,7 +58,7 @@ def printed_b(layer: nn.Module, x: Tensor, left_var: Tensor | None = None) -> Te
 
 
 def printed_s(layer: nn.Module, x: Tensor) -> Tensor:
-    """S0, S1, S2 and their kin as in the paper and in timm, in composed operations."""
+    """Compute S0, S1, S2 and the "a" layers as in the paper and in timm, independently of the library."""
     column, kind = (-1, *[1] * (x.dim() - 2)), type(layer).__name__[-3:].strip("d")
     z = x
     if layer.apply_act:
@@ -95,9 +96,9 @@ def derivatives(y: Tensor, x: Tensor, layer: nn.Module, direction: Tensor | None
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("variant", BATCH)
-def test_batch_variants_are_the_printed_equations(variant: str, shape: tuple[int, ...], layout: str) -> None:
-    layer = randomized(BATCH[variant](8, momentum=0.3, eps=1e-3, dtype=torch.float64))
+@pytest.mark.parametrize("form", BATCH)
+def test_batch_forms_are_the_printed_equations(form: str, shape: tuple[int, ...], layout: str) -> None:
+    layer = randomized(BATCH[form](8, momentum=0.3, eps=1e-3, dtype=torch.float64))
     running = layer.running_var.clone()
     for _ in range(2):
         x = example(shape, layout).requires_grad_()
@@ -114,12 +115,12 @@ def test_batch_variants_are_the_printed_equations(variant: str, shape: tuple[int
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("apply_act", [True, False])
-@pytest.mark.parametrize("variant", SAMPLE)
-def test_sample_variants_are_the_printed_equations(
-    variant: str, apply_act: bool, shape: tuple[int, ...], layout: str
+@pytest.mark.parametrize("form", SAMPLE)
+def test_sample_forms_are_the_printed_equations(
+    form: str, apply_act: bool, shape: tuple[int, ...], layout: str
 ) -> None:
-    options = {"act_layer": nn.ReLU} if variant == "S1a" else {}
-    layer = SAMPLE[variant](8, 2, None, apply_act, eps=1e-3, dtype=torch.float64, **options)
+    options = {"act_layer": nn.ReLU} if form == "S1a" else {}
+    layer = SAMPLE[form](8, 2, None, apply_act, eps=1e-3, dtype=torch.float64, **options)
     randomized(layer)
     x = example(shape, layout).requires_grad_()
     got, want = (derivatives(f(x), x, layer) for f in (layer, partial(printed_s, layer)))
@@ -127,37 +128,54 @@ def test_sample_variants_are_the_printed_equations(
     assert torch.equal(layer.eval()(x), got[0])
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("form", [*BATCH, *SAMPLE])
+def test_the_kernels_compute_the_equations_of_the_methods_file(
+    form: str, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = BATCH[form] if form in BATCH else partial(SAMPLE[form], groups=2)
+    pair = [build(8, dtype=torch.float64).train(training) for _ in range(2)]
+    pair[1].load_state_dict(randomized(pair[0]).state_dict())
+    x, results = example((3, 8, 4, 3)).requires_grad_(), []
+    for layer, composite in zip(pair, (False, True), strict=True):
+        monkeypatch.setattr(_evonorm, "must_use_composite_ops", lambda composite=composite: composite)
+        y = layer(x)
+        assert ("Fused" in y.grad_fn.next_functions[0][0].name()) != composite
+        results.append([*derivatives(y, x, layer), *layer.buffers()])
+    torch.testing.assert_close(*results)
+
+
 @given(
     samples=st.integers(1, 5),
     groups=st.integers(1, 4),
     group_size=st.integers(1, 3),
     spatial=st.lists(st.integers(1, 4), min_size=1, max_size=3),
-    variant=st.sampled_from([*BATCH, *SAMPLE]),
+    form=st.sampled_from([*BATCH, *SAMPLE]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     eps=st.sampled_from([1e-5, 1e-3, 1.0]),
-    scale=st.sampled_from([1e-3, 1.0, 100.0]),
+    magnitude=st.sampled_from([1e-3, 1.0, 100.0]),
 )
 @settings(max_examples=100, deadline=None)
-def test_any_shape_and_scale(
+def test_any_shape_and_magnitude(
     samples: int,
     groups: int,
     group_size: int,
     spatial: list[int],
-    variant: str,
+    form: str,
     dtype: torch.dtype,
     eps: float,
-    scale: float,
+    magnitude: float,
 ) -> None:
     channels = groups * group_size
-    x = (torch.randn(samples, channels, *spatial, dtype=dtype) * scale).requires_grad_()
-    if variant in BATCH:
-        layer, printed = BATCH[variant](channels, eps=eps, dtype=dtype), printed_b
+    x = (torch.randn(samples, channels, *spatial, dtype=dtype) * magnitude).requires_grad_()
+    if form in BATCH:
+        layer, printed = BATCH[form](channels, eps=eps, dtype=dtype), printed_b
         if samples * math.prod(spatial) == 1:
             with pytest.raises(ValueError, match="more than one value per channel"):
                 layer(x)
             return
     else:
-        layer, printed = SAMPLE[variant](channels, group_size=group_size, eps=eps, dtype=dtype), printed_s
+        layer, printed = SAMPLE[form](channels, group_size=group_size, eps=eps, dtype=dtype), printed_s
     randomized(layer)
     tolerance = 1e-3 if dtype == torch.float32 else 1e-9
     for got, want in zip(
@@ -166,9 +184,9 @@ def test_any_shape_and_scale(
         assert (got - want).abs().max() <= tolerance * (1 + want.abs().max())
 
 
-@pytest.mark.parametrize("variant", BATCH)
-def test_without_activation_the_batch_variants_scale_and_shift(variant: str) -> None:
-    layer = randomized(BATCH[variant](8, apply_act=False, dtype=torch.float64))
+@pytest.mark.parametrize("form", BATCH)
+def test_without_activation_the_batch_forms_scale_and_shift(form: str) -> None:
+    layer = randomized(BATCH[form](8, apply_act=False, dtype=torch.float64))
     x = example((3, 8, 2, 2))
     before = layer.running_var.clone()
     want = x * layer.weight.view(-1, 1, 1) + layer.bias.view(-1, 1, 1)
@@ -180,8 +198,8 @@ def test_epsilon_is_added_under_the_root() -> None:
     """Values +-0.1 have variance 0.01; with eps 0.03 the root is 0.2."""
     x = torch.tensor([0.1, -0.1]).double().view(1, 1, 2)
     one = torch.ones(1).double()
-    for variant in ("S1", "S2"):
-        y = evonorm_s(x, one, 0 * one, groups=1, eps=0.03, variant=variant, activation=None)
+    for form in ("S1", "S2"):
+        y = evonorm_s(x, one, 0 * one, groups=1, eps=0.03, form=form, activation=None)
         torch.testing.assert_close(y, x / 0.2)
     # v = 0: both sides are that root.
     y = evonorm_b(x, None, one, 0 * one, 0 * one, training=True, eps=0.03)
@@ -201,15 +219,15 @@ def test_an_exact_tie_sends_half_the_gradient_to_either_side() -> None:
     )
 
 
-@pytest.mark.parametrize("variant", ["S1a", "S2a"])
-def test_without_activation_the_scale_of_a_group_does_not_matter(variant: str) -> None:
-    layer = SAMPLE[variant](6, groups=3, apply_act=False, eps=1e-12, dtype=torch.float64)
+@pytest.mark.parametrize("form", ["S1a", "S2a"])
+def test_without_activation_the_scale_of_a_group_does_not_matter(form: str) -> None:
+    layer = SAMPLE[form](6, groups=3, apply_act=False, eps=1e-12, dtype=torch.float64)
     x = example((2, 6, 3, 3))
     scales = torch.tensor([1.0, 1.0, 20.0, 20.0, 0.3, 0.3]).double().view(-1, 1, 1)
     torch.testing.assert_close(layer(x * scales), layer(x))
 
 
-def test_no_variant_takes_a_mean_away() -> None:
+def test_no_form_subtracts_a_mean() -> None:
     for layer in (EvoNorm2dS0(4, groups=2), EvoNorm2dB0(4)):
         y = layer(torch.randn(8, 4, 6, 6) + 5)
         assert y.mean() > 0.5
@@ -225,38 +243,36 @@ def test_sample_statistics_do_not_see_other_samples() -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(("mean", "sd"), [(100.0, 1e-2), (0.0, 1e-5)])
-@pytest.mark.parametrize("variant", ["S0", "S2", "B0", "B1", "B2"])
-def test_statistics_keep_their_digits(variant: str, mean: float, sd: float, layout: str) -> None:
+@pytest.mark.parametrize("form", ["S0", "S2", "B0", "B1", "B2"])
+def test_statistics_keep_their_digits(form: str, mean: float, sd: float, layout: str) -> None:
     x = (mean + sd * torch.randn(4, 8, 14, 14)).double()
     if layout == "channels_last":
         x = x.contiguous(memory_format=torch.channels_last)
-    kind, printed = (
-        (BATCH, printed_b) if variant in BATCH else (partial(SAMPLE[variant], groups=2), printed_s)
-    )
-    kind = kind[variant] if variant in BATCH else kind
+    kind, printed = (BATCH, printed_b) if form in BATCH else (partial(SAMPLE[form], groups=2), printed_s)
+    kind = kind[form] if form in BATCH else kind
     layer = kind(8, eps=1e-12)
     x = x.float()
     want = printed(layer.double(), x.double())
     y = layer.float()(x)
     # B2 subtracts x from its root mean square; half an ulp of 100 is 4e-4 of the deviation.
-    rtol = 3e-5 if mean == 0 else 2e-3 if variant == "B2" else 1e-4
+    rtol = 3e-5 if mean == 0 else 2e-3 if form == "B2" else 1e-4
     torch.testing.assert_close(y.double(), want, rtol=rtol, atol=0)
-    if variant in BATCH:
+    if form in BATCH:
         var = x.double().var((0, 2, 3))
         torch.testing.assert_close(layer.running_var.double(), 0.9 + 0.1 * var, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("variant", ["S0", "S2", "B0", "B1", "B2"])
-def test_half_types_take_their_statistics_in_float32(variant: str, dtype: torch.dtype) -> None:
-    layer = BATCH[variant](8) if variant in BATCH else SAMPLE[variant](8, groups=2)
+@pytest.mark.parametrize("form", ["S0", "S2", "B0", "B1", "B2"])
+def test_half_types_take_their_statistics_in_float32(form: str, dtype: torch.dtype) -> None:
+    layer = BATCH[form](8) if form in BATCH else SAMPLE[form](8, groups=2)
     randomized(layer)
     # Squares of these overflow in float16, and so do B1's products.
     x = (torch.randn(4, 8, 6, 6) * 300).to(dtype)
     assert dtype == torch.bfloat16 or x.square().isinf().any()
     y = layer(x)
     assert y.dtype == dtype
-    (printed_y,) = ((printed_b if variant in BATCH else printed_s)(layer, x.float()),)
+    (printed_y,) = ((printed_b if form in BATCH else printed_s)(layer, x.float()),)
     torch.testing.assert_close(y.float(), printed_y, rtol=2**-7, atol=2**-7)
     layer(x.requires_grad_()).sum().backward()
     assert x.grad.dtype == dtype
@@ -281,22 +297,22 @@ def saved_bytes(layer: nn.Module, x: Tensor) -> int:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_saves_the_input_and_little_else(layout: torch.memory_format) -> None:
     x = torch.randn(4, 64, 16, 16).contiguous(memory_format=layout).requires_grad_()
-    values, vector, planes, groups = x.numel() * 4, 64 * 4, 4 * 64 * 4, 4 * 32 * 4
+    values, vector, instances, groups = x.numel() * 4, 64 * 4, 4 * 64 * 4, 4 * 32 * 4
     assert saved_bytes(EvoNorm2dS0(64), x) == values + 3 * vector + 2 * groups
     assert saved_bytes(EvoNorm2dS1(64), x) == values + 2 * vector + 2 * groups
     # The channels' mean, variance and their count too.
-    assert saved_bytes(EvoNorm2dB0(64), x) == values + 3 * vector + 2 * planes + 2 * vector + 4
-    assert saved_bytes(EvoNorm2dB2(64), x) == values + 2 * vector + 2 * planes + 2 * vector + 4
+    assert saved_bytes(EvoNorm2dB0(64), x) == values + 3 * vector + 2 * instances + 2 * vector + 4
+    assert saved_bytes(EvoNorm2dB2(64), x) == values + 2 * vector + 2 * instances + 2 * vector + 4
 
 
 @pytest.mark.parametrize("kind", [*BATCH.values(), *SAMPLE.values()])
-def test_saves_at_most_4_1_bytes_an_element(kind: type[nn.Module]) -> None:
+def test_saves_at_most_4_1_bytes_per_element(kind: type[nn.Module]) -> None:
     x = torch.randn(8, 64, 28, 28, requires_grad=True)
     assert saved_bytes(kind(64), x) <= 4.1 * x.numel()
 
 
 class Copies(TorchDispatchMode):
-    """Counts the copies of tensors of at least so many elements."""
+    """Count the copies of tensors with at least `elements` elements."""
 
     def __init__(self, elements: int) -> None:
         super().__init__()
@@ -313,31 +329,29 @@ class Copies(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize(
-    "shape", [(3, 32, 5, 4), (2, 64, 40, 40), (2, 32, 2, 3, 4)]
-)  # (2, 64, 40, 40): strips
-@pytest.mark.parametrize("variant", ["B0", "B1", "B2", "S0", "S1", "S2"])
-def test_channels_last_is_worked_on_as_it_lies(variant: str, shape: tuple[int, ...]) -> None:
-    """A transposed copy takes as long as five passes over the values."""
-    layer = randomized(getattr(layers, f"EvoNorm2d{variant}")(shape[1], dtype=torch.float64))
-    planes, direction = example(shape), example(shape)
-    want = derivatives(layer(planes.requires_grad_()), planes, layer, direction)
-    rows, direction = (t.detach().movedim(1, -1).contiguous().movedim(-1, 1) for t in (planes, direction))
-    with Copies(rows[0].numel()) as copies:
-        got = derivatives(layer(rows.requires_grad_()), rows, layer, direction)
+@pytest.mark.parametrize("shape", [(3, 32, 5, 4), (2, 64, 40, 40), (2, 32, 2, 3, 4)])  # the second in chunks
+@pytest.mark.parametrize("form", ["B0", "B1", "B2", "S0", "S1", "S2"])
+def test_channels_last_is_not_copied(form: str, shape: tuple[int, ...]) -> None:
+    """A transposed copy would take as long as five passes over the values."""
+    layer = randomized(getattr(layers, f"EvoNorm2d{form}")(shape[1], dtype=torch.float64))
+    x, direction = example(shape), example(shape)
+    want = derivatives(layer(x.requires_grad_()), x, layer, direction)
+    last, direction = (t.detach().movedim(1, -1).contiguous().movedim(-1, 1) for t in (x, direction))
+    with Copies(last[0].numel()) as copies:
+        got = derivatives(layer(last.requires_grad_()), last, layer, direction)
     assert copies.count == 0
-    assert got[0].stride() == got[1].stride() == rows.stride()
+    assert got[0].stride() == got[1].stride() == last.stride()
     torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("variant", ["B0", "S0"])
-def test_some_channels_of_channels_last_input(variant: str) -> None:
-    """Values with gaps between the places, as `chunk` leaves them, and a gradient in another layout."""
-    layer = randomized(getattr(layers, f"EvoNorm2d{variant}")(32, dtype=torch.float64))
+@pytest.mark.parametrize("form", ["B0", "S0"])
+def test_some_channels_of_channels_last_input(form: str) -> None:
+    """Values with gaps between the positions, as `chunk` leaves them, and a gradient in another layout."""
+    layer = randomized(getattr(layers, f"EvoNorm2d{form}")(32, dtype=torch.float64))
     x = example((3, 64, 5, 4), "channels_last")[:, 16:48].requires_grad_()
     got = derivatives(layer(x), x, layer)
-    planes = x.detach().contiguous().requires_grad_()
-    torch.testing.assert_close(got, derivatives(layer(planes), planes, layer))
+    dense = x.detach().contiguous().requires_grad_()
+    torch.testing.assert_close(got, derivatives(layer(dense), dense, layer))
     assert got[0].is_contiguous(memory_format=torch.channels_last)
 
 
@@ -368,17 +382,17 @@ def test_activation_checkpointing_moves_it_once_and_changes_nothing(use_reentran
 
 
 def train_apart(rank: int, x: Tensor, direction: Tensor) -> dict[str, list[Tensor]]:
-    """One of two processes, with its part of the batch: layers by cut and variant, then data-parallel."""
+    """Train one of two processes on its part of the batch: layers by cut and form, then data-parallel."""
     results: dict[str, list[Tensor]] = {}
     for cuts in ([3, 2], [5, 0]):
-        for variant, kind in BATCH.items():
+        for form, kind in BATCH.items():
             torch.manual_seed(1)
             layer = randomized(kind(3, dtype=x.dtype, process_group=dist.group.WORLD))
             part = x.split(cuts)[rank].clone().requires_grad_()
             y = layer(part)
             y.backward(direction.split(cuts)[rank])
             grads = [p.grad for p in layer.parameters()]
-            results[f"{cuts}{variant}"] = [y.detach(), part.grad, *grads, layer.running_var.clone()]
+            results[f"{cuts}{form}"] = [y.detach(), part.grad, *grads, layer.running_var.clone()]
     before = layer.running_var.clone()
     nothing = x[:0].clone().requires_grad_()
     layer.zero_grad()
@@ -392,13 +406,13 @@ def train_apart(rank: int, x: Tensor, direction: Tensor) -> dict[str, list[Tenso
     else:
         layer(part)
     layer.eval()
-    if rank == 0:  # evaluation asks nobody
+    if rank == 0:  # evaluation does not communicate
         layer(part)
 
     for group in (dist.group.WORLD, None):
         model = nn.parallel.DistributedDataParallel(EvoNorm2dB0(3, dtype=x.dtype, process_group=group))
         model(x.split([3, 2])[rank]).backward(direction.split([3, 2])[rank])
-        model(x)  # the buffers are given out before a forward
+        model(x)  # the buffers are broadcast before a forward
         results[f"ddp{group is None}"] = [model.module.running_var, model.module.weight.grad]
     return results
 
@@ -406,14 +420,14 @@ def train_apart(rank: int, x: Tensor, direction: Tensor) -> dict[str, list[Tenso
 def test_two_processes_equal_one_on_the_joined_batch(tmp_path: Path) -> None:
     x, direction = example((5, 3, 4, 4)), example((5, 3, 4, 4))
     ours, theirs = in_processes(train_apart, x, direction, folder=tmp_path)
-    for variant, kind in BATCH.items():
+    for form, kind in BATCH.items():
         torch.manual_seed(1)
         layer = randomized(kind(3, dtype=x.dtype))
         joined = x.clone().requires_grad_()
         y = layer(joined)
         y.backward(direction)
         for cuts in ("[3, 2]", "[5, 0]"):
-            a, b = ours[cuts + variant], theirs[cuts + variant]
+            a, b = ours[cuts + form], theirs[cuts + form]
             torch.testing.assert_close(torch.cat([a[0], b[0]]), y.detach())
             torch.testing.assert_close(torch.cat([a[1], b[1]]), joined.grad)
             for p, mine, other in zip(layer.parameters(), a[2:-1], b[2:-1], strict=True):
@@ -436,7 +450,7 @@ def test_two_processes_equal_one_on_the_joined_batch(tmp_path: Path) -> None:
 # ---- drop-in ----
 
 
-def test_arguments_stand_where_timm_and_torch_have_them() -> None:
+def test_arguments_have_the_positions_of_timm_and_torch() -> None:
     layer = EvoNorm2dB0(6, False, 0.2, 1e-3, "meta", torch.float64)
     assert (layer.apply_act, layer.momentum, layer.eps, layer.v) == (False, 0.2, 1e-3, None)
     assert layer.running_var.device.type == "meta"
@@ -466,9 +480,9 @@ def test_groups_that_do_not_divide() -> None:
     )
     with pytest.raises(ValueError, match=message):
         EvoNorm2dS0(30)
-    assert EvoNorm2dS0(30, adjust_groups=True).groups == 30
+    assert EvoNorm2dS0(30, variant="official").groups == 30
     for kind in SAMPLE.values():
-        assert kind(48, adjust_groups=True).groups == 24
+        assert kind(48, variant="official").groups == 24
     with pytest.raises(ValueError, match=r"divisible by group_size; got num_features=30, group_size=4"):
         EvoNorm2dS1(30, group_size=4)
     with pytest.raises(ValueError, match=r"evonorm_s needs .*num_features=3, groups=2: pass groups=1"):
@@ -516,6 +530,7 @@ def test_empty_batches_are_legal_without_and_within_a_batch_dimension() -> None:
         (lambda: EvoNorm2dS0(32.0), TypeError, r"num_features must be an int; got 32\.0"),
         (lambda: EvoNorm2dB0(3, momentum="0.1"), TypeError, "momentum must be a number; got '0.1'"),
         (lambda: EvoNorm2dB0(3, eps=None), TypeError, "eps must be a number; got None"),
+        (lambda: EvoNorm2dS0(32, variant="timm"), ValueError, r"variant must be one of .*; got 'timm'"),
         (lambda: EvoNorm2dS1(32, act_layer=nn.ReLU()), TypeError, r"got ReLU\(\): pass its class"),
     ],
 )
@@ -537,7 +552,7 @@ def test_inputs_that_do_not_fit(layer: nn.Module) -> None:
 
 def test_one_value_per_channel_has_no_variance() -> None:
     x = torch.randn(1, 4, 1, 1)
-    with pytest.raises(ValueError, match=r"EvoNorm-B0 needs more than one value per channel.*an S variant"):
+    with pytest.raises(ValueError, match=r"EvoNorm-B0 needs more than one value per channel.*an S form"):
         EvoNorm2dB0(4)(x)
     assert EvoNorm2dB0(4).eval()(x).isfinite().all()
     assert EvoNorm2dB0(4)(torch.randn(1, 4, 2, 1)).isfinite().all()
@@ -545,21 +560,21 @@ def test_one_value_per_channel_has_no_variance() -> None:
 
 
 @pytest.mark.bad_input
-def test_the_functions_say_what_they_miss() -> None:
+def test_the_functions_refuse_bad_arguments() -> None:
     x, one = torch.randn(2, 4, 3), torch.ones(4)
-    with pytest.raises(ValueError, match=r"v is needed by S0 with an activation.*got no v for variant='S0'"):
+    with pytest.raises(ValueError, match=r"S0 with an activation, need v.*got no v for form='S0': pass v$"):
         evonorm_s(x, one, one, groups=2)
-    with pytest.raises(ValueError, match="got a v for variant='S1'"):
-        evonorm_s(x, one, one, one, groups=2, variant="S1")
-    with pytest.raises(ValueError, match=r"S0 activates by .* take S1"):
+    with pytest.raises(ValueError, match="got a v for form='S1': pass v=None"):
+        evonorm_s(x, one, one, one, groups=2, form="S1")
+    with pytest.raises(ValueError, match=r"S0 activates by .* use form='S1'"):
         evonorm_s(x, one, one, one, groups=2, activation=torch.relu)
     with pytest.raises(TypeError, match=r"running_var must be floating point; got torch\.int64"):
         evonorm_b(x, one.long(), one, one, one)
-    with pytest.raises(ValueError, match="variant must be 'S0', 'S1' or 'S2'; got 'S3'"):
-        evonorm_s(x, one, one, groups=2, variant="S3")
-    with pytest.raises(ValueError, match="v is needed by B0"):
+    with pytest.raises(ValueError, match=r"form must be one of \('S0', 'S1', 'S2'\); got 'S3'"):
+        evonorm_s(x, one, one, groups=2, form="S3")
+    with pytest.raises(ValueError, match=r"B0, .*need v.*got no v for form='B0'"):
         evonorm_b(x, one, one, one)
-    with pytest.raises(ValueError, match="variant must be 'B0', 'B1' or 'B2'; got 'B3'"):
-        evonorm_b(x, one, one, one, variant="B3")
+    with pytest.raises(ValueError, match=r"form must be one of \('B0', 'B1', 'B2'\); got 'B3'"):
+        evonorm_b(x, one, one, one, form="B3")
     with pytest.raises(ValueError, match="pass it, or training=True"):
         evonorm_b(x, None, one, one, one)

@@ -1,4 +1,4 @@
-"""What the layers of `(N, C, ...)` make of an input's type, and of no input; errors are tested with each."""
+"""Input dtypes and empty inputs in all layers for `(N, C, ...)`; their errors are tested with each layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trueup.nn._validation import empty_result
 LAYERS = {
     "ghost": partial(GhostBatchNorm2d, 4, ghost_batch_size=2),
     "batch-channel": partial(BatchChannelNorm2d, 4, num_groups=2),
-    "batch-channel, one a channel": partial(BatchChannelNorm2d, 4, num_groups=2, channel_affine="channel"),
+    "batch-channel, one per channel": partial(BatchChannelNorm2d, 4, num_groups=2, channel_affine="channel"),
     "batch-channel, estimated": partial(BatchChannelNorm2d, 4, num_groups=2, estimate=True),
     "estimated": partial(EstimatedBatchNorm2d, 4),
     "B0": partial(EvoNorm2dB0, 4),
@@ -41,10 +41,10 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 @pytest.mark.parametrize("of_input", DTYPES)
 @pytest.mark.parametrize("of_layer", DTYPES)
 @pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS)
-def test_input_and_layer_may_differ_in_type(
+def test_input_and_layer_may_differ_in_dtype(
     build: Callable[[], nn.Module], of_layer: torch.dtype, of_input: torch.dtype, training: bool
 ) -> None:
-    """The result has the input's; a gradient, its parameter's; all is right to the coarser of the two."""
+    """Results have the input's dtype and gradients their parameter's, exact to the coarser of the two."""
     torch.manual_seed(0)
     layer = build().to(of_layer).train(training)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_input_and_layer_may_differ_in_type(
     assert [t.dtype for t in found] == own
     eps = max(torch.finfo(dtype).eps for dtype in (of_layer, of_input))
     for got, want in zip(found, step(exact, x.double()), strict=True):
-        # Float32 loses a few more digits on its way.
+        # Float32 arithmetic loses a few more digits.
         assert (got.double() - want).abs().max() <= (4 * eps + (1e-5 if eps > 1e-9 else 0)) * want.abs().max()
 
 
@@ -85,7 +85,7 @@ def test_a_layer_from_the_meta_device_resets_itself(build: Callable[..., nn.Modu
     torch.testing.assert_close(layer.state_dict(), build().state_dict(), rtol=0, atol=0)
 
 
-def test_computed_in_what_the_input_has_and_float32_at_least() -> None:
+def test_parameters_are_upcast_to_the_inputs_dtype_and_float32_at_least() -> None:
     weight, half = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float16)
     for of_input, expected in ((torch.float16, torch.float32), (torch.float64, torch.float64)):
         found = upcast_parameters(torch.ones(3, dtype=of_input), weight, None, half)

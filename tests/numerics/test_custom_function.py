@@ -1,4 +1,4 @@
-"""What layers with their own autograd Function share: second derivatives, vmap, when to step aside."""
+"""Helpers for autograd Functions: second derivatives, vmap, and when to use composite operations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from trueup._numerics.custom_function import fold_vmap_dim, must_use_composite_ops, vjp
 
 
-def test_a_pulled_gradient_is_autograds_and_can_be_differentiated() -> None:
+def test_vjp_is_autograds_gradient_and_can_be_differentiated() -> None:
     x, y, grad = torch.randn(3, 4, dtype=torch.float64).requires_grad_()
 
     def function(x: Tensor, nothing: None, y: Tensor) -> Tensor:
@@ -22,16 +22,16 @@ def test_a_pulled_gradient_is_autograds_and_can_be_differentiated() -> None:
     assert torch.autograd.gradcheck(lambda g, x, y: (vjp(function, g, x, None, y)[0],), (grad, x, y))
 
 
-def test_side_by_side_means_more_channels() -> None:
-    planes, weight, bias = torch.randn(2, 3, 2, 5), torch.randn(3), torch.randn(3, 2)
-    x, w, nothing, b = fold_vmap_dim(2, (planes, weight, None, bias), (2, None, None, 1))
+def test_a_folded_vmap_dimension_means_more_channels() -> None:
+    x, weight, bias = torch.randn(2, 3, 2, 5), torch.randn(3), torch.randn(3, 2)
+    folded, w, nothing, b = fold_vmap_dim(2, (x, weight, None, bias), (2, None, None, 1))
     assert nothing is None
-    torch.testing.assert_close(x, torch.cat([planes[:, :, 0], planes[:, :, 1]], 1))
+    torch.testing.assert_close(folded, torch.cat([x[:, :, 0], x[:, :, 1]], 1))
     torch.testing.assert_close(w, torch.cat([weight, weight]))
     torch.testing.assert_close(b, torch.cat([bias[:, 0], bias[:, 1]]))
 
 
-def test_plain_operations_are_for_forward_mode_and_exported_graphs() -> None:
+def test_composite_operations_are_for_forward_mode_and_exported_graphs() -> None:
     seen = []
 
     def function(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The shared statistics: exact where floating point is treacherous, the same however they are pooled."""
+"""The shared statistics keep their digits where floating point loses them, however they are pooled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trueup._numerics.moments import across_processes, group_moments, pool
 
 
 def direct(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """The definition, in float64."""
+    """Compute the definition in float64."""
     values = x.double().reshape(len(x), groups, -1)
     return values.mean(-1), values.var(-1, correction=0)
 
@@ -34,7 +34,7 @@ def test_no_digits_are_lost_to_a_large_mean_or_a_small_deviation(mean: float, sd
     torch.testing.assert_close(ours, direct(x, groups), rtol=1e-10, atol=1e-12 * sd)
 
 
-def test_a_large_batch_is_taken_a_few_samples_at_a_time() -> None:
+def test_a_large_batch_is_processed_a_few_samples_at_a_time() -> None:
     x = torch.randn(9, 64, 1000)
     assert chunk_size(x, 64 * 1000, len(x)) == 2
     torch.testing.assert_close(group_moments(x.double(), 8), direct(x, 8))
@@ -65,7 +65,7 @@ def test_a_constant_has_no_variance_and_nan_is_not_hidden() -> None:
 # ---- sample_chunks, write ----
 
 
-def test_strips_are_small_and_together_all_of_it() -> None:
+def test_sample_chunks_are_small_and_together_the_whole() -> None:
     x, other = torch.randn(9, 64, 1000), torch.randn(9, 3)
     parts = list(sample_chunks(x, other))
     assert [len(part) for part, _ in parts] == [2, 2, 2, 2, 1]
@@ -103,7 +103,7 @@ def test_pooling_keeps_the_digits_and_can_be_differentiated() -> None:
     x = 100 + 1e-2 * torch.randn(8, 6, 49)
     _, var = pool(*group_moments(x, 6), 0)
     want = x.double().var((0, 2), correction=0)
-    # The planes' means are rounded to float32, and their spread with them.
+    # The instances' means are rounded to float32, and so is how they vary.
     torch.testing.assert_close(var.double(), want, rtol=2e-4, atol=0)
     leaves = (torch.randn(3, 2).double().requires_grad_(), torch.rand(3, 2).double().requires_grad_())
     assert torch.autograd.gradcheck(lambda m, v: pool(m, v, 0), leaves)
@@ -113,11 +113,11 @@ def test_pooling_keeps_the_digits_and_can_be_differentiated() -> None:
 
 
 def share(rank: int, x: Tensor, cuts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """One process's part of the rows of x, and what it learns of the whole."""
+    """Return the moments of all rows of x, from one process's part of them."""
     rows = x.split(cuts)[rank]
     mean, var = rows.mean(0), rows.var(0, correction=0)
     found = across_processes(mean, var, len(rows), dist.group.WORLD)
-    # Zero is a count that carries no mean: on a process without rows it is nan here, and must not spread.
+    # On a process without rows the mean is nan, which must not reach the others.
     assert mean.isnan().all() == (len(rows) == 0)
     return found
 

@@ -1,4 +1,4 @@
-"""Activation checkpointing's second forward pass is told from the first."""
+"""Activation checkpointing's second forward pass is distinguished from the first."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from trueup._numerics.recomputation import is_recomputing, snapshot
 
 
 class Witness(nn.Module):
-    """Notes, at every forward pass, whether it is a recomputation."""
+    """Record at every forward pass whether it is a recomputation."""
 
     def __init__(self):
         super().__init__()
@@ -28,7 +28,7 @@ def test_the_second_pass_is_a_recomputation(use_reentrant):
     assert layer.seen == [False, True] * 2
 
 
-def test_plain_passes_are_not():
+def test_other_passes_are_not():
     layer, x = Witness(), torch.ones(3, requires_grad=True)
     layer(x).sum().backward()
     with torch.no_grad():
@@ -42,7 +42,7 @@ def test_compiles_as_one_graph():
 
 
 class Running(nn.Module):
-    """Multiplies by a buffer, then moves it: the gradient is the buffer as it was."""
+    """Multiply by a buffer, then update it: the gradient is the buffer before the update."""
 
     def __init__(self):
         super().__init__()
@@ -55,7 +55,7 @@ class Running(nn.Module):
 
 
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
-def test_a_backward_pass_sees_a_buffer_as_it_was(backend):
+def test_a_backward_pass_sees_a_buffer_before_its_update(backend):
     layer = Running() if backend is None else torch.compile(Running(), fullgraph=True, backend=backend)
     for step in range(3):
         x = torch.ones(3, requires_grad=True)
@@ -63,6 +63,6 @@ def test_a_backward_pass_sees_a_buffer_as_it_was(backend):
         torch.testing.assert_close(x.grad, torch.full((3,), step + 2.0).sin())
 
 
-def test_nothing_unknown_is_exported():
+def test_the_private_operation_is_not_exported():
     exported = torch.export.export(Running(), (torch.ones(3),))
     assert "trueup" not in str(exported.graph)

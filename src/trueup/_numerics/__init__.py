@@ -1,1 +1,1 @@
-"""Numerics that methods share: upcasting, chunking, moments, per-channel views, custom functions."""
+"""Shared numerics: upcasting, chunking, moments, per-channel views and custom functions."""

@@ -1,4 +1,4 @@
-"""Work on a few samples at a time on a CPU, so that temporaries stay in its cache."""
+"""Process a few samples at a time on a CPU, so that temporaries stay in its cache."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["chunk_size", "sample_chunks", "write"]
 
 
 def chunk_size(x: Tensor, elements: int, total: int) -> int:
-    """Return how many of `total` items, of `elements` values each, to work on at once.
+    """Return how many of `total` items, of `elements` values each, to process at once.
 
-    On a CPU, as many as stay in its cache. Elsewhere all of them: launches cost more than memory there.
+    On a CPU, as many as stay in its cache. Elsewhere all of them, since launches cost more than memory.
     """
     if not x.is_cpu or torch.compiler.is_compiling():
         return total
@@ -31,7 +31,7 @@ def sample_chunks(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def write(out: Tensor, operation: Callable[..., Tensor], *operands: Tensor) -> None:
     """Write the operation's result into `out`, which may have a lower precision than the operands."""
-    # Compilers take no strided `out=`, and a CPU takes three times as long to round in it as to copy.
+    # Compilers accept no strided `out=`, and on a CPU rounding into it takes three times as long as a copy.
     if out.dtype == operands[0].dtype and not torch.compiler.is_compiling():
         operation(*operands, out=out)
     else:

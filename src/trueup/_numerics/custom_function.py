@@ -1,4 +1,4 @@
-"""What a layer's own autograd Function needs beside its two passes: vmap, second derivatives, a detour."""
+"""Helpers for custom autograd Functions: vmap, second derivatives, and when to avoid the Function."""
 
 from __future__ import annotations
 
@@ -12,42 +12,49 @@ __all__ = ["fold_vmap_dim", "must_use_composite_ops", "vjp"]
 
 
 def must_use_composite_ops() -> bool:
-    """Must the layer be written in operations that autograd knows, rather than as a Function of its own?
+    """Return whether a layer must use composite operations rather than its autograd Function.
 
-    An exported or traced graph holds operations only, which must carry the gradient; forward differentiation,
-    `torch.func.jvp` or the outer half of `torch.func.hessian`, goes through them.
+    True while a model is exported or traced, since the graph holds only operations and they must carry the
+    gradient, and in forward-mode differentiation (`torch.func.jvp`, the outer half of `torch.func.hessian`).
     """
     traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return torch.compiler.is_exporting() or traced or forward_ad._current_level >= 0
 
 
 def vjp(function: Callable[..., Tensor], grad: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradients of a function of some tensors that can be differentiated again: autograd's own.
+    """Return autograd's gradients of a function of some tensors; they can be differentiated again.
 
-    For the backward pass of a Function, given the same in plain operations. None is passed on, and has None.
+    For the backward pass of an autograd Function, given its equation in composite operations. A tensor that
+    is None reaches the function as None, and so does its gradient the caller.
 
     >>> x, y = torch.tensor([2.0, 3.0])
     >>> vjp(lambda x, _, y: x * y, torch.ones(()), x, None, y)
     (tensor(3.), None, tensor(2.))
     """
 
-    def of_given(*given: Tensor) -> Tensor:
-        values = iter(given)
+    def of_present(*present: Tensor) -> Tensor:
+        values = iter(present)
         return function(*(None if t is None else next(values) for t in tensors))
 
-    found = iter(torch.func.vjp(of_given, *(t for t in tensors if t is not None))[1](grad))
-    return tuple(None if t is None else next(found) for t in tensors)
+    grads = iter(torch.func.vjp(of_present, *(t for t in tensors if t is not None))[1](grad))
+    return tuple(None if t is None else next(grads) for t in tensors)
 
 
 def fold_vmap_dim(
     batch: int, tensors: Sequence[Tensor | None], in_dims: Sequence[int | None]
 ) -> list[Tensor | None]:
-    """Under vmap: normalisations side by side are one, with as many times the channels.
+    """Fold the dimension that vmap maps over into the channels.
 
-    The mapped dimension goes into the channels, of planes ``(N, C, L)`` and of what is ``(C,)``.
+    Several normalisations side by side equal one with that many times the channels. Each tensor is, per
+    element of the batch, a per-channel view `(N, C, L)` or a vector `(C,)`. None stays None.
 
-    >>> planes, weight = torch.ones(2, 5, 3, 4), torch.ones(3)
-    >>> [t.shape for t in fold_vmap_dim(2, (planes, weight), (0, None))]
+    Args:
+        batch: length of the mapped dimension.
+        tensors: with the mapped dimension.
+        in_dims: where each tensor has that dimension; None where it is shared.
+
+    >>> x, weight = torch.ones(2, 5, 3, 4), torch.ones(3)
+    >>> [t.shape for t in fold_vmap_dim(2, (x, weight), (0, None))]
     [torch.Size([5, 6, 4]), torch.Size([6])]
     """
     folded: list[Tensor | None] = []

@@ -1,8 +1,8 @@
-"""Inputs `(N, C, ...)` as planes `(N, C, L)`: their moments, sums over them and affine maps of them.
+"""Per-channel views `(N, C, L)` of inputs `(N, C, ...)`: moments, sums and affine maps of their instances.
 
-A plane is what one sample holds of one channel. In memory either the planes stand one after the other or,
-channels last, the channels of each place do. Both are worked on as they lie, on a CPU a few samples at once,
-and what has the shape of the planes comes back in the layout that they came in.
+An instance is one channel of one sample, L values. In memory either instance follows instance (contiguous) or
+the channels of each position stand together (channels last). Both layouts are processed without a copy, on a
+CPU a few samples at a time, and results with the shape of the view have its layout.
 """
 
 from __future__ import annotations
@@ -32,50 +32,53 @@ __all__ = [
 def per_channel_view(
     input: Float[Tensor, "batch channels *spatial"],
 ) -> Float[Tensor, "samples channels length"]:
-    """All positions in one dimension; without a copy in either layout. No values are no samples."""
-    planes = input.flatten(2) if input.dim() > 2 else input.unsqueeze(2)
-    return planes if planes.numel() else planes[:0]
+    """Return the input with all positions in one dimension, without a copy in either layout.
+
+    An input without values becomes one without samples.
+    """
+    view = input.flatten(2) if input.dim() > 2 else input.unsqueeze(2)
+    return view if view.numel() else view[:0]
 
 
 def restore_shape(
-    input: Float[Tensor, "batch channels *spatial"], planes: Float[Tensor, "samples channels length"]
+    input: Float[Tensor, "batch channels *spatial"], output: Float[Tensor, "samples channels length"]
 ) -> Float[Tensor, "batch channels *spatial"]:
-    """Fresh planes in the shape of the input.
+    """Return a new tensor of the shape of a per-channel view in the shape of the input.
 
-    To autograd they are no view, as in torch's own matmul: an operation in place after the layer, such as
-    `ReLU(inplace=True)`, would be forbidden on a view made inside an autograd Function, and slow on another.
+    To autograd the result is no view, as in torch's own matmul. An in-place operation after the layer, such
+    as `ReLU(inplace=True)`, would be an error on a view made in an autograd Function, and slow on another.
     """
-    return cast(Tensor, torch.ops.aten._unsafe_view(planes, input.shape))
+    return cast(Tensor, torch.ops.aten._unsafe_view(output, input.shape))
 
 
 def is_channels_last(x: Float[Tensor, "samples channels length"]) -> bool:
-    """Do the channels of each place stand together in memory?"""
+    """Return whether the channels of each position stand together in memory."""
     return x.shape[2] == 1 or (not x.is_contiguous() and x.transpose(1, 2).is_contiguous())
 
 
 def upcast_contiguous(
-    x: Float[Tensor, "samples channels length"], last: bool
+    x: Float[Tensor, "samples channels length"], channels_last: bool
 ) -> Float[Tensor, "samples channels length"]:
-    """Widen to float32 or better and close gaps in memory: channels last, or one plane after the other.
+    """Return the view in float32 or better and dense in memory, channels last or contiguous.
 
-    Copies only what lies otherwise. Elementwise kernels are many times slower on mixed layouts.
+    Copies only what is not so already. Elementwise kernels are many times slower on mixed layouts.
     """
     x = upcast(x)
-    return x.transpose(1, 2).contiguous().transpose(1, 2) if last else x.contiguous()
+    return x.transpose(1, 2).contiguous().transpose(1, 2) if channels_last else x.contiguous()
 
 
 def instance_moments(
     x: Float[Tensor, "samples channels length"],
 ) -> tuple[Float[Tensor, "samples channels"], Float[Tensor, "samples channels"]]:
-    """Mean and biased variance of each plane, in float32 or better."""
+    """Return mean and biased variance of each instance, in float32 or better."""
     if not is_channels_last(x):
         return group_moments(x, x.shape[1])
     moments = []
-    for (part,) in sample_chunks(x):
-        part = upcast(part)
-        mean = part.mean(2, keepdim=True)
-        centered = part - mean
-        moments.append((mean.squeeze(2), centered.mul_(centered).mean(2)))
+    for (chunk,) in sample_chunks(x):
+        chunk = upcast(chunk)
+        mean = chunk.mean(2, keepdim=True)
+        deviations = chunk - mean
+        moments.append((mean.squeeze(2), deviations.mul_(deviations).mean(2)))
     means, variances = zip(*moments, strict=True)
     return torch.cat(means), torch.cat(variances)
 
@@ -86,17 +89,18 @@ def instance_affine(
     scale: Float[Tensor, "samples channels"],
     shift: Float[Tensor, "samples channels"],
 ) -> Float[Tensor, "samples channels length"]:
-    """``(x - center) * scale + shift`` in one pass, in x's dtype."""
+    """Compute `(x - center) * scale + shift` in one pass, in the dtype of x."""
     if x.numel() and not is_channels_last(x):
-        # Batch normalisation by given statistics is torch's fastest kernel for this on a CPU.
-        planes = x.reshape(1, -1, x.shape[2])
+        # Batch normalisation by given statistics, with one channel per instance, is torch's fastest kernel
+        # for this on a CPU.
+        instances = x.reshape(1, -1, x.shape[2])
         one = torch.ones_like(center).flatten()
-        y = F.batch_norm(planes, center.flatten(), one, scale.flatten(), shift.flatten(), eps=0.0)
+        y = F.batch_norm(instances, center.flatten(), one, scale.flatten(), shift.flatten(), eps=0.0)
         return y.view_as(x)
     output = torch.empty_like(x)
-    for part, out, *maps in sample_chunks(x, output, center, scale, shift):
-        c, s, t = (value.unsqueeze(2) for value in maps)
-        write(out, torch.addcmul, t, upcast(part) - c, s)
+    for chunk, out, *values in sample_chunks(x, output, center, scale, shift):
+        c, a, b = (value.unsqueeze(2) for value in values)
+        write(out, torch.addcmul, b, upcast(chunk) - c, a)
     return output
 
 
@@ -105,25 +109,26 @@ def instance_sums(
     x: Float[Tensor, "samples channels length"],
     center: Float[Tensor, "samples channels"] | None = None,
 ) -> tuple[Float[Tensor, "samples channels"], Float[Tensor, "samples channels"]]:
-    """Sums over each plane of ``grad * (x - center)`` and of ``grad``, in float32 or better; both contiguous.
+    """Return the sums over each instance of `grad * (x - center)` and of `grad`.
 
-    The center, 0 if None, is taken off before the product: it may be large beside the deviations from it.
+    Both are contiguous and in float32 or better. The center, 0 if None, is subtracted before the product,
+    since it may be large beside the deviations from it.
     """
     if x.numel() == 0 or is_channels_last(x):
         sums = []
-        for g, part, *c in sample_chunks(grad, x, *([] if center is None else [center])):
-            g, part = upcast(g), upcast(part)
-            deviations = part - c[0].unsqueeze(2) if c else part
+        for g, chunk, *c in sample_chunks(grad, x, *([] if center is None else [center])):
+            g, chunk = upcast(g), upcast(chunk)
+            deviations = chunk - c[0].unsqueeze(2) if c else chunk
             sums.append(((g * deviations).sum(2), g.sum(2)))
-        along_x, along_one = (torch.cat(parts) for parts in zip(*sums, strict=True))
-        return along_x, along_one
+        sum_gx, sum_g = (torch.cat(values) for values in zip(*sums, strict=True))
+        return sum_gx, sum_g
     if center is None:
         center = upcast(x).new_zeros(x.shape[:2])
-    # The gradients of weight and bias of a batch normalisation with a channel per plane are these sums.
-    planes, length = center.numel(), x.shape[2]
-    _, along_x, along_one = torch.ops.aten.native_batch_norm_backward(
-        upcast(grad).reshape(1, planes, length),
-        upcast(x).reshape(1, planes, length),
+    # The gradients of weight and bias of a batch normalisation with one channel per instance are these sums.
+    instances, length = center.numel(), x.shape[2]
+    _, sum_gx, sum_g = torch.ops.aten.native_batch_norm_backward(
+        upcast(grad).reshape(1, instances, length),
+        upcast(x).reshape(1, instances, length),
         torch.ones_like(center).flatten(),
         None,
         None,
@@ -133,4 +138,4 @@ def instance_sums(
         0.0,
         [False, True, True],
     )
-    return along_x.view_as(center), along_one.view_as(center)
+    return sum_gx.view_as(center), sum_g.view_as(center)

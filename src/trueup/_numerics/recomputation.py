@@ -1,4 +1,4 @@
-"""What a layer whose buffers move must know of recomputation, by checkpointing or by a compiler."""
+"""Recomputation, by checkpointing or a compiler, for layers that update buffers in training."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ __all__ = ["is_recomputing", "snapshot"]
 
 
 def is_recomputing() -> bool:
-    """Is this forward pass run inside a backward pass, to recompute activations that were not kept?
+    """Return whether this forward pass runs inside a backward pass, to recompute activations.
 
-    A layer whose buffers move with every training batch leaves them alone then: the first pass moved them.
-    Both kinds of `torch.utils.checkpoint` are seen. False while a graph is compiled: what is recomputed there
-    is the compiler's choice.
+    A layer that updates buffers with every training batch must not do so again: the first pass did. Both
+    kinds of `torch.utils.checkpoint` are recognised. False while a graph is compiled, where the compiler
+    decides what is recomputed.
 
     >>> is_recomputing()
     False
     """
-    # The engine's number of the running backward pass, -1 outside one; checkpointing itself asks this way.
+    # The autograd engine's id of the running backward pass, -1 outside one; checkpointing uses it too.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def snapshot(buffer: Tensor) -> Tensor:
-    """A buffer that is about to move, for a backward pass that needs the value from before.
+    """Return the present value of a buffer that is about to be updated, for use in a backward pass.
 
-    A compiler may compute again in the backward what it can from the buffer, which has moved by then: it gets
-    a copy that it cannot make again. Elsewhere the buffer itself; what is computed from it is kept.
+    A compiler may recompute values from the buffer in backward, after the update. It gets a copy, made by an
+    operation that it cannot repeat. Elsewhere this is the buffer itself, since autograd keeps what is
+    computed from it.
 
     >>> snapshot(torch.ones(2))
     tensor([1., 1.])
@@ -37,8 +38,8 @@ def snapshot(buffer: Tensor) -> Tensor:
     return buffer
 
 
-# Compilers recompute only operations that they know to be cheap; this one they do not know.
-# The schema is given: a function whose shapes are checked cannot be asked for it.
+# Compilers recompute only operations that they know to be cheap, and they do not know this one.
+# The schema is given, because it cannot be inferred from a function wrapped by the shape checker.
 @torch.library.custom_op("trueup::copy", mutates_args=(), schema="(Tensor t) -> Tensor")
 def _copy(t: Tensor) -> Tensor:
     return t.clone()

@@ -1,4 +1,4 @@
-"""Compute in float32 or better: the inputs, parameters and statistics of half types are upcast."""
+"""Computation in float32 or better: conversion of inputs, parameters and statistics of half types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the layers of `(N, C, ...)` ask of an input and of their settings, and their answer to no input."""
+"""Checks of the inputs and settings of layers for `(N, C, ...)`, and their result for an empty input."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = [
+    "check_choice",
     "check_eps",
     "check_input",
     "check_int",
@@ -20,16 +21,24 @@ __all__ = [
 ]
 
 
-def check_input(what: str, input: Tensor, per_channel: Mapping[str, Tensor | None]) -> None:
-    """Floating point of 16 bits or more, with channels, and each vector with an element for each of them.
+def check_input(layer: str, input: Tensor, per_channel: Mapping[str, Tensor | None]) -> None:
+    """Check that the input is floating point and that each vector has one value per channel.
+
+    Args:
+        layer: its name, for the errors.
+        input: `(N, C, ...)`, of at least 16 bits per value.
+        per_channel: named parameters and statistics, each `(C,)` or None.
 
     Raises:
-        TypeError, ValueError: which of these does not hold, in the words of the layer ``what``.
+        TypeError: the input or a vector is not floating point.
+        ValueError: a shape does not fit, or only one of two running statistics is given.
     """
     if not input.is_floating_point() or input.dtype.itemsize < 2:
-        raise TypeError(f"{what} needs a floating point input; got {input.dtype}: convert with .float()")
+        raise TypeError(f"{layer} needs a floating point input; got {input.dtype}: convert with .float()")
     if input.dim() < 2:
-        raise ValueError(f"{what} needs input (N, C, ...); got shape {tuple(input.shape)}")
+        raise ValueError(
+            f"{layer} needs input (N, C, ...); got shape {tuple(input.shape)}: unsqueeze a batch dimension"
+        )
     for name, value in per_channel.items():
         if value is not None and tuple(value.shape) != (input.shape[1],):
             raise ValueError(
@@ -42,38 +51,43 @@ def check_input(what: str, input: Tensor, per_channel: Mapping[str, Tensor | Non
             raise TypeError(f"{name} must be floating point; got {value.dtype}: convert with .float()")
     running = [value is None for name, value in per_channel.items() if name.startswith("running_")]
     if any(running) and not all(running):
-        raise ValueError("running_mean and running_var go together; got only one of them")
+        raise ValueError(
+            "running_mean and running_var go together; got only one of them: pass both or neither"
+        )
 
 
-def check_rank(what: str, input: Tensor, ranks: tuple[int, ...], shape: str) -> None:
-    """As many dimensions as the layer ``what`` is for."""
+def check_rank(layer: str, input: Tensor, ranks: tuple[int, ...], shape: str) -> None:
+    """Check that the input has as many dimensions as the layer is for."""
     if input.dim() not in ranks:
         raise ValueError(
-            f"{what} needs input {shape}; got shape {tuple(input.shape)}: "
+            f"{layer} needs input {shape}; got shape {tuple(input.shape)}: "
             "use the layer for that number of dimensions"
         )
 
 
-def check_int(name: str, value: int, least: int | None = None) -> None:
+def check_int(name: str, value: int, minimum: int | None = None) -> None:
+    """Check that a setting is an int (no bool), and at least `minimum` if given."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int; got {value!r}")
-    if least is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}; got {value}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}; got {value}")
 
 
 def check_unit_interval(name: str, value: float, otherwise: str = "") -> None:
-    """A number in [0, 1]."""
+    """Check that a setting is a number in [0, 1]; `otherwise` ends the error with what else is allowed."""
     _check_number(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be in [0, 1]{otherwise}; got {value}")
 
 
 def check_momentum(momentum: float | None) -> None:
+    """Check that a momentum is a number in [0, 1] or None."""
     if momentum is not None:
         check_unit_interval("momentum", momentum, ", or None for the plain average")
 
 
 def check_eps(eps: float, name: str = "eps", *, zero: bool = True) -> None:
+    """Check that an eps is a number and not negative, nor 0 unless `zero` allows it."""
     _check_number(name, eps)
     if not (eps >= 0 if zero else eps > 0):
         must = (
@@ -84,18 +98,24 @@ def check_eps(eps: float, name: str = "eps", *, zero: bool = True) -> None:
         raise ValueError(f"{name} {must}; got {eps}")
 
 
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Check that a setting is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}; got {value!r}")
+
+
 def _check_number(name: str, value: float) -> None:
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a number; got {value!r}")
 
 
 def has_single_value_per_channel(input: Tensor, process_group: dist.ProcessGroup | None) -> bool:
-    """Is there a single value per channel, as far as this process knows?"""
+    """Return whether the batch has one value per channel; False where other processes may hold more."""
     alone = process_group is None or dist.get_world_size(process_group) == 1
     return alone and input.numel() == input.shape[1]
 
 
 def empty_result(input: Tensor, *parameters: Tensor | None) -> Tensor:
-    """An empty result that gives every parameter a gradient of zero rather than none."""
+    """Return an empty result that gives every parameter a gradient of zero rather than none."""
     nothing = sum(p.sum() for p in parameters if p is not None)
     return (input + 0 * nothing).to(input.dtype)

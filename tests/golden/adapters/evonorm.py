@@ -15,7 +15,7 @@ def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 def steps(case: Case, norm: nn.Module) -> dict[str, object]:
-    """Training steps of the layer alone, then its eval mode."""
+    """Run training steps of the layer alone, then its eval mode."""
     inputs = tensors(case.inputs)
     norm.load_state_dict(tensors(case.params))
     returned: dict[str, object] = {}
@@ -39,14 +39,14 @@ def options(case: Case, *names: str) -> dict[str, object]:
 
 
 def batch(case: Case) -> dict[str, object]:
-    """The variants with a running variance."""
+    """Run a form with a running variance."""
     if not case.hyper["unbiased_running_var"]:
-        raise NotImplementedError("the running variance is unbiased, as torch's and timm's")
+        raise NotImplementedError("the running variance is unbiased, as in torch and timm")
     return steps(case, getattr(trueup.nn, case.hyper["cls"])(**options(case, "momentum")))
 
 
 def sample(case: Case) -> dict[str, object]:
-    """The variants with statistics of each sample."""
+    """Run a form with statistics per sample."""
     settings = options(case, "groups")
     if "act" in case.hyper:
         settings["act_layer"] = getattr(nn, case.hyper["act"])

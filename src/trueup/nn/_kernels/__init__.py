@@ -1,1 +1,1 @@
-"""Fused forms of the layers; each is tested against the equation in the file of its method."""
+"""Fused forms of the layers, each tested against the equation in its method's file."""
