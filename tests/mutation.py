@@ -7,7 +7,7 @@ sample drawn by a fixed seed is run from every file. mutmut passes over function
 
     python tests/mutation.py                     # 20 mutants a file
     python tests/mutation.py --each 0            # all of them: hours
-    python tests/mutation.py radial verdict      # only these files
+    python tests/mutation.py projection verdict  # only these files
 
 Then `mutmut show NAME` prints a mutant that survived.
 """

@@ -26,7 +26,7 @@ from trueup._numerics.flat_chunks import Scratch, chunks
 from trueup._numerics.upcasting import upcast_dtype
 from trueup.optim._bias_correction import bias_corrections
 from trueup.optim._projection import invariant_row_norms, project_and_decay, project_radial, projected_chunks
-from trueup.optim._routes import Flat, Group, RoutedOptimizer, State, Tensors, Weight, scalar_tensor
+from trueup.optim._routes import Flat, Group, RoutedOptimizer, State, Tensors, Weight, scalar
 from trueup.optim._validation import check_decays, check_range
 
 
@@ -165,7 +165,7 @@ class AdamP(RoutedOptimizer):
 
     def _step_foreach(self, group: Group, params: Tensors, grads: Tensors, *state: Tensors) -> None:
         steps, exp_avgs, exp_avg_sqs = state
-        lr, eps = scalar_tensor(group["lr"]), group["eps"]
+        lr, eps = scalar(group["lr"]), group["eps"]
         beta1, beta2 = group["betas"]
         if group["maximize"]:
             grads = list(torch._foreach_neg(grads))

@@ -10,18 +10,16 @@ Huang et al.: Stable-SPAM, 2025, arXiv 2502.17055, section 4.2. The averages are
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from trueup.optim._bias_correction import bias_correction
+from trueup.optim._bias_correction import Scalar, bias_correction
 from trueup.optim._gradient_norms import norms_of
 from trueup.optim._gradient_transform import GradientTransform
 from trueup.optim._validation import check_decays, check_range
-
-Scalar = TypeVar("Scalar", float, Tensor)
 
 
 def norm_factor(

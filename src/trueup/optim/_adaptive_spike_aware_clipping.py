@@ -12,18 +12,15 @@ bfloat16 one with weight 0.001 would not move.
 from __future__ import annotations
 
 import math
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from trueup.optim._bias_correction import bias_correction
+from trueup.optim._bias_correction import Scalar, bias_correction
 from trueup.optim._gradient_norms import largest_entries
 from trueup.optim._gradient_transform import GradientTransform
 from trueup.optim._validation import check_range
-
-Scalar = TypeVar("Scalar", float, Tensor)
 
 
 def clip_limit(largest: Scalar, average: Scalar, gamma: float, t: Scalar) -> tuple[Scalar, Scalar]:

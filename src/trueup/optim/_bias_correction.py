@@ -7,10 +7,13 @@ Computed plainly, float32's 1 - 0.999^t keeps only four digits, and 1 - 0.99999^
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+#: What the equations of AdaClip and AdaGN take: numbers, or tensors of one number per gradient.
+Scalar = TypeVar("Scalar", float, Tensor)
 
 
 def bias_correction(beta: Any, t: Any) -> Any:

@@ -57,5 +57,5 @@ def largest_entries(grads: list[Tensor]) -> Tensor:
 
 
 def _has_list_kernels(tensors: list[Tensor]) -> bool:
-    """Return whether torch's norms of lists are exact, fast and of whole tensors: not on a CPU or of shards."""
+    """Return whether torch's norms of lists are exact and fast: not on a CPU, nor for shards."""
     return not any(t.is_cpu or isinstance(t, DTensor) or not t.numel() for t in tensors)

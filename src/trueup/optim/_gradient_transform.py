@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from trueup._numerics.upcasting import upcast_dtype
 from trueup.optim._normalized_gd import NormalizedGD
-from trueup.optim._validation import check_gradient
+from trueup.optim._validation import checked_gradient
 
 
 def check_optimizer(name: str, optimizer: object) -> None:
@@ -112,7 +112,7 @@ class GradientTransform:
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                check_gradient(type(self).__name__, p.grad)
+                checked_gradient(type(self).__name__, p.grad)
                 if p not in self.state:
                     zero = torch.zeros((), dtype=upcast_dtype(p.dtype), device=p.device)
                     self.state[p] = {name: zero.clone() for name in self.state_names}

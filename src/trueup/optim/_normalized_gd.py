@@ -29,8 +29,8 @@ from torch.nn import functional as F
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from trueup._numerics.upcasting import upcast, upcast_dtype
-from trueup.optim._routes import checked_after_hooks, scalar_tensor
-from trueup.optim._validation import check_gradient, check_last_group_is_real, check_step_size
+from trueup.optim._routes import checked_after_hooks, scalar
+from trueup.optim._validation import check_last_group_is_real, check_step_size, checked_gradient
 
 
 def misclassification_weights(
@@ -238,8 +238,8 @@ class NormalizedGD(Optimizer):
         """
         if not callable(closure):
             raise TypeError(
-                "NormalizedGD.step needs a closure that returns the margins y * score of all samples, without "
-                "calling backward, because the step weighs each sample by its own margin; got "
+                "NormalizedGD.step needs a closure that returns the margins y * score of all samples and "
+                "does not call backward, because the step weighs each sample by its own margin; got "
                 f"{closure!r}. To call backward yourself, use normalized_logistic_loss with torch.optim.SGD"
             )
         with torch.enable_grad():
@@ -254,18 +254,16 @@ class NormalizedGD(Optimizer):
             self.zero_grad()
             loss.backward()
         grads = [
-            {param: param.grad for param in group["params"] if param.grad is not None}
+            {p: checked_gradient("NormalizedGD", p.grad) for p in group["params"] if p.grad is not None}
             for group in self.param_groups
         ]
-        for grad in (grad for of_param in grads for grad in of_param.values()):
-            check_gradient("NormalizedGD", grad)
         for group, of_param in zip(self.param_groups, grads, strict=True):
             # In float32 or better: large steps may be beyond float16, and torch rounds alpha to the dtype of
             # both lists.
             upcast_grads = [upcast(grad) for grad in of_param.values()]
             if isinstance(group["lr"], Tensor):
                 for param, grad in zip(of_param, upcast_grads):
-                    param.sub_(grad * scalar_tensor(group["lr"]))
+                    param.sub_(grad * scalar(group["lr"]))
             elif of_param:
                 torch._foreach_add_(list(of_param), upcast_grads, alpha=-group["lr"])
         return loss.detach()

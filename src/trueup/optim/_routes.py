@@ -30,10 +30,11 @@ from torch.optim.optimizer import Optimizer, StateDict
 
 from trueup._numerics.flat_chunks import Scratch, in_memory_order, uses_single_tensor_route
 from trueup._numerics.upcasting import upcast_dtype
-from trueup.optim._validation import check_gradient, check_last_group_is_real
+from trueup.optim._validation import check_last_group_is_real, checked_gradient
 
 Group = dict[str, Any]
 State = dict[str, Tensor]
+Tensors = list[Tensor]
 Weight = Float[Tensor, "*shape"]
 
 #: Elements of half types that the foreach route upcasts at once: 64 MiB for each of weight and state.
@@ -89,9 +90,7 @@ class RoutedOptimizer(Optimizer):
         """Step CPU tensors of one dtype; values may be read."""
 
     @abstractmethod
-    def _step_foreach(
-        self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
-    ) -> None:
+    def _step_foreach(self, group: Group, params: Tensors, grads: Tensors, *state: Tensors) -> None:
         """Step lists of tensors of one device, none of them empty, without reading any value.
 
         All are float32, or all float64; parameters of half types come as float32 copies.
@@ -126,9 +125,9 @@ class RoutedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params: list[Tensor] = []
-            grads: list[Tensor] = []
-            state: list[list[Tensor]] = [[] for _ in self._names(group)]
+            params: Tensors = []
+            grads: Tensors = []
+            state: list[Tensors] = [[] for _ in self._names(group)]
             self._init_group(group, params, grads, *state)
             tensors = list(zip(params, grads, *state))
             if not torch.compiler.is_compiling():
@@ -178,13 +177,11 @@ class RoutedOptimizer(Optimizer):
                         copy_list(column, values)
 
     # torch.compile knows this method by name: it runs it outside the graph and maps the lists it fills.
-    def _init_group(
-        self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
-    ) -> None:
+    def _init_group(self, group: Group, params: Tensors, grads: Tensors, *state: Tensors) -> None:
         for param in group["params"]:
             if param.grad is None:
                 continue
-            check_gradient(type(self).__name__, param.grad)
+            checked_gradient(type(self).__name__, param.grad)
             own = self.state[param]
             for name in self._names(group):
                 if name not in own:
@@ -304,7 +301,7 @@ def checked_after_hooks(
         optimizer._optimizer_load_state_dict_pre_hooks = hooks
 
 
-def copy_list(targets: list[Tensor], sources: list[Tensor]) -> None:
+def copy_list(targets: Tensors, sources: Tensors) -> None:
     """Copy each source into its target."""
     if any(isinstance(target, DTensor) for target in targets):  # there is no such kernel for them
         for target, source in zip(targets, sources, strict=True):
@@ -313,7 +310,7 @@ def copy_list(targets: list[Tensor], sources: list[Tensor]) -> None:
         torch._foreach_copy_(targets, sources)
 
 
-def scalar_tensor(value: float | Tensor) -> float | Tensor:
+def scalar(value: float | Tensor) -> float | Tensor:
     """Return a one-element tensor as a 0-d one, which operations on lists need; return a float unchanged."""
     return value.reshape(()) if isinstance(value, Tensor) else value
 

@@ -29,7 +29,7 @@ from trueup._numerics.upcasting import upcast
 from trueup.optim._gradient_norms import norm_of, norms_of
 from trueup.optim._gradient_transform import check_optimizer
 from trueup.optim._routes import copy_list
-from trueup.optim._validation import check_gradient
+from trueup.optim._validation import checked_gradient
 
 
 def perturbations(
@@ -160,9 +160,7 @@ class SAM:
         params = list(signs)
         if not params:
             raise RuntimeError("SAM found no gradients to perturb along. Call backward() before perturb()")
-        grads = [p.grad for p in params if p.grad is not None]
-        for grad in grads:
-            check_gradient("SAM", grad)
+        grads = [checked_gradient("SAM", p.grad) for p in params]
         try:
             self._climb(params, grads, list(signs.values()), self._norm(params, grads))
         except BaseException:

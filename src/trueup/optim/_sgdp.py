@@ -23,7 +23,7 @@ from torch.optim.optimizer import ParamsT
 
 from trueup._numerics.flat_chunks import Scratch, chunks
 from trueup.optim._projection import invariant_row_norms, project_and_decay, project_radial, projected_chunks
-from trueup.optim._routes import Flat, Group, RoutedOptimizer, State, Tensors, Weight, scalar_tensor
+from trueup.optim._routes import Flat, Group, RoutedOptimizer, State, Tensors, Weight, scalar
 from trueup.optim._validation import check_range, check_variant
 
 
@@ -154,7 +154,7 @@ class SGDP(RoutedOptimizer):
 
     def _step_foreach(self, group: Group, params: Tensors, grads: Tensors, *state: Tensors) -> None:
         (buffers,) = state
-        lr, eps, momentum = scalar_tensor(group["lr"]), group["eps"], group["momentum"]
+        lr, eps, momentum = scalar(group["lr"]), group["eps"], group["momentum"]
         if group["maximize"]:
             grads = list(torch._foreach_neg(grads))
         torch._foreach_mul_(buffers, momentum)

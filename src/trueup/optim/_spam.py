@@ -27,16 +27,7 @@ from torch.optim.optimizer import ParamsT
 from trueup._numerics.flat_chunks import Scratch, chunks
 from trueup.optim._bias_correction import bias_correction
 from trueup.optim._gradient_norms import norm_of, norms_of
-from trueup.optim._routes import (
-    Flat,
-    Group,
-    RoutedOptimizer,
-    State,
-    Tensors,
-    Weight,
-    multiply_each,
-    scalar_tensor,
-)
+from trueup.optim._routes import Flat, Group, RoutedOptimizer, State, Tensors, Weight, multiply_each, scalar
 from trueup.optim._validation import check_count, check_decays, check_range
 
 
@@ -183,7 +174,7 @@ class SPAM(RoutedOptimizer):
                     p.copy_(weight)
 
     def _step_foreach(self, group: Group, params: Tensors, grads: Tensors, *state: Tensors) -> None:
-        lr, (beta1, beta2) = scalar_tensor(group["lr"]), group["betas"]
+        lr, (beta1, beta2) = scalar(group["lr"]), group["betas"]
         steps, exp_avgs, exp_avg_sqs = state
         finite = norms_of(grads).square().isfinite()
         acts = finite.to(steps[0].dtype)

@@ -30,16 +30,7 @@ from trueup.optim._adaptive_gradient_norm import norm_factor
 from trueup.optim._adaptive_spike_aware_clipping import clip_limit, clipped
 from trueup.optim._bias_correction import bias_correction
 from trueup.optim._gradient_norms import largest_entries, largest_entry, norms_of
-from trueup.optim._routes import (
-    Flat,
-    Group,
-    RoutedOptimizer,
-    State,
-    Tensors,
-    Weight,
-    multiply_each,
-    scalar_tensor,
-)
+from trueup.optim._routes import Flat, Group, RoutedOptimizer, State, Tensors, Weight, multiply_each, scalar
 from trueup.optim._validation import check_count, check_decays, check_range, check_variant
 
 
@@ -235,7 +226,7 @@ class StableSPAM(RoutedOptimizer):
                 moments[1].zero_()
 
     def _step_foreach(self, group: Group, params: Tensors, grads: Tensors, *state: Tensors) -> None:
-        lr, eps, beta2 = scalar_tensor(group["lr"]), group["eps"], group["betas"][1]
+        lr, eps, beta2 = scalar(group["lr"]), group["eps"], group["betas"][1]
         *counts, exp_avgs, exp_avg_sqs = state[:7]
         step, total, average, first, second = (torch.stack(column) for column in counts)
 

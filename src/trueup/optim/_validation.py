@@ -72,11 +72,12 @@ def check_last_group_is_real(optimizer: Optimizer) -> None:
             )
 
 
-def check_gradient(name: str, grad: Tensor) -> None:
-    """Raise RuntimeError if a gradient is sparse or complex; `name` is the optimizer's."""
+def checked_gradient(name: str, grad: Tensor) -> Tensor:
+    """Return a gradient, or raise RuntimeError if it is sparse or complex; `name` is the optimizer's."""
     if grad.layout != torch.strided or grad.is_complex():
         raise RuntimeError(
             f"{name} needs dense real gradients; got layout {grad.layout} and dtype {grad.dtype}. Build the "
             "embedding with sparse=False or give it an optimizer of its own (torch.optim.SparseAdam), and "
             "store a complex parameter as real and imaginary parts (torch.view_as_real)"
         )
+    return grad
