@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.adamp import (
+    PLAIN,
     Shapes,
     adamp,
-    official_adamp,
-    official_sgdp,
     parameters,
+    plain_adamp,
+    plain_sgdp,
     resnet50,
     sgdp,
     transformer,
@@ -27,7 +28,7 @@ from benchmarks.fake_quantization import official_fp4, official_int4
 from benchmarks.harness import Row
 from benchmarks.layer_norm import gru_loop, lstm_loop
 from benchmarks.sam import perturb_and_restore
-from benchmarks.stable_spam import OfficialSPAM, OfficialStableSPAM, spam, stable_spam
+from benchmarks.stable_spam import plain_spam, plain_stable_spam, spam, stable_spam
 from trueup.nn import (
     BatchChannelNorm2d,
     EvoNorm2dB0,
@@ -78,16 +79,16 @@ def layers() -> Iterator[Row]:
 
 
 def optimizers() -> Iterator[Row]:
-    """Against the official forms, as on the CPU; torch's fused AdamW takes 14 to 36 times less than ours."""
-    peer = "official form, re-implemented"
+    """Against the plain functions, as on the CPU; torch's fused AdamW takes 14 to 36 times less than ours."""
+    peer = PLAIN
     for name, shapes in (("ResNet-50", resnet50()), ("12 x 768 transformer", transformer())):
-        for optimizer, official, bound in (
-            (adamp, official_adamp, 0.8),
-            (sgdp, official_sgdp, 0.8),
-            (stable_spam, OfficialStableSPAM, 0.5),
-            (spam, OfficialSPAM, 2.0),
+        for optimizer, plain, bound in (
+            (adamp, plain_adamp, 0.8),
+            (sgdp, plain_sgdp, 0.8),
+            (stable_spam, plain_stable_spam, 0.5),
+            (spam, plain_spam, 2.0),
         ):
-            ours, theirs = optimizer(on_device(shapes)), official(on_device(shapes))
+            ours, theirs = optimizer(on_device(shapes)), plain(on_device(shapes))
             yield Row(f"{type(ours).__name__} step, {name}", peer, bound, ours.step, theirs.step)
     sgd = torch.optim.SGD(on_device(resnet50()), 0.0, momentum=0.9, foreach=True)
     sam = SAM(torch.optim.SGD(on_device(resnet50()), 0.0, momentum=0.9, foreach=True))

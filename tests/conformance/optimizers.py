@@ -1,7 +1,8 @@
-"""One `Case` for every public optimizer: what the conformance suite cannot know by itself.
+"""One `Case` per public optimizer: what the conformance suite cannot find out by itself.
 
-To add an optimizer, write its equations naively for one tensor and one step (`reference`), and name the
-hyperparameters worth running (`variants`). The suite finds the class in `trueup.optim` and does the rest.
+To add an optimizer, write its equations naively for one tensor and one step (`reference`), independently of
+the plain function in its file (`equation`), and name the hyperparameters worth running (`variants`). The
+suite finds the class in `trueup.optim` and does the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trueup.optim import SGDP, SPAM, AdamP, NormalizedGD, StableSPAM
+from trueup.optim import SGDP, SPAM, AdamP, NormalizedGD, StableSPAM, _adamp, _sgdp, _spam, _stable_spam
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,21 @@ class Case:
 
     Attributes:
         optimizer: the class.
-        reference: `reference(param, grad, state, **hyper)`: the weight after one step, from float64
+        reference: `reference(param, grad, state, **hyper)` returns the weight after one step, from float64
             tensors, in the plainest code; `state` is a dict, empty at first, that it keeps; `hyper` holds
             every hyperparameter.
+        equation: the plain function in the optimizer's file, `equation(param, grad, state, group)`; it
+            returns the weight and the state after one step.
         variants: hyperparameters to run, by name; each is merged over the class's defaults.
         required: constructor arguments without a default.
-        bad: hyperparameters that must raise ValueError, with a word of the message.
-        two_routes: has `foreach`, which chooses between the blocked and the branchless route.
-        skips_nonfinite: why a gradient with NaN or infinity leaves its parameter alone.
+        bad: hyperparameters that must raise ValueError, with a part of the message.
+        two_routes: whether it has `foreach`, which chooses the single-tensor or the foreach route.
+        skips_nonfinite: why a gradient with NaN or infinity does not change its parameter.
     """
 
     optimizer: type[Optimizer]
     reference: Callable[..., Tensor]
+    equation: Callable[..., tuple[Tensor, dict[str, Tensor]]]
     variants: Mapping[str, Mapping[str, Any]]
     required: Mapping[str, Any] = field(default_factory=dict)
     bad: tuple[tuple[Mapping[str, Any], str], ...] = ()
@@ -83,7 +87,7 @@ def sgdp(p: Tensor, g: Tensor, state: dict[str, Any], **h: Any) -> Tensor:
     d, ratio = project(
         p, g, g + h["momentum"] * b if h["nesterov"] else b, h["delta"], h["wd_ratio"], h["eps"]
     )
-    if h["project_buffer"] and not h["nesterov"]:
+    if h["variant"] == "official" and not h["nesterov"]:
         state["b"] = d
     return p * (1 - h["lr"] * h["weight_decay"] * ratio / (1 - h["momentum"])) - h["lr"] * d
 
@@ -98,7 +102,7 @@ def stable_spam(p: Tensor, g: Tensor, state: dict[str, Any], **h: Any) -> Tensor
     if total is not None:
         c = h["eta_min"] + (1 - h["eta_min"]) * (1 + math.cos(math.pi * min(now / (total + 1), 1))) / 2
         beta1, gamma1 = beta1 * c, gamma1 * c
-    t = now if h["reset_mode"] == "paper" else k
+    t = now if h["variant"] == "paper" else k
 
     largest = g.abs().max()
     average = state["max"] = gamma3 * state.get("max", 0) + (1 - gamma3) * largest
@@ -114,10 +118,10 @@ def stable_spam(p: Tensor, g: Tensor, state: dict[str, Any], **h: Any) -> Tensor
     m, v = state.get("m", 0), state.get("v", 0)
     if reset:
         k = 1
-        m, v = (0, 0) if h["reset_mode"] == "paper" else (m, v)
+        m, v = (0, 0) if h["variant"] == "paper" else (m, v)
     m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
     state |= {"k": k, "m": m, "v": v}
-    if reset and h["reset_mode"] == "official":
+    if reset and h["variant"] == "official":
         state |= {"m": 0, "v": 0}
     if h["amsgrad"]:
         v = state["top"] = torch.maximum(v, state.get("top", torch.zeros_like(v)))
@@ -169,6 +173,7 @@ CASES = [
     Case(
         AdamP,
         adamp,
+        _adamp.adamp,
         variants={
             "default": {},
             "decay": {"lr": 1e-2, "weight_decay": 0.1, "betas": (0.8, 0.9)},
@@ -182,20 +187,27 @@ CASES = [
     Case(
         SGDP,
         sgdp,
+        _sgdp.sgdp,
         required={"lr": 0.1},
         variants={
             "plain": {},
             "momentum": {"momentum": 0.9, "weight_decay": 0.01},
-            "the paper's": {"momentum": 0.9, "weight_decay": 0.01, "project_buffer": False},
+            "official": {"momentum": 0.9, "weight_decay": 0.01, "variant": "official"},
             "nesterov": {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True, "wd_ratio": 0.5},
             "dampened": {"momentum": 0.8, "dampening": 0.3, "nesterov": True, "eps": 1e-2},
             "no projection": {"momentum": 0.9, "weight_decay": 0.01, "delta": 0.0},
         },
-        bad=(*PROJECTION_BAD, ({"momentum": 1.0}, "momentum"), ({"momentum": -0.1}, "momentum")),
+        bad=(
+            *PROJECTION_BAD,
+            ({"momentum": 1.0}, "momentum"),
+            ({"momentum": -0.1}, "momentum"),
+            ({"variant": "both"}, "variant"),
+        ),
     ),
     Case(
         StableSPAM,
         stable_spam,
+        _stable_spam.stable_spam,
         variants={
             "default": {},
             "resets": {"lr": 1e-2, "weight_decay": 0.1, "reset_interval": 3, "gammas": (0.5, 0.6, 0.3)},
@@ -204,7 +216,7 @@ CASES = [
                 "weight_decay": 0.1,
                 "reset_interval": 2,
                 "gammas": (0.5, 0.6, 0.3),
-                "reset_mode": "official",
+                "variant": "official",
             },
             "scheduled": {"lr": 1e-2, "total_steps": 2, "eta_min": 0.2, "gammas": (0.85, 0.99999, 0.0)},
             "amsgrad": {"lr": 1e-2, "amsgrad": True, "reset_interval": 2, "eps": 1e-3},
@@ -223,13 +235,14 @@ CASES = [
             ({"total_steps": 0}, "total_steps"),
             ({"total_steps": 10.0}, "total_steps must be an integer"),
             ({"eta_min": 1.5}, "eta_min"),
-            ({"reset_mode": "both"}, "reset_mode"),
+            ({"variant": "both"}, "variant"),
         ),
-        skips_nonfinite="one spike to infinity would stay in the averages for ever",
+        skips_nonfinite="one spike to infinity would stay in the averages forever",
     ),
     Case(
         SPAM,
         spam,
+        _spam.spam,
         variants={
             "default": {},
             "clips": {"lr": 1e-2, "weight_decay": 0.1, "spike_threshold": 3.0, "grad_accu_steps": 1},
@@ -256,6 +269,6 @@ CASES = [
     ),
 ]
 
-# These step by what a closure returns, not by gradients that are there, so that the suite cannot drive them:
-# class -> the file that holds them to the same contract.
+# These step by the result of a closure instead of gradients set before, so the suite cannot drive them: class
+# -> the file that tests the same contract.
 STEPPED_BY_CLOSURE: Mapping[type[Optimizer], str] = {NormalizedGD: "tests/optim/test_normalized_gd.py"}

@@ -25,7 +25,7 @@ from torch.optim import AdamW, Optimizer
 import trueup.optim
 from conformance.optimizers import CASES
 from trueup.optim import SAM, AdaClip, AdaGN, AdamP, MomentumReset, NormalizedGD, StableSPAM
-from trueup.optim._gradient_transforms import GradientTransform
+from trueup.optim._gradient_transform import GradientTransform
 
 STEPS, MIDDLE = 8, 5
 SHAPES = [(4, 3), (5,), (2, 6), (), (0, 3)]

@@ -1,4 +1,4 @@
-"""What every optimizer in `trueup.optim` must do. Found automatically; cases are in `optimizers.py`."""
+"""Test every optimizer in `trueup.optim`, found automatically; the cases are in `optimizers.py`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trueup.optim
 from conformance.optimizers import CASES, STEPPED_BY_CLOSURE, Case
-from trueup._numerics import flat_chunks as blocks
+from trueup._numerics import flat_chunks
 from trueup._numerics.upcasting import upcast_dtype
-from trueup.optim import _routes as two_route
+from trueup.optim import _routes
 
 SHAPES = [(4, 6), (3, 2, 3, 3), (5,), (1, 8), (6, 1), (), (0, 3), (3, 0)]
 STEPS = 4
@@ -37,7 +37,7 @@ FULLEST = [
 ]
 # Those that look at norms, to skip a gradient that is not finite.
 SKIPPING = [p for p in VARIANTS if p.values[0].skips_nonfinite]
-ROUTES = [pytest.param(False, id="blocked"), pytest.param(True, id="foreach")]
+ROUTES = [pytest.param(False, id="single-tensor"), pytest.param(True, id="foreach")]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -117,16 +117,39 @@ def test_equals_naive_reference(case: Case, hyper: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("case", "hyper"), VARIANTS)
-def test_rows_longer_than_a_block(case: Case, hyper: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    shrink_blocks(monkeypatch, 4)
+def test_routes_equal_the_plain_function(case: Case, hyper: dict[str, Any]) -> None:
+    """The function that states the equations in the optimizer's file, in weights and in state."""
+    for route in routes(case):
+        params = [p for p in start() if p.numel()]
+        optimizer = case.build(params, **hyper, **route)
+        expected = [param.detach().clone() for param in params]
+        states: list[dict[str, Tensor]] = [{} for _ in params]
+        for step in range(STEPS):
+            feed(params, step)
+            grads = [param.grad.clone() for param in params]
+            optimizer.step()
+            for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
+                own = optimizer.state[param]
+                before = states[index] or {name: torch.zeros_like(value) for name, value in own.items()}
+                expected[index], states[index] = case.equation(
+                    expected[index], grad, before, optimizer.param_groups[0]
+                )
+                assert states[index].keys() == own.keys()
+                close([*own.values()], [states[index][name] for name in own], rtol=1e-11, atol=1e-13)
+            close(params, expected, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize(("case", "hyper"), VARIANTS)
+def test_rows_longer_than_a_chunk(case: Case, hyper: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_chunks(monkeypatch, 4)
     test_equals_naive_reference(case, hyper)
 
 
-def shrink_blocks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """Make blocks small everywhere they are used, so that small tensors take many."""
-    for module in [*vars(trueup.optim).values(), blocks]:
-        if inspect.ismodule(module) and hasattr(module, "BLOCK"):
-            monkeypatch.setattr(module, "BLOCK", size)
+def shrink_chunks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Make chunks small everywhere they are used, so that small tensors take many."""
+    for module in [*vars(trueup.optim).values(), flat_chunks]:
+        if inspect.ismodule(module) and hasattr(module, "CHUNK_SIZE"):
+            monkeypatch.setattr(module, "CHUNK_SIZE", size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -143,7 +166,7 @@ def test_routes_are_equal(case: Case, hyper: dict[str, Any], dtype: torch.dtype)
     close(results[0], results[-1], **tolerance)
 
 
-@pytest.mark.parametrize(("scale", "size"), [(0.0, 4), (1e-6, 4), (1.0, blocks.BLOCK), (1e4, 4)])
+@pytest.mark.parametrize(("scale", "size"), [(0.0, 4), (1e-6, 4), (1.0, flat_chunks.CHUNK_SIZE), (1e4, 4)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("case", "hyper"), VARIANTS)
 def test_routes_are_equal_in_half_precision(
@@ -157,23 +180,23 @@ def test_routes_are_equal_in_half_precision(
     """From the same weights and state, each step's results differ by the rounding of what is stored."""
     if not case.two_routes:
         return
-    shrink_blocks(monkeypatch, size)
+    shrink_chunks(monkeypatch, size)
     eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).smallest_normal
-    blocked, foreach = start(dtype=dtype), start(dtype=dtype)
-    one = case.build(blocked, **hyper, foreach=False)
+    single, foreach = start(dtype=dtype), start(dtype=dtype)
+    one = case.build(single, **hyper, foreach=False)
     other = case.build(foreach, **hyper, foreach=True)
     for step in range(STEPS):
-        before = [param.detach().double() for param in blocked]
-        feed(blocked, step, scale)
+        before = [param.detach().double() for param in single]
+        feed(single, step, scale)
         feed(foreach, step, scale)
         one.step()
         other.step()
-        for p, q, old in zip(blocked, foreach, before, strict=True):
+        for p, q, old in zip(single, foreach, before, strict=True):
             if not p.numel():
                 continue
             # In float16 the square of a large gradient is infinite, and infinity times a beta of 0 is NaN.
             assert torch.equal(p.isnan(), q.isnan())
-            assert p.isfinite().all() or (scale > 1 and not case.optimizer.wide)
+            assert p.isfinite().all() or (scale > 1 and not case.optimizer.upcasts_state)
             # Both round the weight once; nesterov's momentum is read back from half precision.
             slack = eps * (old.abs() + 4 * (p.double() - old).abs().max()) + tiny
             assert not ((p.double() - q.double()).abs() > slack).any()
@@ -183,7 +206,7 @@ def test_routes_are_equal_in_half_precision(
                 slack = 4 * unit * expected.nan_to_num(0, 0, 0).abs().amax().item() + tiny
                 torch.testing.assert_close(value.double(), expected, rtol=0, atol=slack, equal_nan=True)
         with torch.no_grad():
-            for p, q in zip(blocked, foreach):
+            for p, q in zip(single, foreach):
                 q.copy_(p)
         other.load_state_dict(copy.deepcopy(one.state_dict()))
 
@@ -209,7 +232,7 @@ def test_decay_survives_half_precision(case: Case, foreach: bool, dtype: torch.d
 
 
 @pytest.mark.parametrize(("case", "hyper"), FULLEST)
-def test_few_half_weights_are_copied_at_a_time(
+def test_few_half_weights_are_upcast_at_once(
     case: Case, hyper: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not case.two_routes:
@@ -224,7 +247,7 @@ def test_few_half_weights_are_copied_at_a_time(
     together, apart = start(dtype=torch.bfloat16), start(dtype=torch.bfloat16)
     train(case.build(together, **hyper, foreach=True), together, range(STEPS))
     monkeypatch.setattr(case.optimizer, "_step_foreach", recorded)
-    monkeypatch.setattr(two_route, "_COPIED", 60)
+    monkeypatch.setattr(_routes, "_UPCAST_AT_ONCE", 60)
     train(case.build(apart, **hyper, foreach=True), apart, range(STEPS))
     close(apart, together, rtol=0, atol=0)
     # (4, 6); then (3, 2, 3, 3) and (5,); then the rest but for the empty ones
@@ -275,16 +298,16 @@ def test_compiled_step(case: Case, hyper: dict[str, Any]) -> None:
     close(compiled, eager, rtol=2e-6, atol=1e-6)
 
 
-# foreach=False asks for the blocked route, which is for CPUs.
-BLOCKED = [
+# foreach=False is the single-tensor route only on a CPU.
+SINGLE_TENSOR = [
     pytest.param(case, {**max(case.variants.values(), key=len), "foreach": False})
     for case in CASES
     if case.two_routes
 ]
 
 
-@pytest.mark.parametrize(("case", "hyper"), [*FULLEST, *BLOCKED])
-def test_device_route_never_synchronises(case: Case, hyper: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("case", "hyper"), [*FULLEST, *SINGLE_TENSOR])
+def test_foreach_route_never_synchronises(case: Case, hyper: dict[str, Any]) -> None:
     # No value exists under FakeTensorMode: whatever reads one raises.
     with FakeTensorMode():
         params = [torch.empty(shape, device="cuda") for shape in SHAPES]
@@ -329,12 +352,12 @@ class Allocations(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("case", "hyper"), VARIANTS)
-def test_blocked_route_allocates_no_more_than_blocks(
+def test_single_tensor_route_allocates_no_more_than_chunks(
     case: Case, hyper: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not case.two_routes:
         return
-    shrink_blocks(monkeypatch, 256)
+    shrink_chunks(monkeypatch, 256)
     params = start([(64, 64), (4, 1024), (4096,), (256, 16)], dtype)
     optimizer = case.build(params, **hyper)
     train(optimizer, params, range(1))  # state is allocated here, and only here
@@ -351,8 +374,8 @@ def test_blocked_route_allocates_no_more_than_blocks(
 def test_half_types_follow_the_reference(
     case: Case, hyper: dict[str, Any], foreach: bool, dtype: torch.dtype
 ) -> None:
-    wide = case.optimizer.wide
-    if dtype == torch.float16 and not wide:
+    upcasts = case.optimizer.upcasts_state
+    if dtype == torch.float16 and not upcasts:
         pytest.skip("keeps moments in the parameter's dtype, as torch.optim: squares underflow in float16")
     params = start([(4, 4096), (4096,)], dtype)
     route = {"foreach": foreach} if case.two_routes else {}
@@ -372,12 +395,12 @@ def test_half_types_follow_the_reference(
             # The weight rounds after decay and after the step, the update and its momentum as well; with
             # state in float32 there is but one rounding.
             slack = eps * value.abs() + 2 * eps * (value - old).abs().max()
-            if wide:
+            if upcasts:
                 slack = (
                     0.5001 * eps * value.abs() + 1e-4 * (value - old).abs().max() + torch.finfo(dtype).tiny
                 )
             assert ((param.detach().double() - value).abs() <= slack).all()
-            state_dtype = torch.float32 if wide else dtype
+            state_dtype = torch.float32 if upcasts else dtype
             assert all(s.dtype == state_dtype for n, s in shaped_state(optimizer, param))
             assert all(s.dtype == torch.float32 for s in optimizer.state[param].values() if s.dim() == 0)
 
@@ -413,7 +436,7 @@ def test_state_goes_on_with_parameters_of_another_dtype(
         second.load_state_dict(first.state_dict())
         for old, param in zip(saved, params):
             for name, value in second.state[param].items():
-                kept = name in case.optimizer.scalars or case.optimizer.wide
+                kept = name in case.optimizer.scalars or case.optimizer.upcasts_state
                 assert value.dtype == (upcast_dtype(dtype) if kept else dtype)
                 assert torch.equal(value, first.state[old][name].to(value.dtype))
         train(second, params, range(2, STEPS))
@@ -475,8 +498,8 @@ def test_closure_runs_once_with_gradients(case: Case, hyper: dict[str, Any]) -> 
 def test_maximize_is_the_negative_gradient(
     case: Case, hyper: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for route, size in itertools.product(routes(case), (blocks.BLOCK, 4)):
-        shrink_blocks(monkeypatch, size)
+    for route, size in itertools.product(routes(case), (flat_chunks.CHUNK_SIZE, 4)):
+        shrink_chunks(monkeypatch, size)
         up, down = start(), start()
         train(case.build(up, **hyper, **route, maximize=True), up, range(STEPS))
         train(case.build(down, **hyper, **route), down, range(STEPS), sign=-1)
@@ -656,7 +679,7 @@ class TestBadInput:
     def test_sparse_gradient(self, case: Case) -> None:
         param = nn.Parameter(torch.zeros(3, 2))
         param.grad = torch.eye(3, 2).to_sparse()
-        with pytest.raises(RuntimeError, match="dense gradients"):
+        with pytest.raises(RuntimeError, match="dense real gradients"):
             case.build([param]).step()
 
     def test_complex_parameter(self, case: Case) -> None:

@@ -1,4 +1,4 @@
-"""What AdamP and SGDP promise beyond the suite for all optimizers."""
+"""Test what AdamP and SGDP promise beyond the suite for all optimizers."""
 
 from __future__ import annotations
 
@@ -71,12 +71,14 @@ def test_without_projection_adamp_is_adamw() -> None:
         torch.testing.assert_close(mine, peer, rtol=1e-12, atol=0)
 
 
-def test_buffer_choice_matters_from_the_second_step() -> None:
+def test_the_variants_differ_from_the_second_step() -> None:
     """Without nesterov the official code projects the momentum buffer in place; the paper does not."""
     weights = [nn.Parameter(torch.tensor([[3.0, 4.0, 1.0]], dtype=torch.float64)) for _ in range(2)]
-    official, paper = SGDP(weights[:1], 0.1, 0.9), SGDP(weights[1:], 0.1, 0.9, project_buffer=False)
+    official, paper = (
+        SGDP([w], 0.1, 0.9, variant=variant) for w, variant in zip(weights, ("official", "paper"))
+    )
     for step in range(3):
-        # what both project at the second step is a buffer that holds the first, radial, gradient
+        # At the second step both project a buffer that holds the first gradient, which is along the weight.
         for w, optimizer in zip(weights, (official, paper)):
             w.grad = w.detach().clone() if step == 0 else tangent_gradient(w, step)
             optimizer.step()
@@ -87,7 +89,7 @@ def test_buffer_choice_matters_from_the_second_step() -> None:
 
 @pytest.mark.parametrize("foreach", [False, True])
 def test_official_state_dicts_load(foreach: bool) -> None:
-    """The official classes count steps in Python ints and know no foreach, maximize, project_buffer."""
+    """The official classes count steps in Python ints and know no foreach, maximize or variant."""
     w = nn.Parameter(torch.ones(2, 3))
     m, v = torch.full((2, 3), 0.5), torch.full((2, 3), 0.25)
     group = {"lr": 0.1, "eps": 1e-8, "weight_decay": 0.0, "delta": 0.1, "wd_ratio": 0.1, "nesterov": False}
@@ -115,7 +117,7 @@ def test_official_state_dicts_load(foreach: bool) -> None:
             "param_groups": [{**group, "momentum": 0.9, "dampening": 0.0, "params": [0]}],
         }
     )
-    assert sgdp.param_groups[0]["project_buffer"] is True
+    assert sgdp.param_groups[0]["variant"] == "official"
     sgdp.step()
     torch.testing.assert_close(sgdp.state[w]["momentum"], torch.full((2, 3), 0.9 * 0.5 + 1))
 
@@ -135,7 +137,7 @@ def test_incomplete_state_is_refused() -> None:
     w = nn.Parameter(torch.ones(2, 3))
     saved = AdamP([w]).state_dict()
     saved["state"] = {0: {"step": 1, "exp_avg": torch.zeros(2, 3)}}
-    with pytest.raises(ValueError, match="step, exp_avg, exp_avg_sq for every parameter; got step, exp_avg:"):
+    with pytest.raises(ValueError, match="step, exp_avg, exp_avg_sq for every parameter; got step, exp_avg\\."):
         AdamP([w]).load_state_dict(saved)
 
 
@@ -149,11 +151,11 @@ def test_sgdp_takes_what_the_official_class_takes() -> None:
     assert w.item() == pytest.approx(0.9 - 0.1 * 1.25)
 
 
-def test_defaults_are_those_of_the_official_code() -> None:
+def test_defaults_are_those_of_the_official_code_but_for_the_variant() -> None:
     shared = {"eps": 1e-8, "weight_decay": 0.0, "delta": 0.1, "wd_ratio": 0.1, "nesterov": False}
     own = {
         AdamP: {"lr": 1e-3, "betas": (0.9, 0.999)},
-        SGDP: {"lr": inspect.Parameter.empty, "momentum": 0.0, "dampening": 0.0},
+        SGDP: {"lr": inspect.Parameter.empty, "momentum": 0.0, "dampening": 0.0, "variant": "paper"},
     }
     for optimizer, defaults in own.items():
         found = {name: p.default for name, p in inspect.signature(optimizer).parameters.items()}
@@ -174,9 +176,9 @@ def test_what_is_not_finite_propagates_without_a_warning(build: Any, value: floa
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("foreach", [False, True])
-def test_sgdp_projects_its_buffer_in_any_precision(foreach: bool, dtype: torch.dtype) -> None:
+def test_official_sgdp_projects_its_buffer_in_any_precision(foreach: bool, dtype: torch.dtype) -> None:
     weight = nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=dtype))
-    optimizer = SGDP([weight], 0.0, momentum=0.9, foreach=foreach)
+    optimizer = SGDP([weight], 0.0, momentum=0.9, foreach=foreach, variant="official")
     weight.grad = torch.tensor([[-4.0, 3.0]], dtype=dtype)
     optimizer.step()
     optimizer.state[weight]["momentum"] += torch.tensor([[3.0, 4.0]], dtype=dtype)

@@ -199,7 +199,7 @@ def test_no_noise_at_the_base_batch_size() -> None:
 @pytest.mark.bad_input
 @pytest.mark.parametrize("losses", [torch.tensor(1.0), torch.rand(3, 2), torch.rand(0)])
 def test_noise_needs_a_loss_a_sample(losses: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"one loss a sample.*reduction='none'"):
+    with pytest.raises(ValueError, match=r"one loss per sample.*reduction='none'"):
         multiplicative_noise(losses, 4)
 
 

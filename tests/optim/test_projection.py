@@ -1,4 +1,4 @@
-"""The projection: its mathematics, its decision, its precision, and that both routes decide alike."""
+"""Test the projection: its mathematics, its decision, its precision, and that both routes decide alike."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trueup._numerics import flat_chunks as blocks
+from trueup._numerics import flat_chunks
 from trueup._numerics.flat_chunks import Scratch
-from trueup.optim import _projection as radial
-from trueup.optim import project_radial
+from trueup.optim import _projection, project_radial
 
 
 def orthogonal_to(param: Tensor, grad: Tensor, rows: int, cosine: float = 0.0) -> Tensor:
@@ -45,7 +44,8 @@ def test_update_becomes_orthogonal(rows: int, view: str) -> None:
 
 
 def test_residue_of_eps() -> None:
-    # n = p / (||p|| + eps) falls short of unit length by eps / ||p||: twice that of the radial part stays.
+    # n = p / (||p|| + eps) falls short of unit length by eps / ||p||: twice that of the component along p
+    # stays.
     p, g = torch.tensor([[3.0, 4.0]]).double(), torch.tensor([[-4.0, 3.0]]).double()
     projected, _ = project_radial(p, g, p.clone(), eps=0.5)
     torch.testing.assert_close(projected, p * (1 - 25 / 5.5**2))
@@ -70,7 +70,8 @@ def test_threshold_is_delta_over_root_dimension(shape: tuple[int, int]) -> None:
         _, ratio = project_radial(p, g, g, delta=0.1)
         assert (ratio < 1) == expected
         assert (
-            radial.invariant_view(p.flatten(), g.flatten(), shape[0], 0.1, 1e-8, Scratch()) is not None
+            _projection.invariant_row_norms(p.flatten(), g.flatten(), shape[0], 0.1, 1e-8, Scratch())
+            is not None
         ) == expected
 
 
@@ -89,8 +90,8 @@ def test_special_values(eps: float) -> None:
         update, ratio = project_radial(param, grad, p, delta=delta, eps=eps)
         assert (ratio < 1) == expected
         assert param.isnan().any() or update.isfinite().all()
-        view = radial.invariant_view(param.flatten(), grad.flatten(), 2, delta, eps, Scratch())
-        assert (view is not None) == expected
+        norms = _projection.invariant_row_norms(param.flatten(), grad.flatten(), 2, delta, eps, Scratch())
+        assert (norms is not None) == expected
 
 
 def test_vectors_are_never_projected() -> None:
@@ -129,9 +130,9 @@ def test_low_precision_decides_as_float64(dtype: torch.dtype) -> None:
             continue
         decided += 1
         assert (project_radial(p, g, g)[1] < 1) == (margin < 0)
-        assert (radial.invariant_view(p.flatten(), g.flatten(), 1, 0.1, 1e-8, Scratch()) is not None) == (
-            margin < 0
-        )
+        assert (
+            _projection.invariant_row_norms(p.flatten(), g.flatten(), 1, 0.1, 1e-8, Scratch()) is not None
+        ) == (margin < 0)
     assert decided >= 20
 
 
@@ -139,10 +140,10 @@ def test_low_precision_decides_as_float64(dtype: torch.dtype) -> None:
 @given(
     shape=st.lists(st.integers(1, 5), min_size=2, max_size=4),
     kind=st.sampled_from(["random", "channel", "layer", "zero"]),
-    block=st.integers(1, 40),
+    size=st.integers(1, 40),
     seed=st.integers(0, 1000),
 )
-def test_routes_decide_alike(shape: list[int], kind: str, block: int, seed: int) -> None:
+def test_routes_decide_alike(shape: list[int], kind: str, size: int, seed: int) -> None:
     p, g = randn(*shape, seed=seed), randn(*shape, seed=seed + 1)
     if kind == "zero":
         g = torch.zeros_like(g)
@@ -152,12 +153,12 @@ def test_routes_decide_alike(shape: list[int], kind: str, block: int, seed: int)
         g = torch.zeros_like(g)
     _, ratio = project_radial(p, g, p)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK", block)
-        patch.setattr(radial, "BLOCK", block)
-        view = radial.invariant_view(p.flatten(), g.flatten(), shape[0], 0.1, 1e-8, Scratch())
-    assert (view is not None) == (ratio < 1)
+        patch.setattr(flat_chunks, "CHUNK_SIZE", size)
+        patch.setattr(_projection, "CHUNK_SIZE", size)
+        norms = _projection.invariant_row_norms(p.flatten(), g.flatten(), shape[0], 0.1, 1e-8, Scratch())
+    assert (norms is not None) == (ratio < 1)
     if kind == "zero":
-        assert view.rows == shape[0]
+        assert len(norms) == shape[0]
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)])
@@ -169,11 +170,11 @@ def test_without_elements_nothing_is_projected(shape: tuple[int, ...]) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(rows=st.integers(1, 50), length=st.integers(1, 50), size=st.integers(1, 60))
-def test_split_rows_covers_everything_once(rows: int, length: int, size: int) -> None:
+def test_row_chunks_cover_everything_once(rows: int, length: int, size: int) -> None:
     flat = torch.arange(rows * length)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK", size)
-        parts = blocks.row_chunks(flat, rows)
-    assert torch.equal(torch.cat([block.flatten() for whole in parts for block in whole]), flat)
-    assert all(block.numel() <= size for whole in parts for block in whole)
-    assert all(sum(block.numel() for block in whole) % length == 0 for whole in parts)
+        patch.setattr(flat_chunks, "CHUNK_SIZE", size)
+        parts = flat_chunks.row_chunks(flat, rows)
+    assert torch.equal(torch.cat([chunk.flatten() for part in parts for chunk in part]), flat)
+    assert all(chunk.numel() <= size for part in parts for chunk in part)
+    assert all(sum(chunk.numel() for chunk in part) % length == 0 for part in parts)

@@ -178,7 +178,7 @@ def test_the_weights_come_back_bit_by_bit_after_an_exception(adaptive: bool) -> 
         sam.step(closure)
     assert calls == [False, True]
     assert same(model, before)
-    with pytest.raises(RuntimeError, match="nothing to restore"):
+    with pytest.raises(RuntimeError, match="weights are not perturbed"):
         sam.restore()
 
 
@@ -529,13 +529,13 @@ def test_steps_out_of_order() -> None:
     sam = SAM(torch.optim.SGD(model.parameters(), 0.1))
     with pytest.raises(TypeError, match="needs a closure"):
         sam.step(None)
-    with pytest.raises(RuntimeError, match="call backward"):
+    with pytest.raises(RuntimeError, match="Call backward"):
         sam.perturb()
-    with pytest.raises(RuntimeError, match="nothing to restore"):
+    with pytest.raises(RuntimeError, match="weights are not perturbed"):
         sam.restore()
     loss_of(model, *batch()).backward()
     sam.perturb()
-    with pytest.raises(RuntimeError, match="perturbed already"):
+    with pytest.raises(RuntimeError, match="already perturbed"):
         sam.perturb()
 
 

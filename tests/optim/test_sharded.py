@@ -54,7 +54,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "AdamP": lambda params: AdamP(params, 1e-2, weight_decay=0.1),
     "SGDP": lambda params: SGDP(params, 1e-2, momentum=0.9, weight_decay=0.1),
     "StableSPAM": lambda params: StableSPAM(params, **STABLE, total_steps=8, amsgrad=True),
-    "StableSPAM, official": lambda params: StableSPAM(params, **STABLE, reset_mode="official"),
+    "StableSPAM, official": lambda params: StableSPAM(params, **STABLE, variant="official"),
     "SPAM": lambda params: SPAM(params, 1e-2, spike_threshold=2.0, grad_accu_steps=1, reset_interval=4),
     "transforms": transformed,
 }

@@ -1,4 +1,4 @@
-"""StableSPAM, SPAM and their parts: put together, on what the paper promises, and where it may go wrong."""
+"""Test StableSPAM, SPAM and their parts: together, what the paper promises, and what may go wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conformance.optimizers import stable_spam
 from trueup.optim import SGDP, SPAM, AdaClip, AdaGN, AdamP, MomentumReset, NormalizedGD, StableSPAM
-from trueup.optim._gradient_transforms import GradientTransform, correction, norm_of
+from trueup.optim._bias_correction import bias_correction
+from trueup.optim._gradient_norms import norm_of
+from trueup.optim._gradient_transform import GradientTransform
+from trueup.optim._stable_spam import schedule
 
 
 def gradients(steps: int, shape: tuple[int, ...] = (4, 3), spike: float = 1.0) -> Tensor:
@@ -44,7 +47,7 @@ def test_defaults_are_those_of_the_official_code_but_for_the_reset() -> None:
     shared = {"lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.0}
     own = {
         StableSPAM: {"eps": 1e-8, "gammas": (0.7, 0.9, 0.999), "reset_interval": 1000, "total_steps": None}
-        | {"eta_min": 0.5, "amsgrad": False, "reset_mode": "paper"},
+        | {"eta_min": 0.5, "amsgrad": False, "variant": "paper"},
         SPAM: {"eps": 1e-6, "spike_threshold": 5000, "warmup_steps": 150, "reset_interval": 500}
         | {"grad_accu_steps": 20},
     }
@@ -109,10 +112,10 @@ def test_official_resets_all_but_switch_clipping_off() -> None:
     grads = gradients(40) / 3
     grads[35, 0] *= 100
     steps = {}
-    for mode in ("paper", "official"):
+    for variant in ("paper", "official"):
         p = weight()
-        path = run(StableSPAM([p], 1e-2, reset_interval=30, reset_mode=mode), p, grads)
-        steps[mode] = float((path[35] - path[34])[0].abs().mean() / (path[35] - path[34])[1:].abs().mean())
+        path = run(StableSPAM([p], 1e-2, reset_interval=30, variant=variant), p, grads)
+        steps[variant] = float((path[35] - path[34])[0].abs().mean() / (path[35] - path[34])[1:].abs().mean())
     assert steps["paper"] < 0.7 * steps["official"]
 
 
@@ -193,7 +196,7 @@ def test_schedule_reaches_its_end_and_stays() -> None:
     optimizer = StableSPAM([weight()], betas=(0.9, 0.999), total_steps=10, eta_min=0.5)
     (group,) = optimizer.param_groups
     for route in (float, torch.tensor):
-        betas = [float(optimizer._now(group, route(t), route(t))[0]) for t in (1.0, 11.0, 12.0, 30.0)]
+        betas = [float(schedule(group, route(t), route(t))[0]) for t in (1.0, 11.0, 12.0, 30.0)]
         assert betas == pytest.approx([0.9 * (0.5 + 0.25 * (1 + math.cos(math.pi / 11))), 0.45, 0.45, 0.45])
 
 
@@ -208,7 +211,7 @@ def test_gradients_are_left_as_they_were() -> None:
 def test_corrections_are_exact_for_gammas_near_one() -> None:
     t = torch.tensor(3.0)
     for gamma in (0.99999, 0.7, 0.0):
-        assert correction(gamma, t).item() == pytest.approx(1 - gamma**3, rel=1e-6)
+        assert bias_correction(gamma, t).item() == pytest.approx(1 - gamma**3, rel=1e-6)
 
 
 # ---- the transforms on their own ----

@@ -1,10 +1,10 @@
-"""The eager CPU route: walk tensors in blocks that stay in cache.
+"""Step CPU tensors in chunks that stay in cache.
 
 An elementwise optimizer written with whole-tensor operations streams every tensor from memory once per
-operation and allocates temporaries as large as the model. Walked in blocks, the same operations find their
-operands in cache, and the only temporaries are blocks and one number a row. This module holds what every
-such walk needs: which tensors may take it, a common memory order for a parameter with its gradient and
-state, and the blocks themselves.
+operation and allocates temporaries as large as the model. In chunks, the same operations find their operands
+in cache, and the temporaries are one chunk and one number per row. This module holds what a single-tensor
+route needs: which parameters may take it, a common memory order for a parameter with its gradient and state,
+the chunks, and scratch memory.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from trueup._numerics.upcasting import upcast_dtype
 
-#: Elements a block: large enough to hide the cost of a call, small enough for a core's share of the cache.
-BLOCK = 1 << 19
+#: Elements per chunk: enough to hide the cost of a call, few enough for one core's share of the cache.
+CHUNK_SIZE = 1 << 19
 
 # The memory formats, by number of dimensions, in which dimension 0 is outermost and its rows are dense.
 _FORMATS = {
@@ -28,10 +28,11 @@ _FORMATS = {
 
 
 def uses_single_tensor_route(param: Tensor, foreach: bool | None) -> bool:
-    """Whether `param` is stepped by the blocked route (else: by the branchless device route).
+    """Return whether `param` takes the single-tensor route, and not the foreach route.
 
-    `foreach` is the optimizer's argument: True is the device route, everywhere. Accelerators always take it,
-    and so do tensor subclasses such as DTensor: the blocked one reads values and addresses memory.
+    `foreach` is the optimizer's argument: True means the foreach route everywhere. Accelerators always take
+    it, and so do tensor subclasses such as DTensor: the single-tensor route reads values and addresses
+        memory.
     """
     if is_traceable_wrapper_subclass(param):
         return False
@@ -39,10 +40,10 @@ def uses_single_tensor_route(param: Tensor, foreach: bool | None) -> bool:
 
 
 def in_memory_order(*tensors: Tensor) -> list[Tensor] | None:
-    """Flat views of equally shaped tensors, in one common order of elements, dimension 0 outermost.
+    """Return flat views of equally shaped tensors in one common order of elements, dimension 0 outermost.
 
-    None when there is no such order (a transposed or strided parameter, a gradient laid out otherwise than
-    its parameter): such tensors take the device route, which does not care.
+    Return None if there is no such order, as for a transposed or strided parameter or a gradient whose layout
+    is not its parameter's. Such tensors take the foreach route, which accepts any layout.
 
     >>> weight = torch.arange(8.0).reshape(1, 2, 2, 2).to(memory_format=torch.channels_last)
     >>> in_memory_order(weight)[0]
@@ -58,51 +59,54 @@ def in_memory_order(*tensors: Tensor) -> list[Tensor] | None:
     return None
 
 
-def split(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut flat tensors of one size, side by side, into blocks of at most `BLOCK` elements."""
-    if tensors[0].numel() <= BLOCK:  # most are: Tensor.split costs as much as a small kernel
+def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Split flat tensors of one size, in step, into chunks of at most `CHUNK_SIZE` elements."""
+    if tensors[0].numel() <= CHUNK_SIZE:  # most are: Tensor.split costs as much as a small kernel
         return iter([tensors])
-    return zip(*(tensor.split(BLOCK) for tensor in tensors))
+    return zip(*(tensor.split(CHUNK_SIZE) for tensor in tensors))
 
 
 def row_chunks(tensor: Tensor, rows: int) -> list[list[Tensor]]:
-    """Cut a flat tensor, seen as (rows, length), into 2-d blocks of at most `BLOCK` elements.
+    """Split a flat tensor, seen as (rows, length), into 2-d chunks of at most `CHUNK_SIZE` elements.
 
-    Each inner list holds whole rows: several in one block, or the pieces of one that is longer than that.
+    Each inner list holds whole rows: one chunk of several rows, or the chunks of one row that is longer.
 
-    >>> blocks = row_chunks(torch.zeros(3 * BLOCK), rows=6)
-    >>> [len(pieces) for pieces in blocks], blocks[0][0].shape == (2, BLOCK // 2)
+    >>> parts = row_chunks(torch.zeros(3 * CHUNK_SIZE), rows=6)
+    >>> [len(part) for part in parts], parts[0][0].shape == (2, CHUNK_SIZE // 2)
     ([1, 1, 1], True)
-    >>> [len(pieces) for pieces in row_chunks(torch.zeros(3 * BLOCK), rows=1)]
+    >>> [len(part) for part in row_chunks(torch.zeros(3 * CHUNK_SIZE), rows=1)]
     [3]
     """
     matrix = tensor.view(rows, -1)
     length = matrix.size(1)
-    if tensor.numel() <= BLOCK:
+    if tensor.numel() <= CHUNK_SIZE:
         return [[matrix]]
-    if length <= BLOCK:
-        return [[block] for block in matrix.split(BLOCK // length)]
-    return [list(row.split(BLOCK, dim=1)) for row in matrix.split(1)]
+    if length <= CHUNK_SIZE:
+        return [[chunk] for chunk in matrix.split(CHUNK_SIZE // length)]
+    return [list(row.split(CHUNK_SIZE, dim=1)) for row in matrix.split(1)]
 
 
 class Scratch:
-    """Blocks of memory that a step uses again for every tile; fresh ones would cost page faults each time."""
+    """Memory that one step reuses for every chunk; fresh memory would cost page faults each time."""
 
     def __init__(self) -> None:
         self._flat: dict[tuple[str, torch.dtype], Tensor] = {}
         self._views: dict[tuple[str, torch.dtype, torch.Size], Tensor] = {}
 
-    def like(self, block: Tensor, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Uninitialised memory of this block's shape and dtype (or another), the same for the same name."""
-        dtype = dtype or block.dtype
-        key = name, dtype, block.shape
+    def like(self, chunk: Tensor, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return uninitialised memory of the chunk's shape, the same memory for the same name and dtype.
+
+        `dtype` is the chunk's by default.
+        """
+        dtype = dtype or chunk.dtype
+        key = name, dtype, chunk.shape
         if key not in self._views:
             if (name, dtype) not in self._flat:
-                self._flat[name, dtype] = block.new_empty(BLOCK, dtype=dtype)
-            self._views[key] = self._flat[name, dtype][: block.numel()].view(block.shape)
+                self._flat[name, dtype] = chunk.new_empty(CHUNK_SIZE, dtype=dtype)
+            self._views[key] = self._flat[name, dtype][: chunk.numel()].view(chunk.shape)
         return self._views[key]
 
-    def upcast(self, block: Tensor, name: str) -> Tensor:
-        """The block itself, or a copy in float32 where it is of a half type."""
-        dtype = upcast_dtype(block.dtype)
-        return block if block.dtype == dtype else self.like(block, name, dtype).copy_(block)
+    def upcast(self, chunk: Tensor, name: str) -> Tensor:
+        """Return the chunk itself, or a float32 copy of it if it is of a half type."""
+        dtype = upcast_dtype(chunk.dtype)
+        return chunk if chunk.dtype == dtype else self.like(chunk, name, dtype).copy_(chunk)

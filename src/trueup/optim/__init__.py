@@ -1,7 +1,8 @@
-"""Optimizers and what large batches ask of them; each name is used as its counterpart in `torch.optim`."""
+"""Optimizers, gradient transforms and large-batch recipes, used like their counterparts in `torch.optim`."""
 
 from trueup.optim._adamp import AdamP
-from trueup.optim._gradient_transforms import AdaClip, AdaGN, MomentumReset
+from trueup.optim._adaptive_gradient_norm import AdaGN
+from trueup.optim._adaptive_spike_aware_clipping import AdaClip
 from trueup.optim._large_batch import (
     DistanceFromInit,
     adapt_regime,
@@ -10,6 +11,7 @@ from trueup.optim._large_batch import (
     scale_lr,
 )
 from trueup.optim._large_step_descent import large_step_descent, worst_case_problem
+from trueup.optim._momentum_reset import MomentumReset
 from trueup.optim._normalized_gd import (
     NormalizedGD,
     misclassification_weights,

@@ -1,51 +1,67 @@
-"""AdamP: Adam that does not let momentum lengthen scale-invariant weights.
+"""AdamP: Adam whose momentum does not lengthen scale-invariant weights.
 
 A weight before a normalisation only grows, momentum makes it grow faster, and its effective step lr /
-||w||^2 fades. AdamP takes Adam's update u, finds by the gradient which weights are scale-invariant, removes
-from u its part along the weight (`radial.py`), and decays those weights `wd_ratio` times as much:
+||w||^2 fades. AdamP takes Adam's update u, tests by the gradient which weights are scale-invariant, removes
+from their update its part along the weight (`_projection.py`), and decays them only `wd_ratio` times as much:
 
-    u = m / (sqrt(v) / sqrt(1 - beta2^t) + eps),    (u, r) = project_radial(w, g, u)
-    w <- w (1 - lr wd r) - lr / (1 - beta1^t) u
+    m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2
+    u = m / (sqrt(v) / sqrt(1 - b2^t) + eps),    (u, r) = project_radial(w, g, u)
+    w <- w (1 - lr wd r) - lr / (1 - b1^t) u
 
 Heo, Chun, Oh, Han, Yun, Kim, Uh, Ha: AdamP, ICLR 2021, arXiv 2006.08217, algorithm 2. Departures from the
-official code: it runs on channels_last weights, steps are counted in tensors, sparse gradients and complex
-parameters raise, `maximize` and `foreach` exist, and dots and norms are accumulated in float32 for lower
-precisions.
+official code: channels_last weights work, steps are counted in tensors, sparse gradients and complex
+parameters raise, `maximize` and `foreach` exist, and dots and norms are accumulated in float32 for half
+types.
 """
 
 from __future__ import annotations
 
-import math
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from trueup._numerics.flat_chunks import Scratch, split
+from trueup._numerics.flat_chunks import Scratch, chunks
 from trueup._numerics.upcasting import upcast_dtype
-from trueup.optim._projection import invariant_view, project_and_decay, radial_blocks
-from trueup.optim._routes import Flat, Group, RoutedOptimizer, check_decays, check_range, number
+from trueup.optim._bias_correction import bias_corrections
+from trueup.optim._projection import invariant_row_norms, project_and_decay, project_radial, projected_chunks
+from trueup.optim._routes import Flat, Group, RoutedOptimizer, State, Tensors, Weight, scalar
+from trueup.optim._validation import check_decays, check_range
+
+
+def adamp(w: Weight, g: Weight, state: State, group: Group) -> tuple[Weight, State]:
+    """Return the weight and the state after one step by the gradient `g`, as the equations above state it."""
+    lr, eps, (beta1, beta2) = group["lr"], group["eps"], group["betas"]
+    t = state["step"] + 1
+    m = beta1 * state["exp_avg"] + (1 - beta1) * g
+    v = beta2 * state["exp_avg_sq"] + (1 - beta2) * g**2
+    u = beta1 * m + (1 - beta1) * g if group["nesterov"] else m
+    u = u / (v.sqrt() / (1 - beta2**t).sqrt() + eps)
+    u, r = project_radial(w, g, u, group["delta"], group["wd_ratio"], eps)
+    w = w * (1 - lr * group["weight_decay"] * r) - lr / (1 - beta1**t) * u
+    return w, {"step": t, "exp_avg": m, "exp_avg_sq": v}
 
 
 class AdamP(RoutedOptimizer):
     """Adam with decoupled weight decay and projected updates (Heo et al. 2021, algorithm 2).
 
     Arguments up to `weight_decay` are those of `torch.optim.AdamW`. Each tensor's dimension 0 is its output
-    channel; biases and scales (fewer than two dimensions) are never projected: put them into a group
-    without weight decay yourself. The moments have the parameter's dtype, as in `torch.optim`: in
-    float16 the squares of small gradients underflow, so train float32 parameters under autocast instead.
+    channel. Biases and scales (fewer than two dimensions) are never projected; put them into a group without
+    weight decay yourself. The moments have the parameter's dtype, as in `torch.optim`: in float16 the squares
+    of small gradients underflow, so train float32 parameters under autocast instead.
 
     Args:
         params: parameters or parameter groups.
         lr: learning rate, at least 0; a float or a tensor of one element.
         betas: decay of the running means of the gradient and of its square, each in [0, 1).
-        eps: added to the root of the second moment, and to norms; at least 0.
+        eps: added to the root of the second moment and to norms, at least 0.
         weight_decay: decoupled decay coefficient, at least 0.
         delta: threshold on |cos(gradient, weight)| x sqrt(dimension), at least 0; 0 never projects.
         wd_ratio: factor for the weight decay of a projected tensor, in [0, 1].
         nesterov: take the update from beta1 m + (1 - beta1) g instead of m.
-        foreach: which of two equal routes: None by device (CPU: blocked; accelerators and `torch.compile`:
-            branchless lists), True the branchless one, False on a CPU the blocked one, which reads values.
+        foreach: None takes the single-tensor route on a CPU and the foreach route on accelerators and under
+            `torch.compile`; True takes the foreach route, False the single-tensor route on a CPU.
         maximize: step along the gradient instead of against it.
 
     Raises:
@@ -90,11 +106,9 @@ class AdamP(RoutedOptimizer):
         super().__init__(params, defaults)
 
     def _check(self, group: Group) -> None:
-        check_range("lr", group["lr"], 0)
-        check_range("eps", group["eps"], 0)
         check_decays("betas", group["betas"], 2)
-        check_range("weight_decay", group["weight_decay"], 0)
-        check_range("delta", group["delta"], 0)
+        for name in ("lr", "eps", "weight_decay", "delta"):
+            check_range(name, group[name], 0)
         check_range("wd_ratio", group["wd_ratio"], 0, 1)
 
     def _step_single_tensor(self, group: Group, scratch: Scratch, flats: list[Flat]) -> None:
@@ -103,78 +117,55 @@ class AdamP(RoutedOptimizer):
         nesterov, maximize = group["nesterov"], group["maximize"]
         torch._foreach_add_([flat.state[0] for flat in flats], 1)
 
-        def adam(
-            out: list[Tensor],
-            g: list[Tensor],
-            m: list[Tensor],
-            v: list[Tensor],
-            step: list[Tensor],
-            weight_decay: float,
-        ) -> None:
-            """Advance the moments and add Adam's displacements to `out`, in one kernel."""
-            torch._fused_adamw_(
-                out,
-                g,
-                m,
-                v,
-                [],
-                step,
-                lr=lr,
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=weight_decay,
-                eps=eps,
-                amsgrad=False,
-                maximize=maximize,
-            )
+        # Advances the moments and adds Adam's displacements to its first argument, in one kernel.
+        adam = partial(
+            torch._fused_adamw_, lr=lr, beta1=beta1, beta2=beta2, eps=eps, amsgrad=False, maximize=maximize
+        )
 
-        def adam_block(
-            out: Tensor, g: Tensor, m: Tensor, v: Tensor, step: Tensor, weight_decay: float
-        ) -> None:
-            """`adam` of one block, with nesterov if need be; half types are computed in float32 copies."""
+        def adam_chunk(out: Tensor, g: Tensor, m: Tensor, v: Tensor, step: Tensor, decay: float) -> None:
+            """Run `adam` on one chunk, with nesterov if set; half types are computed in float32 copies."""
             stored = out, m, v
             g, out, m, v = (scratch.upcast(t, f"upcast {i}") for i, t in enumerate((g, *stored)))
             momentum = m
             if nesterov:
                 m.lerp_(-g if maximize else g, 1 - beta1)
-                # the kernel moves its m towards g once more, to beta1 m + (1 - beta1) g: give it a copy
+                # The kernel moves its m towards g once more, to beta1 m + (1 - beta1) g, so it gets a copy.
                 momentum = scratch.like(m, "momentum").copy_(m)
-            adam([out], [g], [momentum], [v], [step], weight_decay)
+            adam([out], [g], [momentum], [v], [], [step], weight_decay=decay)
             for own, value in zip(stored, (out, m, v)):
                 if own is not value:
                     own.copy_(value)
 
-        # What nothing projects is stepped in one call, except that nesterov needs scratch, and so blocks.
+        # Tensors that are not projected are stepped in one call; with nesterov in chunks, for it needs
+        # scratch.
         together: list[tuple[Tensor, ...]] = []
         for rows, param, grad, (step, *moments) in flats:
-            view = invariant_view(param, grad, rows, group["delta"], eps, scratch) if rows else None
-            if view is not None:
+            row_norms = invariant_row_norms(param, grad, rows, group["delta"], eps, scratch) if rows else None
+            if row_norms is not None:
 
                 def advance(g: Tensor, m: Tensor, v: Tensor, step: Tensor = step) -> Tensor:
                     displacement = scratch.like(g, "displacement", upcast_dtype(g.dtype)).zero_()
-                    adam_block(displacement, g, m, v, step, 0.0)
+                    adam_chunk(displacement, g, m, v, step, 0.0)
                     return displacement
 
                 decay = 1 - lr * weight_decay * group["wd_ratio"]
-                for p, displacement, coefficient, _ in radial_blocks(
-                    view, param, grad, moments, advance, eps, scratch
+                for p, displacement, coefficient, _ in projected_chunks(
+                    row_norms, param, grad, moments, advance, eps, scratch
                 ):
                     # decay * p + (displacement - coefficient * p), in one pass
                     torch.addcmul(displacement, p, decay - coefficient, out=p)
             elif nesterov:
-                for p, g, m, v in split(param, grad, *moments):
-                    adam_block(p, g, m, v, step, weight_decay)
+                for p, g, m, v in chunks(param, grad, *moments):
+                    adam_chunk(p, g, m, v, step, weight_decay)
             else:
                 together.append((param, grad, *moments, step))
         if together:
             params, grads, exp_avgs, exp_avg_sqs, steps = (list(column) for column in zip(*together))
-            adam(params, grads, exp_avgs, exp_avg_sqs, steps, weight_decay)
+            adam(params, grads, exp_avgs, exp_avg_sqs, [], steps, weight_decay=weight_decay)
 
-    def _step_foreach(
-        self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
-    ) -> None:
+    def _step_foreach(self, group: Group, params: Tensors, grads: Tensors, *state: Tensors) -> None:
         steps, exp_avgs, exp_avg_sqs = state
-        lr, eps = number(group["lr"]), group["eps"]
+        lr, eps = scalar(group["lr"]), group["eps"]
         beta1, beta2 = group["betas"]
         if group["maximize"]:
             grads = list(torch._foreach_neg(grads))
@@ -184,22 +175,14 @@ class AdamP(RoutedOptimizer):
         torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
 
         denominators = torch._foreach_sqrt(exp_avg_sqs)
-        torch._foreach_div_(denominators, torch._foreach_sqrt(_bias_corrections(beta2, steps)))
+        torch._foreach_div_(denominators, torch._foreach_sqrt(bias_corrections(beta2, steps)))
         torch._foreach_add_(denominators, eps)
         updates = torch._foreach_lerp(exp_avgs, grads, 1 - beta1) if group["nesterov"] else exp_avgs
         updates = torch._foreach_div(updates, denominators)
 
         decay = lr * group["weight_decay"] if group["weight_decay"] else 0.0
         project_and_decay(params, grads, updates, group["delta"], group["wd_ratio"], eps, decay)
-        step_sizes = torch._foreach_reciprocal(_bias_corrections(beta1, steps))
+        step_sizes = torch._foreach_reciprocal(bias_corrections(beta1, steps))
         torch._foreach_mul_(step_sizes, lr)
         torch._foreach_mul_(updates, step_sizes)
         torch._foreach_sub_(params, updates)
-
-
-def _bias_corrections(beta: float, steps: list[Tensor]) -> tuple[Tensor, ...]:
-    """1 - beta^t for 0-d tensors t; by expm1, since 1 - 0.999^t in float32 keeps only four digits."""
-    corrections = torch._foreach_mul(steps, math.log(beta) if beta else -math.inf)
-    torch._foreach_expm1_(corrections)
-    torch._foreach_neg_(corrections)
-    return corrections

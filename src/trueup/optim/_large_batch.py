@@ -1,10 +1,10 @@
-"""Training with large batches at the accuracy of small ones: what goes around the layer.
+"""Training with large batches at the accuracy of small ones: what changes around the model.
 
 Problem: at an equal number of epochs a batch of B_L samples generalises worse than one of B_S. The paper's
-reason: fewer updates in the first, high-rate phase, where the weights walk away from their start like log t.
-Remedies, besides ghost batch normalisation: scale the learning rate so that the covariance of an update,
-lr^2 / B, stays (`scale_lr`: sqrt rule); clip the gradient (`ghost_accumulate`); stretch the schedule until
-the number of updates is the small batch's again (`adapt_regime`); or keep the rate and add noise that
+reason: fewer updates in the first, high-rate phase, in which the weights walk away from their start like log
+t. Remedies, besides ghost batch normalisation: scale the learning rate so that the covariance of an update,
+lr^2 / B, stays constant (`scale_lr`: sqrt rule); clip the gradient (`ghost_accumulate`); stretch the schedule
+until it has as many updates as for the small batch (`adapt_regime`); or keep the rate and add noise that
 restores the covariance (`multiplicative_noise`). `DistanceFromInit` measures the walk.
 
 Hoffer, Hubara, Soudry: Train longer, generalize better, NeurIPS 2017, arXiv 1705.08741. `adapt_regime`
@@ -23,29 +23,20 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-__all__ = [
-    "Accumulated",
-    "DistanceFromInit",
-    "adapt_regime",
-    "ghost_accumulate",
-    "multiplicative_noise",
-    "scale_lr",
-]
-
 Rule = Literal["sqrt", "linear", "none"]
 
 
 def scale_lr(lr: float, batch_size: int, base_batch_size: int, rule: Rule = "sqrt") -> float:
-    """The learning rate for another batch size.
+    """Return the learning rate for another batch size.
 
     Args:
-        lr: rate tuned for ``base_batch_size``, >= 0.
-        batch_size: samples in a batch, >= 1; smaller than the base warns.
-        base_batch_size: samples in the batch that ``lr`` was tuned for, >= 1.
-        rule: ``"sqrt"`` (the paper's: the covariance lr^2/B of an update stays), ``"linear"`` or ``"none"``.
+        lr: learning rate tuned for `base_batch_size`, at least 0.
+        batch_size: samples per batch, at least 1; warns if smaller than the base.
+        base_batch_size: samples per batch that `lr` was tuned for, at least 1.
+        rule: `"sqrt"` (the paper's: it keeps the covariance lr^2 / B of an update), `"linear"` or `"none"`.
 
     Raises:
-        TypeError, ValueError: a batch size that is no positive integer, a negative rate, an unknown rule.
+        TypeError, ValueError: a batch size is no positive integer, the rate is negative, the rule is unknown.
 
     Source: section 3 of the paper: lr_L = lr_S sqrt(B_L / B_S).
 
@@ -69,16 +60,16 @@ def adapt_regime(
     """Stretch a schedule in epochs so that a large batch gets as many updates as the small one.
 
     Args:
-        milestones: epochs at which the learning rate changes, >= 0.
-        epochs: length of the training, >= 1.
-        batch_size: samples in a large batch, >= 1; smaller than the base warns and changes nothing.
-        base_batch_size: samples in the batch that the schedule was made for, >= 1.
+        milestones: epochs at which the learning rate changes, at least 0.
+        epochs: length of the training, at least 1.
+        batch_size: samples per large batch, at least 1; if smaller than the base, warns and changes nothing.
+        base_batch_size: samples per batch that the schedule was made for, at least 1.
 
     Returns:
-        ``(milestones, epochs)``, each times ceil(batch_size / base_batch_size).
+        `(milestones, epochs)`, each multiplied by ceil(batch_size / base_batch_size).
 
     Raises:
-        TypeError, ValueError: sizes or epochs that are no integers in range.
+        TypeError, ValueError: sizes or epochs are no integers in range.
 
     Source: "regime adaptation", section 5 of the paper.
 
@@ -96,11 +87,10 @@ def adapt_regime(
 
 
 class Accumulated(NamedTuple):
-    """What `ghost_accumulate` saw; tensors on the model's device, so that reading them is the caller's
-    choice.
+    """The result of `ghost_accumulate`: 0-d tensors on the model's device, so that it need not synchronise.
 
-    ``loss``: mean loss over the samples of the batch. ``grad_norm``: global L2 norm of the averaged gradient
-    before clipping; clipping took place where it exceeds ``max_norm``.
+    `loss` is the mean loss over the samples of the batch. `grad_norm` is the global L2 norm of the averaged
+    gradient before clipping; the gradient was clipped if it exceeds `max_norm`.
     """
 
     loss: Float[Tensor, ""]
@@ -117,27 +107,27 @@ def ghost_accumulate(
     *,
     batch_size: int | None = None,
 ) -> Accumulated:
-    """The averaged, clipped gradient of a large batch, passed through the model ghost batch by ghost batch.
+    """Compute the averaged, clipped gradient of a large batch, one ghost batch at a time.
 
-    The loop form of ghost batch normalisation, and of everything else that looks at a batch: the model's own
-    `BatchNorm`, dropout and so on see one ghost batch at a time. Sets ``.grad`` (what was there is dropped);
-    the optimizer's step is the caller's.
+    This is the loop form of ghost batch normalisation, and of all that depends on the batch: the model's own
+    `BatchNorm`, dropout and so on see one ghost batch at a time. It replaces `.grad` and takes no optimizer
+    step.
 
     Args:
         model: any module with parameters.
-        loss_fn: ``loss_fn(model(x), y)`` -> mean loss over the samples, a scalar.
-        inputs, targets: ``(N, ...)`` each.
-        ghost_batch_size: samples in a ghost batch, >= 1. The batch is cut by ``torch.chunk`` into
-            at most max(1, N // ghost_batch_size) pieces, which weigh the same even if the last is smaller.
-        max_norm: global L2 norm to which the averaged gradient is clipped, > 0; None does not clip. With a
-            `GradScaler` pass None, scale inside ``loss_fn``, then unscale and clip.
-        batch_size: the nominal batch size N. An epoch's last, smaller batch is then cut into as many, smaller
-            ghost batches, as the official loop does.
+        loss_fn: returns the mean loss over the samples, a scalar, from `loss_fn(model(x), y)`.
+        inputs, targets: tensors of shape `(N, ...)`.
+        ghost_batch_size: samples per ghost batch, at least 1. `torch.chunk` splits the batch into at most
+            max(1, N // ghost_batch_size) ghost batches, which weigh the same even if the last is smaller.
+        max_norm: global L2 norm to which the averaged gradient is clipped, above 0; None does not clip. With
+            a `GradScaler` pass None, scale inside `loss_fn`, then unscale and clip.
+        batch_size: the nominal batch size N. With it, an epoch's last, smaller batch is split into as many,
+            smaller ghost batches, as the official loop does.
 
     Raises:
-        TypeError: ``loss_fn`` gives no scalar tensor, or a size is no integer.
-        ValueError: inputs and targets of different length, an empty batch, a size or norm out of range, a
-            model without parameters to train.
+        TypeError: `loss_fn` returns no scalar tensor, or a size is no integer.
+        ValueError: inputs and targets differ in length, the batch is empty, a size or norm is out of range,
+            or the model has no parameters to train.
 
     Source: section 4 of the paper, the official loop; clipping at 5 as there.
 
@@ -156,24 +146,24 @@ def ghost_accumulate(
             f"{len(targets)}"
         )
     if max_norm is not None and not max_norm > 0:
-        raise ValueError(f"max_norm must be positive, or None to leave the gradient as it is; got {max_norm}")
+        raise ValueError(f"max_norm must be positive, or None for no clipping; got {max_norm}")
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("the model has no parameter that requires a gradient")
 
     count = max((len(inputs) if batch_size is None else batch_size) // ghost_batch_size, 1)
-    pieces = list(zip(inputs.chunk(count), targets.chunk(count), strict=True))
+    ghost_batches = list(zip(inputs.chunk(count), targets.chunk(count), strict=True))
     for parameter in parameters:
         parameter.grad = None
     losses = []
-    for x, y in pieces:
+    for x, y in ghost_batches:
         loss = loss_fn(model(x), y)
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             raise TypeError(
-                f"loss_fn must return a scalar tensor, the mean over the samples; got {_describe(loss)}: "
-                "reduce it with .mean()"
+                f"loss_fn must return a scalar tensor, the mean over the samples; got {_describe(loss)}. "
+                "Reduce it with .mean()"
             )
-        (loss / len(pieces)).backward()
+        (loss / len(ghost_batches)).backward()
         losses.append(loss.detach() * (len(x) / len(inputs)))
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = nn.utils.get_total_norm(grads)
@@ -185,19 +175,20 @@ def ghost_accumulate(
 def multiplicative_noise(
     losses: Float[Tensor, " batch"], base_batch_size: int, generator: torch.Generator | None = None
 ) -> Float[Tensor, ""]:
-    """The mean loss of a large batch with the gradient noise of a small one: keep the rate, weight the
-    samples.
+    """Return the mean loss of a large batch with the gradient noise of a small one.
 
     Each sample's loss is weighted by an independent z ~ N(1, s^2), with s^2 = B_L / B_S - 1, so that the
-    covariance of the gradient, (1 + s^2) / B_L, is that of the small batch. An alternative to `scale_lr`.
+    covariance of the gradient, (1 + s^2) / B_L, is that of the small batch. It is an alternative to
+    `scale_lr`.
 
     Args:
-        losses: ``(B_L,)``, one loss a sample (``reduction="none"``).
-        base_batch_size: B_S >= 1, the batch whose noise is wanted; larger than B_L warns and adds none.
-        generator: source of the noise, on the device of ``losses``.
+        losses: one loss per sample, of shape `(B_L,)` (`reduction="none"`).
+        base_batch_size: B_S, the size of the small batch, at least 1; if above B_L, warns and adds no noise.
+        generator: source of the noise, on the device of `losses`.
 
     Raises:
-        ValueError: losses that are not one-dimensional or empty; a size below 1.
+        TypeError: `base_batch_size` is no integer.
+        ValueError: `losses` is empty or not one-dimensional, or `base_batch_size` is below 1.
 
     Source: the paper's section on multiplicative noise, z_n ~ N(1, s^2) with s^2 proportional to the batch.
 
@@ -209,27 +200,27 @@ def multiplicative_noise(
     _check_sizes(base_batch_size=base_batch_size)
     if losses.dim() != 1 or len(losses) == 0:
         raise ValueError(
-            f"losses must be one loss a sample, of shape (batch,); got {_describe(losses)}: "
-            "compute them with reduction='none'"
+            f"losses must be one loss per sample, of shape (batch,); got {_describe(losses)}. "
+            "Compute them with reduction='none'"
         )
     _warn_if_smaller(len(losses), base_batch_size)
-    spread = math.sqrt(max(len(losses) / base_batch_size - 1, 0.0))
-    # Drawn in float32 at least: a half type would round small weights away.
+    std = math.sqrt(max(len(losses) / base_batch_size - 1, 0.0))
+    # Drawn in float32 or better: a half type would round small deviations away.
     dtype = torch.promote_types(losses.dtype, torch.float32)
-    z = 1 + spread * torch.randn(len(losses), generator=generator, device=losses.device, dtype=dtype)
+    z = 1 + std * torch.randn(len(losses), generator=generator, device=losses.device, dtype=dtype)
     return (z.to(losses.dtype) * losses).mean()
 
 
 class DistanceFromInit:
-    """How far the weights have walked from where they were when this was made, ||w_t - w_0||, and by which
-    law.
+    """The distance of the weights from their start, ||w_t - w_0||, and the law by which it grows.
 
     In the paper's picture training starts as a random walk on a random landscape, which is ultra-slow:
-    d_t = a log t + c. Make one before training, call `update` after every optimizer step of the first,
-    high-rate phase, then `fit`. Keeps a copy of the parameters; `update` reads one number from the device.
+    d_t = a log t + c. Create this before training, call `update` after every optimizer step of the first,
+    high-rate phase, then call `fit`. It keeps a copy of the parameters; `update` reads numbers from the
+    device.
 
     Args:
-        model: its parameters are watched, trained or not.
+        model: the model whose parameters to measure, trained or not.
 
     Raises:
         ValueError: the model has no parameters.
@@ -250,7 +241,7 @@ class DistanceFromInit:
     def __init__(self, model: nn.Module) -> None:
         self._parameters = list(model.parameters())
         if not self._parameters:
-            raise ValueError("DistanceFromInit needs a model with parameters; this one has none")
+            raise ValueError("DistanceFromInit needs a model with parameters; got one without any")
         self._start = [p.detach().clone() for p in self._parameters]
         self.distances: list[float] = []
 
@@ -259,14 +250,14 @@ class DistanceFromInit:
         """Measure ||w_t - w_0||_2 over all parameters, after update number t = 1, 2, ...
 
         Raises:
-            RuntimeError: a parameter changed its shape or device since the start.
+            RuntimeError: a parameter has changed its shape or device since the start.
         """
         squares = []
         for now, start in zip(self._parameters, self._start, strict=True):
             if now.shape != start.shape or now.device != start.device:
                 raise RuntimeError(
                     f"a parameter was {tuple(start.shape)} on {start.device} at the start and is "
-                    f"{tuple(now.shape)} on {now.device} now: make DistanceFromInit after moving the model"
+                    f"{tuple(now.shape)} on {now.device} now. Create DistanceFromInit after moving the model"
                 )
             moved = (now - start).to(torch.promote_types(now.dtype, torch.float32))
             squares.append(moved.square().sum(dtype=torch.float64))
@@ -274,29 +265,29 @@ class DistanceFromInit:
         return self.distances[-1]
 
     def fit(self, min_updates: int = 100) -> dict[str, float]:
-        """R^2 of the least-squares fits d = a f(t) + c for f = log t, sqrt t and t.
+        """Return R^2 of the least-squares fits d = a f(t) + c for f = log t, sqrt t and t.
 
         Args:
-            min_updates: fewer measurements are refused: any smooth curve fits a handful.
+            min_updates: the least number of measurements, at least 3, since any smooth curve fits a few.
 
         Returns:
-            ``{"log": ..., "sqrt": ..., "linear": ...}``, each at most 1; the largest names the law.
+            `{"log": ..., "sqrt": ..., "linear": ...}`, each at most 1; the largest names the law.
 
         Raises:
-            ValueError: too few updates, or distances that are constant or not finite.
+            ValueError: there are too few updates, or distances are constant or not finite.
         """
         count = len(self.distances)
         if count < max(min_updates, 3):
             raise ValueError(
-                f"fit needs at least {max(min_updates, 3)} updates, since any curve fits a few; got {count}: "
-                "call update() after every optimizer step"
+                f"fit needs at least {max(min_updates, 3)} updates, since any curve fits a few; got {count}. "
+                "Call update() after every optimizer step"
             )
         d = np.asarray(self.distances)
         if not np.isfinite(d).all():
             first = int(np.flatnonzero(~np.isfinite(d))[0]) + 1
-            raise ValueError(f"the distance is not finite from update {first} on: the training diverged")
+            raise ValueError(f"the distance is not finite from update {first} on. The training has diverged")
         if np.ptp(d) == 0:
-            raise ValueError(f"the distance is {d[0]} at every update: do the parameters change?")
+            raise ValueError(f"the distance is {d[0]} at every update. Check that the parameters change")
         t = np.arange(1, count + 1)
         return {
             law: float(np.corrcoef(f, d)[0, 1] ** 2)
@@ -315,8 +306,8 @@ def _check_sizes(**sizes: int) -> None:
 def _warn_if_smaller(batch_size: int, base_batch_size: int) -> None:
     if batch_size < base_batch_size:
         warnings.warn(
-            f"batch_size {batch_size} is smaller than base_batch_size {base_batch_size}: "
-            "these remedies are for larger batches",
+            f"batch_size {batch_size} is smaller than base_batch_size {base_batch_size}, "
+            "but these remedies are for larger batches",
             stacklevel=3,
         )
 

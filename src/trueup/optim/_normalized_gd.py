@@ -1,17 +1,18 @@
-"""NormalizedGD: descent on the logistic loss that takes large steps and does not slow down near separation.
+"""NormalizedGD: descent on the logistic loss in large steps that does not slow down near separation.
 
-Problem: gradient descent on the logistic loss crawls once most samples are right, because they fill the mean
-and have almost no gradient; large steps help, up to n times too few. Idea: divide the gradient by the mean
-weight with which samples are still wrong. With margins m_i = y_i g(a_i; w), labels y_i of -1 or +1:
+Problem: gradient descent on the logistic loss crawls once most samples are right, because they dominate the
+mean and have almost no gradient; large steps help, but may still take n times too many. Idea: divide the
+gradient by the mean misclassification weight. With margins m_i = y_i g(a_i; w), labels y_i of -1 or +1:
 
     s_i = sigmoid(-m_i),    beta = n / sum s_i,    w <- w - lr beta grad f = w + lr sum_i p_i grad m_i
 
 where f = mean log(1 + exp(-m_i)) and p_i = s_i / sum_j s_j. This is not division by the gradient's norm, and
-beta cannot be had from the gradient: it takes every sample's margin, so the loss or a closure must give them.
+beta does not follow from the gradient: it takes every sample's margin, so the loss or a closure must give
+them.
 
 Tyurin: From Logistic Regression to the Perceptron Algorithm, AAAI 2025, arXiv 2412.08424, equation of
 Normalized LR+GD; there is no official code. The guarantee holds for linear models and full batches; beta of a
-mini-batch is ours. p is a softmax of logarithms: s itself underflows soon after separation, to 0 / 0.
+mini-batch is ours. p is a softmax of logarithms: s itself soon underflows after separation, to 0 / 0.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from trueup._numerics.upcasting import upcast_dtype
-from trueup.optim._routes import check_range, checked_after_hooks, number
+from trueup._numerics.upcasting import upcast, upcast_dtype
+from trueup.optim._routes import checked_after_hooks, scalar
+from trueup.optim._validation import check_last_group_is_real, check_step_size, checked_gradient
 
 
 def misclassification_weights(
@@ -37,20 +39,21 @@ def misclassification_weights(
     *,
     process_group: dist.ProcessGroup | None = None,
 ) -> Float[Tensor, " samples"]:
-    """The share of each sample in a normalised step: p_i = w_i s_i / sum_j w_j s_j, s_i = sigmoid(-m_i).
+    """Return each sample's share in a normalised step: p_i = w_i s_i / sum_j w_j s_j, s_i = sigmoid(-m_i).
 
-    They add up to 1 however large the margins are; a sample far behind the worst one gets an exact 0.
+    The shares add up to 1 however large the margins are. A sample whose margin is far above the smallest gets
+    an exact 0.
 
     Args:
-        margins: y_i times the score, positive where a sample is right.
-        weight: of each sample, not negative; None: all 1. All zeros give NaN.
-        process_group: add up over its processes, each of which holds some of the samples.
+        margins: y_i times the score of sample i, positive where the sample is right; shape `(samples,)`.
+        weight: one weight per sample, not negative; None means all 1. All zeros give NaN.
+        process_group: sum over its processes, each of which holds some of the samples.
 
     Returns:
-        In the margins' dtype, or float32 for half precision.
+        The shares, of the margins' shape and dtype, or in float32 for half types.
 
     Raises:
-        TypeError, ValueError: margins, or weights, that are no floating-point vector of one sample or more.
+        TypeError, ValueError: `margins` or `weight` is no floating-point vector of one sample or more.
 
     >>> misclassification_weights(torch.tensor([0.0, 1.0, 1e6]))
     tensor([0.6502, 0.3498, 0.0000])
@@ -72,9 +75,9 @@ def misclassification_weights(
 def log_beta(
     margins: Float[Tensor, " samples"], weight: Float[Tensor, " samples"] | None = None
 ) -> Float[Tensor, ""]:
-    """Logarithm of the factor on the gradient, beta = sum_i w_i / sum_i w_i sigmoid(-m_i).
+    """Return the logarithm of the gradient's factor, beta = sum_i w_i / sum_i w_i sigmoid(-m_i).
 
-    It is log 2 at margins of 0, at least 0 always, and grows about like the worst margin after separation.
+    It is log 2 at margins of 0, never below 0, and after separation grows about like the smallest margin.
     Arguments, dtype and errors are those of `misclassification_weights`.
 
     >>> log_beta(torch.tensor([0.0, 0.0])), log_beta(torch.tensor([1e6, 2e6]))
@@ -92,29 +95,29 @@ def normalized_logistic_loss(
     *,
     process_group: dist.ProcessGroup | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean logistic loss, whose backward pass gives beta times its gradient.
+    """Return the mean logistic loss, whose backward pass gives beta times its gradient.
 
-    For use with any optimizer in the place of ``F.binary_cross_entropy_with_logits``; with
-    `torch.optim.SGD` it is `NormalizedGD`. The factor is a constant to differentiation: a second derivative
-    is beta times that of the mean loss.
+    Use it with any optimizer instead of `F.binary_cross_entropy_with_logits`; with `torch.optim.SGD` it is
+    `NormalizedGD`. Differentiation takes the factor as a constant: a second derivative is beta times that of
+    the mean loss.
 
-    Pass all samples of a step at once: factors of parts of a batch differ, so accumulating gradients over
-    parts weighs their samples unequally.
+    Pass all samples of a step at once. Parts of a batch have different factors, so accumulating gradients
+    over parts weighs their samples unequally.
 
     Args:
         margins: y_i times the score of sample i, where y_i is -1 or +1. From labels t of 0 and 1:
-            ``(2 * t - 1) * scores``, both of shape ``(samples,)``.
-        weight: of each sample, not negative; None: all 1.
-        process_group: normalise over the samples of all its processes, where gradients are averaged over
-            them afterwards, as `DistributedDataParallel` and `fully_shard` do. Every process then gets the
-            loss of all samples. Processes may hold different numbers of samples.
+            `(2 * t - 1) * scores`, both of shape `(samples,)`.
+        weight: one weight per sample, not negative; None means all 1.
+        process_group: normalise over the samples of all its processes. Their gradients must be averaged
+            afterwards, as `DistributedDataParallel` and `fully_shard` do. Every process gets the loss of all
+            samples. Processes may hold different numbers of samples.
 
     Returns:
-        The loss, in the margins' dtype, or float32 for half precision. It may go into the thousands with
-        large steps while the classifier gets better: count margins that are not positive to see progress.
+        The loss, 0-d, in the margins' dtype, or in float32 for half types. With large steps it may go into
+        the thousands while the classifier gets better: to see progress, count margins that are not positive.
 
     Raises:
-        TypeError, ValueError: margins, or weights, that are no floating-point vector of one sample or more.
+        TypeError, ValueError: `margins` or `weight` is no floating-point vector of one sample or more.
 
     Source: Normalized LR+GD of the paper, with p_i held constant.
 
@@ -139,7 +142,7 @@ def normalized_logistic_loss(
 
 
 class _LossOfShares(torch.autograd.Function):
-    """The given value, whose derivative along margin i is -share i."""
+    """A given value whose derivative with respect to margin i is -share i."""
 
     generate_vmap_rule = True
 
@@ -155,7 +158,7 @@ class _LossOfShares(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         margins, shares = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # 1, with the derivative that s_i has relative to itself: beta is the constant, s_i is not.
+            # The factor is 1, with the derivative of log s_i: beta is held constant, s_i is not.
             logs = F.logsigmoid(-margins.to(shares.dtype))
             shares = shares * (logs - logs.detach()).exp()
         return (-grad * shares).to(margins.dtype), None, None
@@ -164,19 +167,19 @@ class _LossOfShares(torch.autograd.Function):
 class NormalizedGD(Optimizer):
     """Gradient descent on the logistic loss, the gradient divided by the mean misclassification weight.
 
-    `step` needs a closure that returns the margins of all samples, one a sample, and calls no backward: the
-    optimizer weighs the samples, clears the gradients, and runs the backward pass itself. Larger steps are
-    better on separable problems; the loss on the way does not show it. To go with momentum or another
-    optimizer, use `normalized_logistic_loss`, which is the same gradient as a loss.
+    `step` needs a closure that returns the margin of every sample and does not call backward: the optimizer
+    weighs the samples, clears the gradients and runs the backward pass itself. Larger steps are better on
+    separable problems, although the loss does not show it on the way. For momentum or another optimizer, use
+    `normalized_logistic_loss`, which has the same gradient.
 
-    Under `DistributedDataParallel` and FSDP2 (`fully_shard`) pass ``process_group``, and the step is that of
-    one process with all samples. On a model that is not linear nothing is guaranteed, and large steps may
+    Under `DistributedDataParallel` and FSDP2 (`fully_shard`) pass `process_group`, and the step equals that
+    of one process with all samples. For models that are not linear nothing is guaranteed, and large steps may
     diverge.
 
     Args:
         params: parameters or parameter groups.
-        lr: step size, above 0; there is no default. The paper's range is 0.1 to 100; 100 is a good choice
-            for linear models of features with norm about 1. A float or a tensor of one element.
+        lr: step size, above 0; a float or a tensor of one element. The paper's range is 0.1 to 100; 100 is a
+            good choice for linear models of features with norm about 1.
         process_group: normalise over the samples of all its processes; gradients must be averaged over them.
 
     Raises:
@@ -208,7 +211,7 @@ class NormalizedGD(Optimizer):
         return {**super().__getstate__(), "process_group": self.process_group}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with a step size of their own, as `torch.optim.Optimizer.add_param_group`.
+        """Add parameters with a step size of their own, as in `torch.optim.Optimizer`.
 
         Raises:
             ValueError: lr is not above 0.
@@ -216,33 +219,27 @@ class NormalizedGD(Optimizer):
         """
         check_step_size(param_group.get("lr", self.defaults["lr"]))
         super().add_param_group(param_group)
-        for param in self.param_groups[-1]["params"]:
-            if param.is_complex():
-                del self.param_groups[-1]
-                raise RuntimeError(
-                    f"NormalizedGD needs real parameters; got one of dtype {param.dtype} and shape "
-                    f"{tuple(param.shape)}: store real and imaginary parts (torch.view_as_real)"
-                )
+        check_last_group_is_real(self)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor:  # type: ignore[override]
         """Weigh the samples by their margins, differentiate, and update every parameter.
 
         Args:
-            closure: returns the margins, of shape ``(samples,)``; called once, with gradients enabled.
+            closure: returns the margins, of shape `(samples,)`; called once, with gradients enabled.
 
         Returns:
             The mean logistic loss before the step, detached.
 
         Raises:
-            TypeError: no closure, or one that does not return a floating-point tensor.
-            ValueError: what it returns is no vector of one sample or more.
+            TypeError: there is no closure, or it does not return a floating-point tensor.
+            ValueError: the closure's result is no vector of one sample or more.
             RuntimeError: the margins depend on no parameter, or a gradient is sparse.
         """
         if not callable(closure):
             raise TypeError(
                 "NormalizedGD.step needs a closure that returns the margins y * score of all samples and "
-                "calls no backward, because the step weighs each sample by its own margin; got "
+                "does not call backward, because the step weighs each sample by its own margin; got "
                 f"{closure!r}. To call backward yourself, use normalized_logistic_loss with torch.optim.SGD"
             )
         with torch.enable_grad():
@@ -250,32 +247,32 @@ class NormalizedGD(Optimizer):
             _check(margins, None)
             if not margins.requires_grad:
                 raise RuntimeError(
-                    "the margins depend on no parameter that requires a gradient: return them from the "
+                    "the margins depend on no parameter that requires a gradient. Return them from the "
                     "closure as the model gives them, neither detached nor computed under no_grad"
                 )
             loss = normalized_logistic_loss(margins, process_group=self.process_group)
             self.zero_grad()
             loss.backward()
         grads = [
-            {param: _dense(param.grad) for param in group["params"] if param.grad is not None}
+            {p: checked_gradient("NormalizedGD", p.grad) for p in group["params"] if p.grad is not None}
             for group in self.param_groups
         ]
         for group, of_param in zip(self.param_groups, grads, strict=True):
-            # In float32 at least: large steps may be beyond float16, and torch rounds alpha to the dtype of
+            # In float32 or better: large steps may be beyond float16, and torch rounds alpha to the dtype of
             # both lists.
-            wide = [grad.to(upcast_dtype(grad.dtype)) for grad in of_param.values()]
+            upcast_grads = [upcast(grad) for grad in of_param.values()]
             if isinstance(group["lr"], Tensor):
-                for param, grad in zip(of_param, wide):
-                    param.sub_(grad * number(group["lr"]))
+                for param, grad in zip(of_param, upcast_grads):
+                    param.sub_(grad * scalar(group["lr"]))
             elif of_param:
-                torch._foreach_add_(list(of_param), wide, alpha=-group["lr"])
+                torch._foreach_add_(list(of_param), upcast_grads, alpha=-group["lr"])
         return loss.detach()
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Load a state dict of this class, which holds hyperparameters only.
 
         Raises:
-            ValueError: it belongs to another optimizer.
+            ValueError: the state dict belongs to another optimizer.
         """
         with checked_after_hooks(self, self._checked):
             super().load_state_dict(state_dict)
@@ -284,28 +281,10 @@ class NormalizedGD(Optimizer):
         for group in state_dict["param_groups"]:
             if state_dict["state"] or "weight_decay" in group:
                 raise ValueError(
-                    "NormalizedGD.load_state_dict needs a state dict of NormalizedGD, which keeps no state "
-                    f"of parameters; got hyperparameters {sorted(group.keys() - {'params'})} and state of "
-                    f"{len(state_dict['state'])} parameters: it belongs to another optimizer"
+                    "NormalizedGD.load_state_dict needs a state dict of NormalizedGD, which has no state per "
+                    f"parameter; got hyperparameters {sorted(group.keys() - {'params'})} and state of "
+                    f"{len(state_dict['state'])} parameters. Load it into the optimizer that saved it"
                 )
-
-
-def _dense(grad: Tensor) -> Tensor:
-    if grad.layout != torch.strided:
-        raise RuntimeError(
-            f"NormalizedGD needs dense gradients; got layout {grad.layout}: build the embedding with "
-            "sparse=False"
-        )
-    return grad
-
-
-def check_step_size(lr: float | Tensor) -> None:
-    """Raise ValueError unless lr is finite and above 0; the value of a tensor is not read."""
-    check_range("lr", lr, 0)
-    if not isinstance(lr, Tensor) and not 0 < lr < math.inf:
-        raise ValueError(
-            f"lr must be finite and above 0; got {lr}: 100 is a good choice for features of norm 1"
-        )
 
 
 def _log_weights(margins: Tensor, weight: Tensor | None) -> Tensor:
@@ -316,15 +295,15 @@ def _log_weights(margins: Tensor, weight: Tensor | None) -> Tensor:
 def _check(margins: object, weight: Tensor | None) -> None:
     if not isinstance(margins, Tensor) or not margins.is_floating_point():
         got = str(margins.dtype) if isinstance(margins, Tensor) else type(margins).__name__
-        raise TypeError(f"margins must be a floating-point tensor, y * score of each sample; got {got}")
+        raise TypeError(f"margins must be a floating-point tensor, one y * score per sample; got {got}")
     if margins.ndim != 1 or len(margins) == 0:
         hint = (
-            "this looks like a loss, which hides the samples"
+            "Return one margin per sample instead of a loss"
             if margins.ndim == 0
-            else "squeeze the scores before they meet the labels, or (n, 1) * (n,) makes an (n, n) table"
+            else "Squeeze the scores before multiplying by the labels: (n, 1) * (n,) gives an (n, n) table"
         )
         raise ValueError(
-            f"margins must be a vector, one y * score a sample; got shape {tuple(margins.shape)}: {hint}"
+            f"margins must be a vector, one y * score per sample; got shape {tuple(margins.shape)}. {hint}"
         )
     if weight is None:
         return
@@ -332,5 +311,5 @@ def _check(margins: object, weight: Tensor | None) -> None:
         raise TypeError(f"weight must be a floating-point tensor; got {weight.dtype}")
     if weight.shape != margins.shape:
         raise ValueError(
-            f"weight must have one entry a sample, shape {tuple(margins.shape)}; got {tuple(weight.shape)}"
+            f"weight must have one entry per sample, shape {tuple(margins.shape)}; got {tuple(weight.shape)}"
         )

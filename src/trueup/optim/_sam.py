@@ -9,37 +9,48 @@ with one norm over all parameters. The adaptive form (ASAM) measures the ball in
 e = rho w^2 g / (||  |w| g  || + 1e-12), so that rescaling the weights of a layer changes nothing.
 
 Foret, Kleiner, Mobahi, Neyshabur: Sharpness-Aware Minimization, ICLR 2021, arXiv 2010.01412; Kwon, Kim, Park,
-Choi: ASAM, ICML 2021, arXiv 2102.11600. Unlike the widely used code (davda54/sam) this is no optimizer of its
-own: it wraps yours, so that schedulers, scalers and checkpoints go on with that; and it comes back by
-restoring the weights bit by bit.
+Choi: ASAM, ICML 2021, arXiv 2102.11600. Unlike the widely used code (davda54/sam) this is not an optimizer:
+it wraps yours, so that schedulers, scalers and checkpoints keep working with that, and it comes back by
+restoring the weights bit for bit.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from trueup._numerics.upcasting import upcast_dtype
-from trueup.optim._gradient_transforms import check_optimizer, norm_of, norms_of
+from trueup._numerics.upcasting import upcast
+from trueup.optim._gradient_norms import norm_of, norms_of
+from trueup.optim._gradient_transform import check_optimizer
 from trueup.optim._routes import copy_list
+from trueup.optim._validation import checked_gradient
+
+
+def perturbations(
+    weights: Sequence[Tensor], grads: Sequence[Tensor], rho: float, adaptive: bool = False
+) -> list[Tensor]:
+    """Return e for each weight, as the equations above state it; the norm is over all weights."""
+    units = [w.abs() if adaptive else torch.ones_like(w) for w in weights]
+    norm = torch.stack([(u * g).norm() for u, g in zip(units, grads, strict=True)]).norm()
+    return [rho * u**2 * g / (norm + 1e-12) for u, g in zip(units, grads, strict=True)]
 
 
 class SAM:
     """Sharpness-aware steps with any optimizer.
 
-    In one call, with a closure that clears the gradients, computes the loss, calls ``backward`` and returns
-    the loss (of all micro-batches, if you accumulate)::
+    In one call, with a closure that clears the gradients, computes the loss, calls `backward` and returns the
+    loss (of all micro-batches, if you accumulate gradients)::
 
         sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
         loss = sam.step(closure)
 
-    or piece by piece, which is also the form for a `torch.amp.GradScaler`::
+    or step by step, which also works with a `torch.amp.GradScaler`::
 
         loss_fn(model(x), y).backward()
         with sam.perturbed():  # or sam.perturb() and, in the end, sam.restore()
@@ -48,27 +59,28 @@ class SAM:
         optimizer.step()
         optimizer.zero_grad()
 
-    Gradients may be scaled by any constant: the perturbation is the same. One with an infinite or NaN norm
-    perturbs nothing. If anything raises in between, the weights are those from before.
+    Scaling all gradients by a constant does not change the perturbation. If their norm is infinite or NaN,
+    nothing is perturbed. If anything raises while the weights are perturbed, they are restored.
 
-    Under `DistributedDataParallel` gradients arrive averaged, so the perturbation is global: the same
-    everywhere, as for one process with the joined batch. For the paper's local one compute the first gradient
-    within ``model.no_sync()``; the weights then differ between processes until they are restored. Under FSDP2
-    (`fully_shard`) the norm is that of the whole model.
+    Under `DistributedDataParallel` gradients arrive averaged, so the perturbation is global: the same in
+    every process, as for one process with the joined batch. For the paper's local perturbation compute the
+    first gradient within `model.no_sync()`; the weights then differ between processes until they are
+    restored. Under FSDP2 (`fully_shard`) the norm is that of the whole model.
 
-    Batch normalisation sees two forward passes a step. To keep the second out of its running statistics, set
-    the ``momentum`` of those layers to 0 for it.
-
-    Args:
-        optimizer: steps the weights; its parameters are perturbed, those without a gradient left alone.
-        rho: radius of the ball, at least 0; 0.05 by default, around 0.5 to 2 with ``adaptive``.
-        adaptive: scale by the weights (ASAM). Biases and scales are treated as weights are.
+    Batch normalisation sees two forward passes per step. To keep the second out of its running statistics,
+    set the `momentum` of those layers to 0 for it.
 
     Memory: one copy of the parameters, made at the first step and kept.
 
+    Args:
+        optimizer: the optimizer that steps the weights. Its parameters are perturbed, except those without a
+            gradient.
+        rho: radius of the ball, at least 0; around 0.5 to 2 with `adaptive`.
+        adaptive: scale by the weights (ASAM). Biases and scales are treated like weights.
+
     Raises:
-        TypeError: ``optimizer`` is not an optimizer, or one that computes gradients within its step.
-        ValueError: ``rho`` is negative or not finite.
+        TypeError: `optimizer` is not an optimizer, or computes gradients within its step.
+        ValueError: `rho` is negative or not finite.
 
     Source: Foret et al. 2021, equation 2 and algorithm 1.
 
@@ -97,20 +109,20 @@ class SAM:
         self._perturbed: list[Tensor] = []
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
-        """One sharpness-aware step: `closure` at the weights, `closure` at the perturbed ones, then a step.
+        """Take one step: call `closure` at the weights and at the perturbed weights, then step the optimizer.
 
         Returns:
-            The loss at the weights, what the first call returned.
+            The result of the first call, the loss at the weights.
 
         Raises:
-            TypeError: without a closure.
-            RuntimeError: the closure left no gradients, or the weights are perturbed already.
+            TypeError: `closure` is not callable.
+            RuntimeError: the closure left no gradients, or the weights are already perturbed.
         """
         if not callable(closure):
             raise TypeError(
                 "SAM.step needs a closure that clears the gradients, computes the loss, calls backward and "
-                "returns the loss, since it is evaluated twice; without one use perturbed() and then "
-                f"optimizer.step(). Got {closure!r}"
+                f"returns the loss, since it evaluates that twice; got {closure!r}. Without a closure, use "
+                "perturbed() and then optimizer.step()"
             )
         with torch.enable_grad():
             loss = closure()
@@ -121,7 +133,7 @@ class SAM:
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
-        """`perturb` on entry and `restore` on exit, whatever happens inside."""
+        """Perturb the weights on entry and restore them on exit, also after an exception."""
         self.perturb()
         try:
             yield
@@ -130,14 +142,15 @@ class SAM:
 
     @torch.no_grad()
     def perturb(self) -> None:
-        """Move the weights to about the highest loss nearby, by the gradients that they hold.
+        """Move the weights to about the highest loss nearby, along their present gradients.
 
         Raises:
-            RuntimeError: there is no gradient; one is sparse or complex; or a perturbation is in force.
+            RuntimeError: there is no gradient, one is sparse or complex, or the weights are already
+                perturbed.
         """
         if self._perturbed:
-            raise RuntimeError("the weights are perturbed already: call restore() before perturb()")
-        # One listed twice is one. What is maximised is at its worst downhill.
+            raise RuntimeError("the weights are already perturbed. Call restore() before perturb()")
+        # A dict, so that a parameter listed twice moves once. Where a loss is maximised, downhill is worst.
         signs = {
             p: -1 if group.get("maximize") else 1
             for group in self.optimizer.param_groups
@@ -146,10 +159,8 @@ class SAM:
         }
         params = list(signs)
         if not params:
-            raise RuntimeError(
-                "SAM needs gradients to perturb by; got none: call backward() before perturb()"
-            )
-        grads = [_dense(p.grad) for p in params]
+            raise RuntimeError("SAM found no gradients to perturb along. Call backward() before perturb()")
+        grads = [checked_gradient("SAM", p.grad) for p in params]
         try:
             self._climb(params, grads, list(signs.values()), self._norm(params, grads))
         except BaseException:
@@ -158,23 +169,25 @@ class SAM:
             raise
 
     def _climb(self, params: list[Tensor], grads: list[Tensor], signs: list[int], norm: Tensor) -> None:
-        scale = self.rho / (norm + 1e-12)
+        factor = self.rho / (norm + 1e-12)
         if norm.is_cpu:
-            climbs, factor = bool(norm.isfinite()), scale.item()
+            climbs, value = bool(norm.isfinite()), factor.item()
             for p, g, sign in zip(params, grads, signs, strict=True):
                 self._keep([p])  # one at a time: the weight is still in the cache when it moves
                 if climbs and self.adaptive:
-                    p.addcmul_(_wide(p).square(), _wide(g), value=sign * factor)
+                    p.addcmul_(upcast(p).square(), upcast(g), value=sign * value)
                 elif climbs:
-                    # widened, since torch rounds alpha to the dtype of both
-                    p.add_(_wide(g), alpha=sign * factor)
+                    # Upcast, since torch rounds alpha to the dtype of both tensors.
+                    p.add_(upcast(g), alpha=sign * value)
             return
-        # Elsewhere no value is read, so that nothing waits for the device.
+        # On other devices no value is read, so that nothing waits for the device.
         self._keep(params)
-        finite, zero, scales = norm.isfinite(), norm.new_zeros(()), {1: scale, -1: -scale}
+        finite, zero, factors = norm.isfinite(), norm.new_zeros(()), {1: factor, -1: -factor}
         for p, g, sign in zip(params, grads, signs, strict=True):
-            direction = _wide(p).square().mul_(g) if self.adaptive else _wide(g)
-            step = direction * scales[sign].to(p.device)
+            # Upcast: a half type has the range neither for products nor for unscaled gradients times a
+            # factor.
+            direction = upcast(p).square().mul_(g) if self.adaptive else upcast(g)
+            step = direction * factors[sign].to(p.device)
             p.add_(torch.where(finite.to(p.device), step, zero.to(p.device)))
 
     def _keep(self, params: list[Tensor]) -> None:
@@ -187,20 +200,20 @@ class SAM:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the weights back, bit by bit. Gradients stay: those of the perturbed weights, for the step.
+        """Restore the weights bit for bit. The gradients stay those of the perturbed weights, for the step.
 
         Raises:
-            RuntimeError: no perturbation is in force.
+            RuntimeError: the weights are not perturbed.
         """
         if not self._perturbed:
-            raise RuntimeError("nothing to restore: call perturb() first")
+            raise RuntimeError("the weights are not perturbed. Call perturb() before restore()")
         copy_list(self._perturbed, [self._copies[p] for p in self._perturbed])
         self._perturbed = []
 
     def _norm(self, params: list[Tensor], grads: list[Tensor]) -> Tensor:
-        """Of all gradients as one vector (times the weights if adaptive), 0-d, in float32 or better."""
-        if self.adaptive:  # one product at a time
-            norms = [norm_of(_wide(p) * g).reshape(1) for p, g in zip(params, grads, strict=True)]
+        """Return the norm over all gradients (times weights if adaptive), 0-d, in float32 or better."""
+        if self.adaptive:  # one product in memory at a time
+            norms = [norm_of(upcast(p) * g).reshape(1) for p, g in zip(params, grads, strict=True)]
         else:
             alike: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
             for g in grads:
@@ -208,17 +221,3 @@ class SAM:
             norms = [norms_of(members) for members in alike.values()]
         norm: Tensor = torch.linalg.vector_norm(torch.cat([n.to(params[0].device) for n in norms]))
         return norm
-
-
-def _wide(t: Tensor) -> Tensor:
-    # A half type has not the range for products, nor for gradients times a factor for unscaled ones.
-    return t.to(upcast_dtype(t.dtype))
-
-
-def _dense(grad: Tensor) -> Tensor:
-    if grad.layout != torch.strided or grad.is_complex():
-        raise RuntimeError(
-            f"SAM needs dense real gradients; got layout {grad.layout}, dtype {grad.dtype}: build the "
-            "embedding with sparse=False, or store real and imaginary parts (torch.view_as_real)"
-        )
-    return grad

@@ -1,54 +1,65 @@
-"""SGDP: SGD that does not let momentum lengthen scale-invariant weights.
+"""SGDP: SGD whose momentum does not lengthen scale-invariant weights.
 
 As AdamP, for SGD: the update d loses its part along the weight where the gradient shows the weight to be
-scale-invariant (`radial.py`), and such weights decay `wd_ratio` times as much:
+scale-invariant (`_projection.py`), and such weights decay only `wd_ratio` times as much:
 
     b <- momentum b + (1 - dampening) g,    d = g + momentum b  (nesterov)  or  b
     (d, r) = project_radial(w, g, d),    w <- w (1 - lr wd r / (1 - momentum)) - lr d
 
 Heo, Chun, Oh, Han, Yun, Kim, Uh, Ha: AdamP, ICLR 2021, arXiv 2006.08217, algorithm 1. The buffer starts at
 zero, so the first gradient is dampened too, unlike in `torch.optim.SGD`; the factor 1 / (1 - momentum)
-turns SGD's L2 coefficient into its decoupled equivalent. Without nesterov the official code projects b
-itself, because d is b; published results come from that, so it is the default, and `project_buffer=False`
-is the paper's algorithm. Other departures are those of `adamp.py`.
+turns SGD's L2 coefficient into its decoupled equivalent. Without nesterov the official code projects the
+buffer b itself, because d is b; `variant="official"` does so, the default projects d alone. The other
+departures are those of `_adamp.py`.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from trueup._numerics.flat_chunks import Scratch, split
-from trueup.optim._projection import invariant_view, project_and_decay, radial_blocks
-from trueup.optim._routes import Flat, Group, RoutedOptimizer, check_range, number
+from trueup._numerics.flat_chunks import Scratch, chunks
+from trueup.optim._projection import invariant_row_norms, project_and_decay, project_radial, projected_chunks
+from trueup.optim._routes import Flat, Group, RoutedOptimizer, State, Tensors, Weight, scalar
+from trueup.optim._validation import check_range, check_variant
+
+
+def sgdp(w: Weight, g: Weight, state: State, group: Group) -> tuple[Weight, State]:
+    """Return the weight and the state after one step by the gradient `g`, as the equations above state it."""
+    lr, momentum, nesterov = group["lr"], group["momentum"], group["nesterov"]
+    b = momentum * state["momentum"] + (1 - group["dampening"]) * g
+    d = g + momentum * b if nesterov else b
+    d, r = project_radial(w, g, d, group["delta"], group["wd_ratio"], group["eps"])
+    if group["variant"] == "official" and not nesterov:
+        b = d
+    return w * (1 - lr * group["weight_decay"] * r / (1 - momentum)) - lr * d, {"momentum": b}
 
 
 class SGDP(RoutedOptimizer):
     """SGD with momentum, decoupled weight decay and projected updates (Heo et al. 2021, algorithm 1).
 
-    Arguments up to `nesterov` are those of `torch.optim.SGD`; unlike there, nesterov is allowed without
-    momentum or with dampening, as in the official code.
+    Arguments up to `nesterov` are those of `torch.optim.SGD`. Unlike there, nesterov may go without momentum
+    or with dampening, as in the official code.
 
     Args:
         params: parameters or parameter groups.
         lr: learning rate, at least 0; a float or a tensor of one element.
         momentum: decay of the momentum buffer, in [0, 1).
-        dampening: the gradient enters the buffer times 1 - dampening.
-        weight_decay: L2 coefficient as in `torch.optim.SGD`, applied decoupled, divided by 1 - momentum; at
-            least 0.
+        dampening: the gradient enters the buffer multiplied by 1 - dampening.
+        weight_decay: L2 coefficient as in `torch.optim.SGD`, at least 0; applied decoupled, divided by
+            1 - momentum.
         nesterov: take the update from gradient + momentum x buffer instead of the buffer.
         eps: added to norms, at least 0.
         delta: threshold on |cos(gradient, weight)| x sqrt(dimension), at least 0; 0 never projects.
         wd_ratio: factor for the weight decay of a projected tensor, in [0, 1].
-        foreach: which of two equal routes: None by device (CPU: blocked; accelerators and `torch.compile`:
-            branchless lists), True the branchless one, False on a CPU the blocked one, which reads values.
+        foreach: None takes the single-tensor route on a CPU and the foreach route on accelerators and under
+            `torch.compile`; True takes the foreach route, False the single-tensor route on a CPU.
         maximize: step along the gradient instead of against it.
-        project_buffer: without nesterov, project the momentum buffer itself (True, as the official code) or
-            only the update taken from it (False, as the paper's algorithm). They differ from the second
-            step on.
+        variant: without nesterov, `"paper"` projects only the update taken from the momentum buffer,
+            `"official"` the buffer itself, as the official code does. They differ from the second step on.
 
     Raises:
         ValueError: a hyperparameter is out of range, or a loaded state dict belongs to another optimizer.
@@ -63,7 +74,8 @@ class SGDP(RoutedOptimizer):
     """
 
     state_names = ("momentum",)
-    optional: ClassVar[Group] = {**RoutedOptimizer.optional, "project_buffer": True}
+    # A state dict of the official class goes on as it was trained.
+    optional: ClassVar[Group] = {**RoutedOptimizer.optional, "variant": "official"}
 
     def __init__(
         self,
@@ -79,7 +91,7 @@ class SGDP(RoutedOptimizer):
         *,
         foreach: bool | None = None,
         maximize: bool = False,
-        project_buffer: bool = True,
+        variant: Literal["paper", "official"] = "paper",
     ) -> None:
         defaults = {
             "lr": lr,
@@ -92,25 +104,25 @@ class SGDP(RoutedOptimizer):
             "wd_ratio": wd_ratio,
             "foreach": foreach,
             "maximize": maximize,
-            "project_buffer": project_buffer,
+            "variant": variant,
         }
         super().__init__(params, defaults)
 
     def _check(self, group: Group) -> None:
-        check_range("lr", group["lr"], 0)
+        for name in ("lr", "weight_decay", "eps", "delta"):
+            check_range(name, group[name], 0)
         check_range("momentum", group["momentum"], 0, 1, open_end=True)
-        check_range("weight_decay", group["weight_decay"], 0)
-        check_range("eps", group["eps"], 0)
-        check_range("delta", group["delta"], 0)
         check_range("wd_ratio", group["wd_ratio"], 0, 1)
+        check_variant(group["variant"])
 
     def _step_single_tensor(self, group: Group, scratch: Scratch, flats: list[Flat]) -> None:
         lr, eps, momentum = float(group["lr"]), group["eps"], group["momentum"]
         alpha = (1 - group["dampening"]) * (-1 if group["maximize"] else 1)
         decay = lr * group["weight_decay"] / (1 - momentum)
+        official = group["variant"] == "official"
 
         def advance(g: Tensor, b: Tensor) -> Tensor:
-            """The update, in scratch unless it is the buffer that is to be projected."""
+            """Advance the buffer and return the update, in scratch unless it is the buffer."""
             g, ahead = scratch.upcast(g, "gradient"), scratch.upcast(b, "buffer")
             ahead.mul_(momentum).add_(g, alpha=alpha)
             if ahead is not b:
@@ -118,7 +130,7 @@ class SGDP(RoutedOptimizer):
             if group["nesterov"]:
                 g = -g if group["maximize"] else g
                 return torch.add(g, ahead, alpha=momentum, out=scratch.like(g, "update"))
-            return ahead if group["project_buffer"] else scratch.like(ahead, "update").copy_(ahead)
+            return ahead
 
         def move(p: Tensor, update: Tensor, decay: float) -> None:
             weight = scratch.upcast(p, "weight").mul_(1 - decay).add_(update, alpha=-lr)
@@ -126,31 +138,30 @@ class SGDP(RoutedOptimizer):
                 p.copy_(weight)
 
         for rows, param, grad, (buffer,) in flats:
-            view = invariant_view(param, grad, rows, group["delta"], eps, scratch) if rows else None
-            if view is None:
-                for p, g, b in split(param, grad, buffer):
+            row_norms = invariant_row_norms(param, grad, rows, group["delta"], eps, scratch) if rows else None
+            if row_norms is None:
+                for p, g, b in chunks(param, grad, buffer):
                     move(p, advance(g, b), decay)
                 continue
-            for p, update, coefficient, (b,) in radial_blocks(
-                view, param, grad, (buffer,), advance, eps, scratch
+            for p, update, coefficient, (b,) in projected_chunks(
+                row_norms, param, grad, (buffer,), advance, eps, scratch
             ):
-                update.addcmul_(p, coefficient, value=-1)
-                if group["project_buffer"] and not group["nesterov"] and update is not b:
-                    b.copy_(update)
-                move(p, update, decay * group["wd_ratio"])
+                out = scratch.like(b, "update") if update is b and not official else update
+                torch.addcmul(update, p, coefficient, value=-1, out=out)
+                if official and not group["nesterov"] and out is not b:
+                    b.copy_(out)
+                move(p, out, decay * group["wd_ratio"])
 
-    def _step_foreach(
-        self, group: Group, params: list[Tensor], grads: list[Tensor], *state: list[Tensor]
-    ) -> None:
+    def _step_foreach(self, group: Group, params: Tensors, grads: Tensors, *state: Tensors) -> None:
         (buffers,) = state
-        lr, eps, momentum = number(group["lr"]), group["eps"], group["momentum"]
+        lr, eps, momentum = scalar(group["lr"]), group["eps"], group["momentum"]
         if group["maximize"]:
             grads = list(torch._foreach_neg(grads))
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, grads, alpha=1 - group["dampening"])
         if group["nesterov"]:
             updates = list(torch._foreach_add(grads, buffers, alpha=momentum))
-        elif group["project_buffer"]:
+        elif group["variant"] == "official":
             updates = buffers
         else:
             updates = [buffer.clone() for buffer in buffers]

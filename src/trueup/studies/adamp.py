@@ -4,6 +4,7 @@ accuracy over a whole learning-rate sweep? Heo et al. 2021, arXiv 2006.08217."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -136,7 +137,7 @@ study = Study(
             "norm-growth",
             "Momentum makes the norm of a scale-invariant weight grow at least 1 + 2b/(1-b) times as much as "
             "plain descent; the projection brings it below a fifth of that.",
-            deviation=lambda **kw: norm_growth(SGDP, **kw),
+            deviation=lambda **kw: norm_growth(partial(SGDP, variant="official"), **kw),
             negative_control=lambda **kw: norm_growth(torch.optim.SGD, **kw),
             control_label="momentum SGD in the place of SGDP",
             instances=INSTANCES,
@@ -146,7 +147,7 @@ study = Study(
         ExactClaim(
             "no-radial-step",
             "A projected step is orthogonal to the weight: the squared norms add.",
-            deviation=lambda **kw: pythagoras(SGDP, **kw),
+            deviation=lambda **kw: pythagoras(partial(SGDP, variant="official"), **kw),
             negative_control=lambda **kw: pythagoras(torch.optim.SGD, **kw),
             control_label="momentum SGD in the place of SGDP",
             instances=INSTANCES,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from golden.reference import Case
 from trueup.optim import SPAM, AdaClip, StableSPAM
-from trueup.optim._spam import _clip
+from trueup.optim._spam import clip_spikes, schedule
 from trueup.quantization import (
     FakeQuantLinear,
     fake_quantize_fp4,
@@ -33,7 +33,7 @@ def stable_spam(case: Case) -> dict[str, object]:
         None if hyper["total_T"] == -1 else int(hyper["total_T"]),
         hyper["eta_min"],
         bool(hyper["amsgrad"]),
-        hyper["reset_mode"],
+        variant=hyper["reset_mode"],
     )
     rows: dict[str, list[Tensor]] = {}
     for t in range(hyper["steps"]):
@@ -59,7 +59,7 @@ def stable_spam(case: Case) -> dict[str, object]:
 
 
 def clipped_gradients(optimizer: StableSPAM, params: list[nn.Parameter], hyper: dict) -> list[Tensor]:
-    """What AdaClip, on its own but with the optimizer's average and step, makes of the gradients."""
+    """Return what AdaClip makes of the gradients, on its own but with the optimizer's average and step."""
     copies = [nn.Parameter(p.detach().clone()) for p in params]
     sgd = torch.optim.SGD(copies, 0.0)
     transform = AdaClip(sgd, hyper["gamma3"])
@@ -95,9 +95,9 @@ def spam(case: Case) -> dict[str, object]:
     for t in range(hyper["steps"]):
         for i, p in enumerate(params):
             p.grad = torch.tensor(case.inputs[f"grads{i}"][t]).to(dtype)
-            clips = optimizer._now(optimizer.param_groups[0], t + 1)[0]
+            clips = schedule(optimizer.param_groups[0], t + 1)[0]
             second = optimizer.state[p].get("exp_avg_sq", torch.zeros_like(p))
-            clipped = _clip(p.grad, second, hyper["threshold"]) if clips else p.grad
+            clipped = clip_spikes(p.grad, second, hyper["threshold"]) if clips else p.grad
             rows.setdefault(f"out.clipped_grads{i}", []).append(clipped.double())
         optimizer.step()
         for i, p in enumerate(params):
