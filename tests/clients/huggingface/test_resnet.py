@@ -97,7 +97,7 @@ def test_a_checkpoint_goes_both_ways(config: ResNetConfig, tmp_path: Path) -> No
 
 def test_what_fx_cannot_follow_is_asked_for(config: ResNetConfig) -> None:
     model = ResNetForImageClassification(config)
-    with pytest.raises(ValueError, match="which activation belongs to each of these norms") as raised:
+    with pytest.raises(ValueError, match="cannot determine the activation of each of these norms") as raised:
         convert(model, nn.BatchNorm2d, EvoNorm2dS0, group_size=4)
     for name, module in model.named_modules():
         assert (f"{name!r}: NAME" in str(raised.value)) is isinstance(module, nn.BatchNorm2d)
