@@ -19,14 +19,14 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from trueup.nn._find_activations import find_activations
 from trueup.nn._ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, Remainder
 from trueup.nn._layer_norm_cells import Cell
-from trueup.nn._module_references import MODULE_ATTRIBUTES, find_references, updates
+from trueup.nn._module_references import MODULE_ATTRIBUTES, Reference, find_references, updates
 from trueup.nn._overrides import overridden_attributes, own_methods
 from trueup.nn._table import Table
 from trueup.nn._wrapped import refuse_wrapped
@@ -114,10 +114,11 @@ def convert(
     >>> _ = converted.load_state_dict(model.state_dict())
     """
     targets = _targets(source, target)
-    _check_model(model, targets)
+    references = find_references(model)
+    _check_model(model, targets, references)
     if not inplace:
         model = copy.deepcopy(model)
-    references = find_references(model)
+        references = find_references(model)
     names = {module: name for name, module in model.named_modules()}
     target_of = {m: targets[kind] for m in names if (kind := _kind_of(m, targets)) is not None}
 
@@ -212,10 +213,10 @@ def _kind_of(module: nn.Module, targets: _Targets) -> type[nn.Module] | None:
     return next((kind for kind in type(module).__mro__ if kind in targets), None)
 
 
-def _check_model(model: nn.Module, targets: _Targets) -> None:
+def _check_model(model: nn.Module, targets: _Targets, references: Iterable[Reference]) -> None:
     """Raise if the model cannot be converted, whatever the options of the targets."""
     names = {module: name for name, module in model.named_modules()}
-    for reference in find_references(model):
+    for reference in references:
         if reference.module in names:
             continue
         for path, module in reference.module.named_modules(prefix=reference.path):
@@ -248,7 +249,7 @@ def _check_model(model: nn.Module, targets: _Targets) -> None:
 
 
 def _check_subclasses(names: Mapping[nn.Module, str], targets: _Targets) -> None:
-    """Raise one error for all modules whose class overrides something of its source class."""
+    """Raise if the class of any module overrides something of its source class; one error lists them all."""
     of_class: dict[type[nn.Module], list[nn.Module]] = {}
     for module in names:
         of_class.setdefault(type(module), []).append(module)
@@ -284,14 +285,11 @@ def _replacement(
 
     old_parts = {*module.modules()}  # what `from_module` takes over stays as it is
     parts = [part for part in new.modules() if part not in old_parts]
-    tensors = (*module._parameters.values(), *module._buffers.values())
-    like = next((t for t in tensors if t is not None and t.is_floating_point()), None)
+    like = next((t for t in _tensors(module) if t.is_floating_point()), None)
     for part in parts:
         part.training = module.training
         if like is not None:
-            part._apply(
-                lambda t: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype), recurse=False
-            )
+            _move(part, like)
     weights = [*module.parameters()]
     if weights and not any(p.requires_grad for p in weights):
         new.requires_grad_(False)
@@ -304,6 +302,20 @@ def _replacement(
     return new
 
 
+def _move(part: nn.Module, like: Tensor) -> None:
+    """Give a module's own tensors the device of another tensor, and the floating-point ones its dtype."""
+
+    def moved(t: Tensor) -> Tensor:
+        return t.to(like.device, like.dtype if t.is_floating_point() else t.dtype)
+
+    if any(moved(t) is not t for t in _tensors(part)):
+        part._apply(moved, recurse=False)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+
+
 def _build(module: nn.Module, where: str, target: type[nn.Module], options: dict[str, Any]) -> nn.Module:
     """Call the constructor or the `from_module` of the target."""
     if parametrize.is_parametrized(module):
@@ -311,8 +323,7 @@ def _build(module: nn.Module, where: str, target: type[nn.Module], options: dict
             f"{where}, is parametrised: call torch.nn.utils.parametrize.remove_parametrizations first, and "
             "parametrise the converted model"
         )
-    tensors = (*module._parameters.values(), *module._buffers.values())
-    if any(t is not None and is_lazy(t) for t in tensors):
+    if any(is_lazy(tensor) for tensor in _tensors(module)):
         raise ValueError(
             f"{where}, is not yet initialised: run one batch through the model before converting it"
         )

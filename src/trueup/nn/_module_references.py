@@ -48,6 +48,8 @@ def find_references(model: nn.Module) -> list[Reference]:
         for attribute, value in vars(holder).items():
             if attribute in MODULE_ATTRIBUTES and (attribute != "_modules" or holder in registered):
                 continue
+            if not issubclass(type(value), _HOLDERS):
+                continue
             for path, module in _modules_in(value, f"{prefix}.{attribute}" if prefix else attribute, set()):
                 found.append(Reference(path, module, holder, attribute))
                 if module not in seen:
@@ -102,11 +104,10 @@ def _items(container: Any) -> list[tuple[Any, Any]]:
 
 
 def _modules_in(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
-    if not issubclass(type(value), _HOLDERS):
-        return
     if isinstance(value, nn.Module):
         yield path, value
     elif id(value) not in seen:
         seen.add(id(value))
         for key, item in _items(value):
-            yield from _modules_in(item, f"{path}[{key!r}]", seen)
+            if issubclass(type(item), _HOLDERS):
+                yield from _modules_in(item, f"{path}[{key!r}]", seen)
