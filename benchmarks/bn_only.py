@@ -1,4 +1,4 @@
-"""Training batch norm only against training everything, and masked weights against a loop by hand."""
+"""Training only batch norm against training everything, and masked weights against a hand-written loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trueup.nn import freeze_all_but_norm_affine, random_parameter_mask, train_m
 
 
 def rows() -> Iterator[Row]:
-    everything, frozen, masked, by_hand = (net() for _ in range(4))
+    everything, frozen, masked, by_hand = (network() for _ in range(4))
     freeze_all_but_norm_affine(frozen)
     masks = random_parameter_mask(masked, generator=torch.Generator().manual_seed(0))
     train_masked(masked, masks)
@@ -35,7 +35,7 @@ def rows() -> Iterator[Row]:
     )
 
 
-def net() -> nn.Module:
+def network() -> nn.Module:
     torch.manual_seed(0)
     return CifarResNet(3, 20, 16, 10)
 
@@ -54,7 +54,7 @@ def step(model: nn.Module) -> Callable[[], None]:
 
 
 def masked_step(model: nn.Module, masks: dict[str, Tensor]) -> Callable[[], None]:
-    """What a user writes otherwise: every weight in the optimizer, and whole tensors touched three times."""
+    """Return the hand-written step: every weight in the optimizer, and three passes over whole tensors."""
     train_only(model, also_train=list(masks))
     weights = [model.get_parameter(name) for name in masks]
     start = [weight.detach().clone() for weight in weights]

@@ -1,4 +1,4 @@
-"""What it costs to convert a net of a hundred layers: milliseconds, and bytes of weights copied."""
+"""The cost of converting a network of a hundred layers: milliseconds, and bytes of weights copied."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ LAYERS = 100
 
 
 def rows() -> Iterator[Measured]:
-    whole = f"convert in place, {LAYERS} x (convolution, batch norm, ReLU) of 64 channels"
+    what = f"convert in place, {LAYERS} x (convolution, batch norm, ReLU) of 64 channels"
     yield Measured(
-        f"{whole}, to GhostBatchNorm2d",
+        f"{what}, to GhostBatchNorm2d",
         "",
         milliseconds(lambda model: convert(model, nn.BatchNorm2d, GhostBatchNorm2d, inplace=True)),
         "ms",
         bound=50.0,
     )
     yield Measured(
-        f"{whole}, to EvoNorm2dS0, activations found by torch.fx",
+        f"{what}, to EvoNorm2dS0, activations found by torch.fx",
         "",
         milliseconds(lambda model: convert(model, nn.BatchNorm2d, EvoNorm2dS0, inplace=True)),
         "ms",
         bound=50.0,
     )
-    model = net()
+    model = network()
     before = {name: t.data_ptr() for name, t in model.state_dict().items()}
     convert(model, nn.BatchNorm2d, EvoNorm2dS0, inplace=True)
     copied = sum(
@@ -39,7 +39,7 @@ def rows() -> Iterator[Measured]:
     yield Measured("convert in place, bytes of weights copied", "", copied, "bytes", bound=0.0)
 
 
-def net() -> nn.Module:
+def network() -> nn.Module:
     layer = [
         (nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()) for _ in range(LAYERS)
     ]
@@ -47,10 +47,10 @@ def net() -> nn.Module:
 
 
 def milliseconds(conversion: Callable[[nn.Module], nn.Module], rounds: int = 15) -> float:
-    """The median of conversions of fresh nets, after one to warm up."""
+    """Return the median time to convert a new network, after one warm-up conversion."""
     seconds = []
     for _ in range(rounds + 1):
-        model = net()
+        model = network()
         start = time.perf_counter()
         conversion(model)
         seconds.append(time.perf_counter() - start)

@@ -1,8 +1,8 @@
-"""A study of your own: does AdamP train this small net better than SGD on the breast-cancer data?
+"""A study of your own: does AdamP train this small network better than SGD on the breast-cancer data?
 
     trueup run examples/my_study.py
 
-Nothing here is registered anywhere: a file that holds `study = Study(...)` is all there is to it.
+A study is a file that defines `study = Study(...)`. It needs no registration.
 """
 
 import torch
@@ -14,7 +14,7 @@ from trueup.optim import AdamP
 
 
 class TwoBranches(nn.Module):
-    """A model of your own; anything that trains will do."""
+    """A small model; any model that trains will do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ OPTIMIZERS = {
 
 
 def cell(run: Run) -> dict[str, object]:
-    """One training run. `run` holds the settings, and everything random that all arms must share."""
+    """Train once. `run` holds the settings and draws the random numbers that all arms share."""
     table = data.load("breast-cancer")
     fit, held_out = run.split(table.y, train=300, test=269)
     X, y = torch.tensor(table.X, dtype=torch.float32), torch.tensor(table.y, dtype=torch.float32)
@@ -57,7 +57,7 @@ def cell(run: Run) -> dict[str, object]:
 
 study = Study(
     slug="my-study",
-    question="Does AdamP train this net better than SGD?",
+    question="Does AdamP train this network better than SGD?",
     cell=cell,
     metrics=[Metric("accuracy", higher=True, worst=0.5, unit="%")],
     arms=[
@@ -73,11 +73,11 @@ study = Study(
             "AdamP reaches a higher test accuracy than SGD.",
             difference("adamp", "sgd", "accuracy"),
             min_effect=0.01,
-            why="a point is 3 of 269 patients",
+            why="one point is about 3 of 269 patients",
             primary=True,
         )
     ],
     figures=[Figure("Training loss", "loss", x="step", log_y=True)],
     data=["breast-cancer"],
-    tested_on="breast-cancer, 300 patients, a net of 500 parameters",
+    tested_on="breast-cancer, 300 patients, a network of 500 parameters",
 )

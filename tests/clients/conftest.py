@@ -1,4 +1,4 @@
-"""What every trainer is tried with. Each folder has an environment of its own: `make clients`."""
+"""The optimizers that every client trains with. `make clients` gives each folder its own environment."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from conformance.optimizers import CASES, Case
 
 @pytest.fixture(params=CASES, ids=lambda case: case.optimizer.__name__)
 def recipe(request: pytest.FixtureRequest) -> tuple[type[Optimizer], dict[str, Any]]:
-    """A public optimizer and hyperparameters: of the conformance suite's variants the one that sets most."""
+    """Return a public optimizer, with the conformance suite's variant that sets the most hyperparameters."""
     case: Case = request.param
     return case.optimizer, {**case.required, **max(case.variants.values(), key=len)}

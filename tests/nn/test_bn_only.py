@@ -1,4 +1,4 @@
-"""What is trained, what cannot move, and what is refused."""
+"""Training parts of a model, masked weights, and the report on norm layers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-# ---- which parameters ----
+# ---- trainable parameters ----
 
 
 def test_the_papers_count() -> None:
@@ -108,14 +108,14 @@ def test_only_gamma_beta_and_running_statistics_move() -> None:
     assert model.conv.weight.grad is None
 
 
-# ---- the start ----
+# ---- initial values ----
 
 
 @pytest.mark.parametrize(
     ("kind", "low", "high", "mean"),
     [("uniform", 0.0, 1.0, 0.5), ("ones", 1.0, 1.0, 1.0), ("uniform_pm1", -1.0, 1.0, 0.0)],
 )
-def test_the_start_of_the_affine_parameters(kind: str, low: float, high: float, mean: float) -> None:
+def test_initial_values_of_the_affine_parameters(kind: str, low: float, high: float, mean: float) -> None:
     model = nn.Sequential(nn.BatchNorm2d(4000), nn.BatchNorm2d(3, affine=False), nn.RMSNorm(4000))
     reinit_norm_affine(model, kind, 0.25, generator=torch.Generator().manual_seed(0))
     assert (model[0].bias == 0.25).all()
@@ -128,10 +128,10 @@ def test_the_start_of_the_affine_parameters(kind: str, low: float, high: float, 
     torch.testing.assert_close(model[0].weight, first, rtol=0, atol=0)
 
 
-# ---- the control: as many weights, drawn at random ----
+# ---- the control: random weights of the same number ----
 
 
-def test_as_many_weights_a_filter_as_the_norm_has() -> None:
+def test_as_many_weights_per_filter_as_the_norm_has() -> None:
     model = CifarResNet(3, 14, 8, 10)
     masks = random_parameter_mask(model, generator=torch.Generator().manual_seed(0))
     convolutions = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
@@ -200,7 +200,7 @@ def test_the_gradient_of_the_trained_entries_is_the_weights() -> None:
     torch.testing.assert_close(model[0].parametrizations.weight.original.grad, want)
 
 
-@pytest.mark.bad_input  # the compiler's fake tensors are not what the signature asks for
+@pytest.mark.bad_input  # the compiler's fake tensors do not match the signature
 def test_a_masked_model_can_be_copied_saved_and_compiled() -> None:
     model = resnet()
     train_masked(model, random_parameter_mask(model, generator=torch.Generator().manual_seed(1)))
@@ -215,7 +215,7 @@ def test_a_masked_model_can_be_copied_saved_and_compiled() -> None:
 
 def test_a_wrapped_model_is_not_masked() -> None:
     class DistributedDataParallel(nn.DataParallel):
-        """Known by its name."""
+        """A wrapper is recognized by the name of its class."""
 
     model = DistributedDataParallel(resnet())
     with pytest.raises(ValueError, match="wrapped for distributed training"):
@@ -223,7 +223,7 @@ def test_a_wrapped_model_is_not_masked() -> None:
 
 
 def test_masking_one_copy_leaves_the_other_alone() -> None:
-    """Copies of a parametrised layer share the class that torch made for it."""
+    """Copies of a parametrised layer share the class that torch makes for it."""
     layer = nn.Conv2d(2, 3, 3)
     parametrize.register_parametrization(layer, "bias", nn.Identity())
     other, x = copy.deepcopy(layer), torch.randn(1, 2, 4, 4)
@@ -232,7 +232,7 @@ def test_masking_one_copy_leaves_the_other_alone() -> None:
     torch.testing.assert_close(other(x), want, rtol=0, atol=0)
 
 
-# ---- what became of the features ----
+# ---- the report ----
 
 
 def test_the_report_counts_small_weights() -> None:
@@ -249,7 +249,7 @@ def test_the_report_counts_small_weights() -> None:
     assert str(norm_affine_report(model)).splitlines()[0].split() == list(first._fields)
 
 
-# ---- what is refused ----
+# ---- errors ----
 
 
 def shared_convolution() -> nn.Module:
@@ -286,7 +286,7 @@ MASK = {"0.weight": torch.ones(2, 2, 3, 3, dtype=torch.bool)}
         (lambda: reinit_norm_affine(parametrizations.weight_norm(nn.LayerNorm((2, 2)))), ValueError,
          "the model is parametrised"),
         (lambda: random_parameter_mask(nn.Linear(2, 2)), ValueError, "no Conv1d, Conv2d or Conv3d"),
-        (lambda: random_parameter_mask(nn.Conv2d(1, 4, 1)), ValueError, "1 weights, fewer than per_chan"),
+        (lambda: random_parameter_mask(nn.Conv2d(1, 4, 1)), ValueError, "has 1 weights, fewer than per_chan"),
         (lambda: random_parameter_mask(nn.Conv2d(1, 4, 3), 0), ValueError, "at least 1; got 0"),
         (lambda: norm_affine_report(resnet(), -1.0), ValueError, "must not be negative; got -1.0"),
         (lambda: norm_affine_report(resnet(), float("nan")), ValueError, "must not be negative; got nan"),

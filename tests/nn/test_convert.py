@@ -1,4 +1,4 @@
-"""Conversion keeps everything about a model except the kind of its layers."""
+"""Converting models: what stays, what changes, and what is refused."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_converts_back_by_the_names_of_the_settings() -> None:
 
 
 class Scaled(nn.Module):
-    """A target known by its constructor alone; `gain` is its own."""
+    """A target without `from_module`, with a parameter of its own, `gain`."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, gain: float = 1.0) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ def test_several_kinds_of_source() -> None:
     assert isinstance(converted[1], nn.ReLU)
 
 
-# ---- what it refuses, leaving the model as it was ----
+# ---- errors leave the model as it was ----
 
 
 class TwoWeights(nn.Module):
@@ -196,8 +196,8 @@ class TwoWeights(nn.Module):
         (nn.BatchNorm1d(3), nn.BatchNorm1d, GhostBatchNorm2d, TypeError, "of BatchNorm2d; got BatchNorm1d"),
         (nn.GroupNorm(1, 3), nn.GroupNorm, GhostBatchNorm2d, TypeError, "got GroupNorm"),
         (nn.LazyBatchNorm1d(), nn.LazyBatchNorm1d, GhostBatchNorm1d, ValueError, "not yet init"),
-        (nn.Linear(3, 3), nn.Linear, TwoWeights, ValueError, r"shape \(3, 3\), the new one \(2,\)"),
-        (nn.PReLU(3), nn.PReLU, nn.ReLU, ValueError, "PReLU -> ReLU: the first has 'weight', the"),
+        (nn.Linear(3, 3), nn.Linear, TwoWeights, ValueError, r"shape \(3, 3\) in the old layer, but \(2,\)"),
+        (nn.PReLU(3), nn.PReLU, nn.ReLU, ValueError, "PReLU -> ReLU: the old layer has 'weight', but"),
         (nn.RReLU(), nn.RReLU, nn.Linear, TypeError, "in_features"),
         (nn.Sequential(nn.Tanh()), nn.Sequential, nn.ReLU, ValueError, "Sequential, has children"),
         (nn.Tanh(), "BatchNorm2d", GhostBatchNorm2d, TypeError, "needs module classes.*got 'BatchNorm2d'"),
@@ -233,11 +233,11 @@ def test_a_model_without_batch_norm_is_named() -> None:
         convert_ghost_batchnorm(nn.Linear(2, 2), 4)
 
 
-# ---- a layer that is norm and activation in one ----
+# ---- layers that are normalization and activation in one ----
 
 
 class NormSilu(nn.Module):
-    """Batch normalisation, then SiLU: a model in training mode that is converted to it gives the same."""
+    """Batch normalization, then SiLU. Conversion to it keeps the outputs in training mode."""
 
     def __init__(self, num_features: int, apply_act: bool = True, eps: float = 1e-5) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ class NormSilu(nn.Module):
 
 
 class Net(nn.Module):
-    """A stem, a residual block without activation on one branch, and a head with a norm of its own."""
+    """A stem, and a residual block whose second norm has no activation."""
 
     def __init__(self, act: type[nn.Module] = nn.SiLU) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ PAIRS = {"stem.1": "stem.3", "bn1": "act1", "bn2": None}
 
 
 def pasted(refusal: pytest.ExceptionInfo[ValueError]) -> dict[str, str | None]:
-    """The pairs that an error suggests, as somebody would paste them."""
+    """Return the pairs that an error suggests, evaluated as if pasted."""
     suggestion = re.search(r"pairs=(\{\n.*?^\})", str(refusal.value), re.MULTILINE | re.DOTALL)
     assert suggestion is not None
     return eval(suggestion[1])
@@ -321,7 +321,7 @@ def test_fuses_the_norm_with_the_activation_after_it(inplace: bool) -> None:
 def test_a_model_that_cannot_be_traced_names_its_pairs() -> None:
     model = Untraceable()
     with pytest.raises(
-        ValueError, match=r"each of these norms\? torch.fx cannot trace.*TraceError"
+        ValueError, match=r"each of these norms: torch.fx cannot trace.*TraceError"
     ) as refusal:
         convert(model, nn.BatchNorm2d, NormSilu)
     assert "'stem.1': NAME,\n    'bn1': NAME,\n    'bn2': NAME,\n" in str(refusal.value)
@@ -338,7 +338,7 @@ def test_other_kinds_of_activation_go_when_they_are_named() -> None:
     assert str(refusal.value).endswith("wherever they follow a norm: activation=(nn.ReLU, nn.SiLU, nn.GELU)")
     assert isinstance(convert(model, nn.BatchNorm2d, NormSilu, pairs=pasted(refusal)).act1, nn.Identity)
     assert isinstance(convert(model, nn.BatchNorm2d, NormSilu, activation=nn.GELU).act1, nn.Identity)
-    # Named by hand, or left alone by hand.
+    # The names can also be given by hand, and apply_act=False keeps all activations.
     assert isinstance(convert(model, nn.BatchNorm2d, NormSilu, pairs=PAIRS).act1, nn.Identity)
     converted = convert(model, nn.BatchNorm2d, NormSilu, apply_act=False)
     assert isinstance(converted.act1, nn.GELU)
@@ -365,7 +365,7 @@ def test_what_holds_no_norm_is_not_traced() -> None:
 
 
 class Calls(nn.Module):
-    """Two norms, two activations, and a forward pass of the test's choice."""
+    """Two norms, an activation and a convolution, with the forward pass of a test."""
 
     def __init__(self, forward) -> None:
         super().__init__()
@@ -378,7 +378,7 @@ class Calls(nn.Module):
 
 
 class Holder(nn.Module):
-    """Holds no norm, so that nobody looks into it."""
+    """A module without norms, which is not traced."""
 
     def __init__(self, act: nn.Module) -> None:
         super().__init__()
@@ -398,17 +398,17 @@ class Swish(nn.Module):
     ("forward", "message"),
     [
         (lambda m, x: m.other(nn.functional.silu(m.bn(x))), "function silu follows.*a module, nn.SiLU with"),
-        (lambda m, x: m.other(m.bn(x).relu_()), r"bn\? the function relu_ follows.*a module, nn.ReLU with"),
-        (lambda m, x: m.other(m.act(h := m.bn(x)) + h), r"bn\? its result goes to act and elsewhere"),
+        (lambda m, x: m.other(m.bn(x).relu_()), r"bn: the function relu_ follows.*a module, nn.ReLU with"),
+        (lambda m, x: m.other(m.act(h := m.bn(x)) + h), r"bn: its result goes to act and elsewhere"),
         (lambda m, x: m.act(m.other(m.conv(m.act(m.bn(x)))) + x), "act is also used where no converted norm"),
-        (lambda m, x: m.other(m.act(m.bn(x)) + m.bn(x)), r"bn\? it is used in several places"),
-        (lambda m, x: m.act(m.bn(x)), r"belongs to other\? torch.fx does not come by it"),
-        (lambda m, x: m.other(m.swish(m.bn(x))), r"swish follows, a Swish\. Say it"),
+        (lambda m, x: m.other(m.act(m.bn(x)) + m.bn(x)), r"bn: it is used in several places"),
+        (lambda m, x: m.act(m.bn(x)), "activation of other: torch.fx finds no call of it"),
+        (lambda m, x: m.other(m.swish(m.bn(x))), r"bn: swish follows, a Swish\. Pass pairs"),
         (lambda m, x: m.other(m.act(m.drop(m.bn(x)))), "act follows, but only after drop"),
         (lambda m, x: m.other(nn.functional.silu(m.bn(x).contiguous())), "silu follows, but only after"),
     ],
 )  # fmt: skip
-def test_refuses_an_activation_that_is_in_doubt(forward, message: str) -> None:
+def test_refuses_an_unclear_activation(forward, message: str) -> None:
     model = Calls(forward)
     model.swish, model.drop = Swish(), nn.Dropout()
     kinds = [type(module) for module in model.modules()]
@@ -418,7 +418,7 @@ def test_refuses_an_activation_that_is_in_doubt(forward, message: str) -> None:
 
 
 class StochasticDepth(nn.Module):
-    """As torchvision's: it keeps or drops the branches of a residual sum, sample by sample."""
+    """Drop the branch of a residual sum for some samples, as torchvision's class of this name does."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -438,7 +438,7 @@ class Branch(nn.Module):
         return x + self.stochastic_depth(self.block(x))
 
 
-def test_one_error_names_all_norms_in_doubt_and_its_pairs_do_no_damage() -> None:
+def test_one_error_names_all_unclear_norms_and_its_pairs_are_safe() -> None:
     model = nn.Sequential(*[Branch() for _ in range(9)])
     with pytest.raises(ValueError, match="each of these norms") as refusal:
         convert(model, nn.BatchNorm2d, NormSilu)
@@ -460,13 +460,13 @@ def test_one_error_names_all_norms_in_doubt_and_its_pairs_do_no_damage() -> None
 
 def test_pairs_to_paste_keep_those_given_before() -> None:
     model = nn.Sequential(nn.BatchNorm2d(2), Swish(), nn.BatchNorm2d(2), Swish())
-    with pytest.raises(ValueError, match=r"belongs to 2\? 3 follows, a Swish") as refusal:
+    with pytest.raises(ValueError, match=r"activation of 2: 3 follows, a Swish") as refusal:
         convert(model, nn.BatchNorm2d, NormSilu, pairs={"0": "1"})
     assert pasted(refusal) == {"0": "1", "2": None}
 
 
 def test_only_an_activation_that_may_go_is_suggested() -> None:
-    # A sigmoid is a gate, GLU halves the channels, and PReLU's weight would be lost.
+    # A sigmoid is a gate, GLU halves the channels, and the weight of PReLU would be lost.
     others = [nn.GELU(), nn.Sigmoid(), nn.GLU(1), nn.PReLU(), nn.Hardswish()]
     model = nn.Sequential(*[module for act in others for module in (nn.BatchNorm2d(2), act)])
     with pytest.raises(ValueError, match="each of these norms") as refusal:
@@ -489,7 +489,9 @@ def test_an_activation_that_is_used_elsewhere_too_is_not_suggested() -> None:
 
 def test_a_gate_written_as_a_function_stays() -> None:
     model = Calls(lambda m, x: m.act(m.other(torch.sigmoid(m.bn(x)))))
-    with pytest.raises(ValueError, match=r"belongs to bn\? the function sigmoid follows\. Say") as refusal:
+    with pytest.raises(
+        ValueError, match=r"activation of bn: the function sigmoid follows\. Pass pairs"
+    ) as refusal:
         convert(model, nn.BatchNorm2d, NormSilu)
     converted = convert(model, nn.BatchNorm2d, NormSilu, pairs=pasted(refusal))
     x = torch.randn(3, 2, 4, 4)
@@ -501,7 +503,7 @@ class LeakySilu(nn.SiLU):
         return super().forward(x) + 0.1 * x
 
 
-def test_a_subclass_of_an_activation_that_does_something_else_is_in_doubt() -> None:
+def test_a_subclass_of_an_activation_that_overrides_something_is_unclear() -> None:
     model = nn.Sequential(nn.BatchNorm2d(2), LeakySilu())
     with pytest.raises(ValueError, match=r"1 follows, a LeakySilu") as refusal:
         convert(model, nn.BatchNorm2d, NormSilu)
@@ -510,7 +512,7 @@ def test_a_subclass_of_an_activation_that_does_something_else_is_in_doubt() -> N
     assert isinstance(named[1], nn.Identity)
 
 
-def test_pairs_answer_for_the_norms_in_doubt_alone() -> None:
+def test_pairs_may_name_the_unclear_norms_only() -> None:
     # bn's result goes to the activation and elsewhere; other's activation is found.
     model = Calls(lambda m, x: m.last(m.other(m.act(h := m.bn(x)) + h)))
     model.last = nn.SiLU()
@@ -566,7 +568,7 @@ def test_refuses_an_activation_that_a_module_without_norms_uses_too() -> None:
         ({"pairs": {"bn1": "act9"}}, ValueError, "names 'act9', which the model does not have"),
         ({"pairs": {"act1": None}}, ValueError, "names 'act1', a SiLU that is not converted"),
         ({"pairs": PAIRS | {"bn1": "conv1"}}, ValueError, "Conv2d has parameters or buffers, which would be"),
-        ({"pairs": PAIRS, "apply_act": True}, TypeError, "apply_act must not be given"),
+        ({"pairs": PAIRS, "apply_act": True}, TypeError, "cannot be combined with it"),
     ],
 )
 def test_refuses_pairs_that_do_not_fit(options, error, message) -> None:
@@ -579,21 +581,21 @@ def test_pairs_are_for_targets_with_an_activation() -> None:
         convert(Net(), nn.BatchNorm2d, GhostBatchNorm2d, pairs=PAIRS)
 
 
-def test_a_norm_alone_says_itself_whether_it_has_an_activation() -> None:
+def test_a_model_that_is_a_norm_needs_apply_act() -> None:
     with pytest.raises(ValueError, match="the model is the norm itself"):
         convert(nn.BatchNorm2d(2), nn.BatchNorm2d, NormSilu)
     assert convert(nn.BatchNorm2d(2), nn.BatchNorm2d, NormSilu, apply_act=True).apply_act
 
 
-# ---- what would quietly change the meaning ----
+# ---- changes of the meaning ----
 
 
 class Local(nn.BatchNorm2d):
-    """Keeps statistics of its process."""
+    """Keep the statistics of one process."""
 
 
 class KeepsVariance(nn.Module):
-    """Keeps a running variance, whatever the settings say."""
+    """Keep a running variance, whatever the settings."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -608,7 +610,7 @@ def test_frozen_statistics_stay_or_are_refused() -> None:
     with pytest.raises(ValueError, match=r"bn1, BatchNorm2d -> NormSilu: .* in eval mode.*running_mean"):
         convert(model, nn.BatchNorm2d, NormSilu)
     assert not convert(model, nn.BatchNorm2d, GhostBatchNorm2d).bn1.training
-    # A model that is evaluated as a whole is not frozen.
+    # A model that is in eval mode as a whole is not frozen.
     assert not convert(model.eval(), nn.BatchNorm2d, NormSilu).bn1.training
 
 
@@ -626,10 +628,11 @@ def test_what_is_frozen_gets_no_trainable_parameters() -> None:
     [
         (nn.SyncBatchNorm(2), nn.SyncBatchNorm, Local, "0, SyncBatchNorm -> Local: .*its statistics between"),
         (nn.BatchNorm2d(2, track_running_stats=False), nn.BatchNorm2d, KeepsVariance,
-         "the second has 'running_var', the first has not"),
+         "the new layer has 'running_var', but the old one does not"),
         (nn.LayerNorm((2, 2)), nn.LayerNorm, PowerNorm1d, "one dimension of channels"),
-        (nn.LayerNorm(2, bias=False), nn.LayerNorm, PowerNorm1d, "the second has 'bias', the first has not"),
-        (nn.utils.spectral_norm(nn.Linear(2, 2)), nn.Linear, Scaled, "the first has 'weight_orig', the sec"),
+        (nn.LayerNorm(2, bias=False), nn.LayerNorm, PowerNorm1d,
+         "the new layer has 'bias', but the old one does not"),
+        (nn.utils.spectral_norm(nn.Linear(2, 2)), nn.Linear, Scaled, "the old layer has 'weight_orig', but"),
     ],
 )  # fmt: skip
 def test_refuses_what_would_change_the_meaning(
@@ -658,13 +661,13 @@ def test_statistics_that_are_shared_stay_shared() -> None:
     layer = nn.SyncBatchNorm(2)
     layer.process_group = group
     assert convert(layer, nn.SyncBatchNorm, EvoNorm2dB0, inplace=True, apply_act=True).process_group is group
-    # Without statistics of a batch there is nothing to share.
+    # A layer without batch statistics has nothing to share.
     assert isinstance(
         convert(nn.SyncBatchNorm(2), nn.SyncBatchNorm, nn.GroupNorm, num_groups=1), nn.GroupNorm
     )
 
 
-def test_refuses_a_forward_pass_that_is_the_objects_own() -> None:
+def test_refuses_a_forward_method_set_on_the_object() -> None:
     for name in ("bn1", "act1"):
         model = Net()
         layer = model.get_submodule(name)
@@ -706,7 +709,7 @@ def test_torchs_encoder_leaves_its_fast_path_for_padded_batches() -> None:
     assert convert(before, nn.BatchNorm1d, GhostBatchNorm1d)[1].use_nested_tensor
 
 
-def test_torchs_encoder_layer_computes_no_converted_layer_itself() -> None:
+def test_torchs_encoder_layer_calls_a_converted_activation() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, activation=nn.ReLU(), batch_first=True).eval()
     model, x = convert(layer, nn.ReLU, nn.Tanh), torch.randn(2, 3, 8)
     with torch.no_grad():
@@ -721,17 +724,17 @@ def test_refuses_what_attention_reads_the_weights_of() -> None:
         convert(layer, nn.Linear, nn.Identity)
 
 
-def test_what_a_target_is_made_of_is_in_the_mode_of_what_it_replaces() -> None:
+def test_submodules_of_a_target_get_the_mode_of_the_replaced_module() -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.RReLU()).eval()
     converted = convert(model, nn.BatchNorm2d, EvoNorm2dS1, activation=nn.RReLU, groups=2)
     assert not any(module.training for module in converted.modules())
 
 
-# ---- what a module does beyond its kind ----
+# ---- modules that do more than their kind ----
 
 
 class NormAct(nn.BatchNorm2d):
-    """As timm's: norm, dropout and activation in one, which keeps the names of a norm alone."""
+    """Norm, dropout and activation in one, with the state dict of a norm, as timm's `BatchNormAct2d`."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
@@ -766,7 +769,7 @@ def test_a_norm_that_activates_is_refused_by_name() -> None:
     )
     with pytest.raises(ValueError, match=message):
         convert_ghost_batchnorm(model, 4, inplace=True)
-    # Its name alone is not enough: the parts must have a place.
+    # Naming the class is not enough: the target must have a place for its parts.
     with pytest.raises(
         ValueError, match=r"2, a NormAct, has children that find no place .*, drop, act: name"
     ):
@@ -795,7 +798,7 @@ def test_a_norm_that_activates_is_converted_by_a_target_of_its_own(inplace: bool
 
 
 def test_a_target_may_do_the_work_of_a_child_itself() -> None:
-    """As EvoNorm does the activation's; an Identity in its place says so."""
+    """EvoNorm does the work of the activation, and puts an Identity in its place."""
 
     class Fused(NormSilu):
         @classmethod
@@ -906,7 +909,7 @@ def test_refuses_an_object_whose_class_was_changed() -> None:
 
 
 class Described(nn.BatchNorm2d):
-    """Nothing in it computes."""
+    """Override nothing that computes."""
 
     __constants__ = ("number",)
     number: int = 3
@@ -949,9 +952,9 @@ def test_torchs_own_subclasses_are_of_their_kind() -> None:
     assert isinstance(converted[0], nn.Identity)
 
 
-def widened(norm: nn.Module, what: str) -> nn.Module:
-    """The norm as an object of a subclass that has something its kind lacks."""
-    norm.__class__ = type("Widened", (type(norm),), {})
+def extended(norm: nn.Module, what: str) -> nn.Module:
+    """Give the norm a class of its own, and state that its kind lacks."""
+    norm.__class__ = type("Extended", (type(norm),), {})
     if what == "child":
         norm.extra = nn.Linear(1, 1)
     elif what == "parameter":
@@ -972,12 +975,12 @@ def widened(norm: nn.Module, what: str) -> nn.Module:
     ],
 )
 def test_refuses_state_that_finds_no_place(source, target, options, what: str) -> None:
-    norm = widened(source(4), what)
+    norm = extended(source(4), what)
     model = nn.Sequential(norm)
     message = (
-        "0, a Widened.*, has children"
+        "0, a Extended.*, has children"
         if what == "child"
-        else f"0, .* -> {target.__name__}: the first has 'extra'"
+        else f"0, .* -> {target.__name__}: the old layer has 'extra'"
     )
     with pytest.raises(ValueError, match=message):
         convert(model, source, target, inplace=True, **options)
@@ -985,7 +988,7 @@ def test_refuses_state_that_finds_no_place(source, target, options, what: str) -
 
 
 @pytest.mark.parametrize("name", ["train", "_load_from_state_dict", "state_dict", "to"])
-def test_refuses_a_method_that_is_the_objects_own(name: str) -> None:
+def test_refuses_a_method_set_on_the_object(name: str) -> None:
     for path in ("bn1", "act1"):
         model = Net()
         layer = model.get_submodule(path)
@@ -999,14 +1002,14 @@ def test_refuses_a_method_that_is_the_objects_own(name: str) -> None:
 def test_what_was_set_on_the_object_stays(inplace: bool) -> None:
     model = Net()
     for layer in (model.bn1, model.act1):
-        layer.qconfig = None  # not to be quantized: absent, the parent's would count
+        layer.qconfig = None  # not to be quantized; without the attribute the parent's would apply
         layer.layer_id = 3
         layer._is_hf_initialized = True
         layer._cache = [1]
     converted = convert(model, nn.BatchNorm2d, NormSilu, inplace=inplace)
     for layer in (converted.bn1, converted.act1):
         assert (layer.qconfig, layer.layer_id, layer._is_hf_initialized) == (None, 3, True)
-        # Neither what only the old layer works with, nor settings that the new one does not have.
+        # Working state and settings of the old layer are gone.
         assert vars(layer).keys().isdisjoint({"_cache", "momentum", "inplace", "track_running_stats"})
     assert "qconfig" not in vars(converted.bn2)
 
@@ -1056,7 +1059,7 @@ def test_an_error_leaves_the_hooks_with_the_old_modules() -> None:
     assert seen == [model[0]]
 
 
-# ---- modules that are held in other ways too ----
+# ---- modules in plain attributes and containers ----
 
 
 class Pair(NamedTuple):
@@ -1065,7 +1068,7 @@ class Pair(NamedTuple):
 
 
 class Stages(nn.Module):
-    """As detectron2's ResNet: the stages are registered one by one, and run through a list."""
+    """Register stages one by one and run them from a list, as detectron2's ResNet does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1201,7 +1204,7 @@ def test_refuses_an_activation_that_a_module_without_norms_holds_in_a_list() -> 
         convert(model, nn.BatchNorm2d, NormSilu, inplace=True)
 
 
-def test_a_module_that_runs_a_norm_from_a_list_is_followed() -> None:
+def test_a_module_that_runs_a_norm_from_a_list_is_traced() -> None:
     class Runs(nn.Module):
         def __init__(self, norm: nn.Module) -> None:
             super().__init__()
@@ -1274,7 +1277,7 @@ def test_refuses_two_targets_or_none() -> None:
 # ---- whole models ----
 
 
-@pytest.mark.bad_input  # torch.fx runs the net on symbols, which its signature forbids
+@pytest.mark.bad_input  # torch.fx runs the network on proxies, which its signature forbids
 def test_a_resnet_in_evonorm() -> None:
     model = CifarResNet(1, 8, 4, 10)
     before = dict(model.named_parameters())
@@ -1306,19 +1309,19 @@ def test_a_hugging_face_model_in_powernorm(family: str) -> None:
     norms = [name for name, m in model.named_modules() if isinstance(m, nn.LayerNorm)]
     converted = convert(model, nn.LayerNorm, PowerNorm1d, group_num=2, warmup_iters=3)
     assert [n for n, m in converted.named_modules() if isinstance(m, PowerNorm1d)] == norms
-    # An old checkpoint loads: only the new layers' own state is missing.
+    # An old checkpoint loads; only state that the new layers alone have is missing.
     missing, unexpected = converted.load_state_dict(before, strict=False)
     assert not unexpected
     assert {name.rpartition(".")[2] for name in missing} == {"running_phi", "ema_gz", "iters"}
 
-    words = torch.randint(20, (3, 5))
+    tokens = torch.randint(20, (3, 5))
     mask = torch.tensor([[1] * 5, [1] * 5, [1, 1, 1, 0, 0]])
-    converted.train()(words, attention_mask=mask).last_hidden_state.sum().backward()
+    converted.train()(tokens, attention_mask=mask).last_hidden_state.sum().backward()
     assert all(int(m.iters) == 1 for m in converted.modules() if isinstance(m, PowerNorm1d))
-    assert converted.eval()(words, attention_mask=mask).last_hidden_state.isfinite().all()
+    assert converted.eval()(tokens, attention_mask=mask).last_hidden_state.isfinite().all()
 
 
-@pytest.mark.bad_input  # torch.fx runs the net on symbols, which its signature forbids
+@pytest.mark.bad_input  # torch.fx runs the network on proxies, which its signature forbids
 def test_tensors_stay_where_they_are_or_are_copied_once() -> None:
     model = CifarResNet(1, 8, 4, 10)
     there = {name: t.data_ptr() for name, t in model.state_dict().items()}
@@ -1339,7 +1342,7 @@ def test_tensors_stay_where_they_are_or_are_copied_once() -> None:
     assert sum(copies) <= sum(t.numel() for t in model.state_dict().values())
 
 
-@pytest.mark.bad_input  # torch.fx runs the net on symbols, which its signature forbids
+@pytest.mark.bad_input  # torch.fx runs the network on proxies, which its signature forbids
 def test_the_tutorial_runs() -> None:
     pytest.importorskip("transformers", reason="the tutorial converts a Hugging Face model")
     page = Path(__file__).parents[2] / "docs" / "tutorials" / "convert.md"
@@ -1370,9 +1373,7 @@ def test_hooks_before_loading_go_to_the_counterpart(inplace: bool) -> None:
 
 def test_statistics_that_the_counterpart_keeps_deeper_down_are_not_lost() -> None:
     model = nn.Sequential(nn.BatchNorm2d(8))
-    with pytest.raises(
-        ValueError, match="keeps its statistics in a part of its own, 'bn', and convert would lose"
-    ):
+    with pytest.raises(ValueError, match="keeps its statistics in a submodule, 'bn', and convert would lose"):
         convert(model, nn.BatchNorm2d, BatchChannelNorm2d, num_groups=4, channel_affine="channel")
     made = BatchChannelNorm2d(8, num_groups=4)
     made.bn.load_state_dict(model[0].state_dict())  # as the message says

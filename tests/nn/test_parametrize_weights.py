@@ -1,4 +1,4 @@
-"""Putting parametrisations into models, caching them, and baking them in."""
+"""Parametrising a model's weights, caching them, and baking them in."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_baked_is_exactly_the_same_function(dtype: torch.dtype) -> None:
     assert plain[0].weight.requires_grad
     assert not plain[0].training
     small_net().to(dtype).load_state_dict(plain.state_dict())
-    # the copy has not touched the model, though torch lets both share a class
+    # baking the copy leaves the model alone, although torch lets both share a class
     assert parametrised(model) == ["0", "2.0"]
     assert torch.equal(model(x), want)
 
@@ -185,7 +185,7 @@ def shared_weight() -> nn.Module:
         ),
         (lambda: nn.Sequential(nn.LazyConv2d(3, 3)), {}, "'0' is not yet initialised: run one batch"),
         (shared_weight, {"types": nn.Linear}, "Linear '0' shares its weight"),
-        (small_net, {"types": nn.ReLU}, "ReLU '2.1' has no parameter called weight"),
+        (small_net, {"types": nn.ReLU}, "ReLU '2.1' has no parameter named weight"),
     ],
 )
 def test_what_cannot_be_parametrised_is_refused_and_left_alone(
@@ -206,7 +206,7 @@ def test_an_error_in_the_second_layer_leaves_the_first_alone() -> None:
 
 
 class Shrinking(nn.Module):
-    """A parametrisation of the user's that suits some weights only."""
+    """A user's parametrisation that fits some weights only."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ def test_a_parametrisation_that_does_not_fit_the_second_layer_leaves_the_first_a
 
 def test_a_wrapped_model_is_refused() -> None:
     class DistributedDataParallel(nn.DataParallel):
-        """Known by its name."""
+        """A wrapper is recognized by the name of its class."""
 
     with pytest.raises(ValueError, match="wrapped for distributed training"):
         parametrize_weights(DistributedDataParallel(small_net()), Doubled)
@@ -241,7 +241,7 @@ def test_transposed_convolutions_are_refused_where_filters_count() -> None:
 def test_types_are_module_classes_and_a_plain_model_is_not_baked() -> None:
     with pytest.raises(TypeError, match="types must be module classes"):
         parametrize_weights(small_net(), Doubled, types="Conv2d")
-    with pytest.raises(TypeError, match=r"got the text '2.0': pass \['2.0'\]"):
+    with pytest.raises(TypeError, match=r"got the string '2.0': pass \['2.0'\]"):
         parametrize_weights(small_net(), Doubled, skip="2.0")
     with pytest.raises(ValueError, match="nothing to bake"):
         bake(small_net())

@@ -462,7 +462,7 @@ def test_takes_the_place_of_layer_norm() -> None:
         PowerNorm1d.from_module(nn.LayerNorm((3, 4)))
     with pytest.raises(TypeError, match="takes the place of LayerNorm; got GroupNorm"):
         PowerNorm1d.from_module(nn.GroupNorm(2, 4))
-    with pytest.raises(ValueError, match="the second has 'bias', the first has not"):
+    with pytest.raises(ValueError, match="the new layer has 'bias', but the old one does not"):
         convert(nn.LayerNorm(4, bias=False), nn.LayerNorm, PowerNorm1d)
 
 

@@ -1,4 +1,4 @@
-"""Layers, each used as its counterpart in `torch.nn`, and `convert`, which puts them into a model."""
+"""Layers that replace those of `torch.nn`, and `convert`, which puts them into an existing model."""
 
 from trueup.nn._adaptive_clip_grad import adaptive_clip_grad_
 from trueup.nn._batch_channel_norm import (

@@ -1,15 +1,15 @@
-"""Train normalisation's scale and shift only, and the arms that say what this is worth.
+"""Train only the scale and shift of the norm layers, and the paper's controls for this experiment.
 
-Problem: how much of a net is learnt by its features, and how much by scaling and shifting random ones? Idea:
-keep every weight at its random start and train the affine parameters of the norm layers alone, about 0.5 % of
-a ResNet: a probe of random features, and a small recipe for tuning. `train_only` chooses any of the three
-parts of a net (norm, output layer, others); the control trains as many weights drawn at random, 2 a filter:
+A network can learn features, or it can scale and shift random ones. To see how far the second alone goes, the
+paper keeps every weight at its random start and trains the affine parameters of the norm layers, about 0.5 %
+of a ResNet. `train_only` trains any of the three parts of a model: norm layers, output layer and others. The
+control trains as many weights chosen at random, 2 per filter:
 
-    w = frozen + scatter(values),     values: the trained entries, a vector of their own.
+    w = frozen.masked_scatter(mask, values),     values: the trained entries, a vector.
 
-Frankle, Schwab, Morcos: Training BatchNorm and Only BatchNorm, ICLR 2021, arXiv 2003.00152. Its code knows
-BatchNorm2d only; here every torch norm layer counts, and masked entries cannot be moved by any optimizer.
-Norm layers stay in training mode, so their running statistics follow; that is the paper's experiment.
+Frankle, Schwab, Morcos: Training BatchNorm and Only BatchNorm, ICLR 2021, arXiv 2003.00152. The official code
+supports BatchNorm2d only; here every norm layer of torch counts, and no optimizer can change a masked entry.
+Norm layers stay in training mode and update their running statistics, as in the paper.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 Part = Literal["norm", "output", "others"]
 Kinds = tuple[type[nn.Module], ...]
 
-# Batch, synchronised and instance normalisation share a base in torch.
+# In torch, batch, synchronized and instance normalization derive from _NormBase.
 NORM_LAYERS: Kinds = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
@@ -53,26 +53,26 @@ def train_only(
     also_train: Collection[str] = (),
     norm_layers: Kinds = NORM_LAYERS,
 ) -> list[str]:
-    """Let gradients reach some parts of the model and freeze the others, by setting ``requires_grad``.
+    """Train some parts of the model and freeze the others, by setting `requires_grad`.
 
-    Call it before you build the optimizer, and give that only what is trainable: momentum and weight decay
-    of an optimizer that holds them move frozen parameters on.
+    Build the optimizer afterwards and give it only the trainable parameters. An optimizer that holds frozen
+    parameters may still change them, by momentum and weight decay.
 
     Args:
         model: any module with norm layers that have affine parameters.
-        *parts: any of ``"norm"`` (weight and bias of the norm layers), ``"output"`` (the output layer) and
-            ``"others"`` (the rest). No part freezes everything.
+        *parts: any of `"norm"` (weight and bias of the norm layers), `"output"` (the output layer) and
+            `"others"` (the rest). Without parts, everything is frozen.
         output_layer: name of the output layer; by default the last `nn.Linear`.
-        also_train: names of parameters of the part ``"others"`` that are trained although that part is not.
+        also_train: names of parameters of the part `"others"` to train even if that part is frozen.
         norm_layers: the classes that count as norm layers, with their subclasses.
 
     Returns:
-        Names of the trainable parameters, in the order of ``model.named_parameters()``. A parameter that
-        several layers share is one.
+        Names of the trainable parameters, in the order of `model.named_parameters()`. A parameter that
+        several layers share is listed once.
 
     Raises:
-        ValueError: no norm layer has affine parameters; an unknown part or name; no output layer found where
-            it must be told from the others, or one without parameters.
+        ValueError: no norm layer has affine parameters; a part or name is unknown; the output layer is
+            needed to separate `"output"` from `"others"`, but is not found or has no parameters.
 
     Source: section 3 of the paper.
 
@@ -84,7 +84,7 @@ def train_only(
     """
     for part in parts:
         if part not in get_args(Part):
-            raise ValueError(f"the parts are 'norm', 'output' and 'others'; got {part!r}")
+            raise ValueError(f"parts must be among 'norm', 'output' and 'others'; got {part!r}")
     names = dict(model.named_parameters())
     norm = {p for _, layer in _norms(model, norm_layers) for p in layer.parameters()}
     output: set[nn.Parameter] = set()
@@ -113,10 +113,10 @@ def freeze_all_but_norm_affine(
     also_train: Collection[str] = (),
     norm_layers: Kinds = NORM_LAYERS,
 ) -> list[str]:
-    """The paper's method: train the scale and shift of the norm layers, and the output layer if asked.
+    """Train the scale and shift of the norm layers, and with `train_output` the output layer.
 
-    Arguments, result and errors are those of `train_only`. The paper starts from the weights of
-    `reinit_norm_affine`, and decays them like any other.
+    This is the paper's method. Arguments, result and errors are those of `train_only`. The paper draws the
+    initial weights with `reinit_norm_affine`, and applies weight decay to them as to any other.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 10))
     >>> reinit_norm_affine(model)
@@ -139,15 +139,17 @@ def reinit_norm_affine(
     generator: torch.Generator | None = None,
     norm_layers: Kinds = NORM_LAYERS,
 ) -> None:
-    """Draw the norm layers' weights anew, in place, and set their biases.
+    """Redraw the weights of the norm layers and reset their biases, in place.
 
     Args:
-        weight: ``"uniform"`` on [0, 1), the paper's start; ``"ones"``, torch's; ``"uniform_pm1"`` on [-1, 1).
-        bias: value of every bias.
-        generator: draws the weights, layer after layer; on the device of the weights.
+        model: any module with norm layers that have affine parameters.
+        weight: `"uniform"` on [0, 1), as in the paper; `"ones"`, as in torch; `"uniform_pm1"` on [-1, 1).
+        bias: the value of every bias.
+        generator: the random generator, on the device of the weights. Layers are drawn in order.
+        norm_layers: see `train_only`.
 
     Raises:
-        ValueError: another word for ``weight``; no norm layer has affine parameters; or one is parametrised.
+        ValueError: `weight` is none of these; no norm layer has affine parameters, or one is parametrised.
 
     >>> norm = nn.BatchNorm2d(1000)
     >>> reinit_norm_affine(norm, "uniform_pm1")
@@ -172,18 +174,19 @@ def reinit_norm_affine(
 def random_parameter_mask(
     model: nn.Module, per_channel: int = 2, *, generator: torch.Generator | None = None
 ) -> dict[str, Tensor]:
-    """Choose weights of each filter at random: as many as its norm has affine parameters, for the control.
+    """Choose random weights of each filter, for a control of the same size as the norm layers' parameters.
 
     Args:
         model: any module with convolutions.
-        per_channel: weights chosen, without replacement, for each output channel of each convolution.
-        generator: draws them, on the CPU; give one if the choice has to be repeated.
+        per_channel: weights to choose per output channel of each convolution, without replacement. A norm
+            layer has 2 affine parameters per channel.
+        generator: a random generator on the CPU, for a reproducible choice.
 
     Returns:
-        For the name of each convolution's weight a mask of its shape, True where it is chosen.
+        A boolean mask per convolution, by the name of its weight and of the same shape; True where chosen.
 
     Raises:
-        ValueError: no convolution, or one whose filters have fewer than ``per_channel`` weights.
+        ValueError: the model has no convolution, or one whose filters have fewer than `per_channel` weights.
 
     Source: section 3 of the paper, "random parameters".
 
@@ -200,10 +203,10 @@ def random_parameter_mask(
         filters = layer.weight.flatten(1)
         if filters.shape[1] < per_channel:
             raise ValueError(
-                f"{name or 'the model'}: a filter has {filters.shape[1]} weights, fewer than "
-                f"per_channel={per_channel}"
+                f"each filter of {name or 'the model'} has {filters.shape[1]} weights, fewer than "
+                f"per_channel={per_channel}: choose fewer"
             )
-        # The largest of independent draws are a uniform choice without replacement.
+        # The positions of the largest of independent draws are a uniform choice without replacement.
         chosen = torch.rand(filters.shape, generator=generator, device="cpu").topk(per_channel).indices
         mask = torch.zeros(filters.shape, dtype=torch.bool, device="cpu").scatter_(1, chosen, True)
         masks[f"{name}.weight".lstrip(".")] = mask.view(layer.weight.shape).to(layer.weight.device)
@@ -221,23 +224,25 @@ def train_masked(
 ) -> list[str]:
     """Train the entries of some weights where a mask is True, and freeze everything else.
 
-    Each weight becomes a parametrisation (`torch.nn.utils.parametrize`): the trained entries are a vector,
-    the rest a buffer. So momentum, weight decay or any optimizer's own ideas reach the vector alone, and
-    masked entries stay bit-identical. Build the optimizer afterwards: what one knows of a weight does not fit
-    the vector. ``parametrize.remove_parametrizations(layer, "weight")`` gives the plain weight back.
+    Each weight is parametrised with `torch.nn.utils.parametrize`: a vector holds the trained entries, and a
+    buffer the others. An optimizer, with its momentum and weight decay, sees only the vector, so that the
+    other entries stay bit-identical. Build the optimizer afterwards, because the state that one keeps for a
+    weight does not fit the vector. `parametrize.remove_parametrizations(layer, "weight")` restores a plain
+    weight.
 
     Args:
-        model: any module; its parametrised layers can be copied, but not pickled whole.
-        masks: for names of weights a mask of their shape, as of `random_parameter_mask`.
+        model: any module. Its parametrised layers can be copied, but not pickled as a whole.
+        masks: boolean masks by the names of weights and of their shapes, such as `random_parameter_mask`
+            returns.
         train_output, output_layer: as in `freeze_all_but_norm_affine`.
 
     Returns:
         Names of the trainable parameters.
 
     Raises:
-        ValueError: no mask, an unknown name, a mask of another shape, a weight that several layers share or
-            that is parametrised already; with ``train_output``, no output layer; a model that is wrapped for
-            distributed training.
+        ValueError: there is no mask; a name is unknown; a mask has another shape than its weight; a weight is
+            shared by several layers or parametrised; the output layer is to be trained but not found; the
+            model is wrapped for distributed training.
         TypeError: a mask is not boolean.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -246,7 +251,7 @@ def train_masked(
     (['0.parametrizations.weight.original'], torch.Size([16]))
     """
     if not masks:
-        raise ValueError("no masks: a mask for at least one weight is needed")
+        raise ValueError("no masks: pass a mask for at least one weight")
     refuse_wrapped(model)
     owners: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -266,9 +271,11 @@ def train_masked(
         path, _, attribute = name.rpartition(".")
         layer, weight = model.get_submodule(path), names[name]
         if len(owners[weight]) > 1:
-            raise ValueError(f"{name} is shared, as {' and '.join(owners[weight])}: masking would untie it")
+            raise ValueError(
+                f"{name} is shared, as {' and '.join(owners[weight])}, and masking would untie it"
+            )
         if mask.dtype != torch.bool:
-            raise TypeError(f"the mask of {name} must be boolean, True where it is trained; got {mask.dtype}")
+            raise TypeError(f"the mask of {name} must be boolean, True where to train; got {mask.dtype}")
         if mask.shape != weight.shape:
             raise ValueError(
                 f"the mask of {name} must have the weight's shape {tuple(weight.shape)}; "
@@ -281,7 +288,7 @@ def train_masked(
         parameter.requires_grad_(parameter in output)
     for name, (layer, attribute) in layers.items():
         weight = getattr(layer, attribute)
-        # The parameter lives on as the vector, and would keep a gradient of the old shape.
+        # The parameter object becomes the vector, and would keep a gradient of the old shape.
         weight.grad = None
         entries = _MaskedEntries(masks[name], weight.detach().clone())
         own_class(layer)
@@ -291,7 +298,7 @@ def train_masked(
 
 
 class _MaskedEntries(nn.Module):
-    """A weight whose entries under the mask are the vector ``values``."""
+    """A parametrisation that takes the entries of a weight under a mask from the vector `values`."""
 
     mask: Tensor
     frozen: Tensor
@@ -309,7 +316,7 @@ class _MaskedEntries(nn.Module):
 
 
 class NormAffine(NamedTuple):
-    """A row of `norm_affine_report`: how a layer's scale is distributed."""
+    """A row of `norm_affine_report`: the distribution of the absolute weights of a norm layer."""
 
     layer: str
     features: int
@@ -323,19 +330,23 @@ class NormAffine(NamedTuple):
 def norm_affine_report(
     model: nn.Module, threshold: float = 1e-2, *, norm_layers: Kinds = NORM_LAYERS
 ) -> Table[NormAffine]:
-    """How much of each norm layer is switched off: the distribution of the size of its weights.
+    """Report the share of disabled features and the distribution of absolute weights of each norm layer.
 
     Args:
-        threshold: a feature is disabled if the absolute value of its weight is smaller.
+        model: any module with norm layers that have affine parameters.
+        threshold: a feature is disabled if the absolute value of its weight is below this.
+        norm_layers: see `train_only`.
 
     Returns:
-        A row a layer, and ``"(all)"`` features last: how many, the share disabled, in [0, 1], and the 5 %,
-        50 % and 95 % quantiles of the absolute weights, in float32. Prints as a table.
+        One row per layer, and a last row `"(all)"` for all layers together: the number of features, the share
+        of them that is disabled, in [0, 1], and the 5 %, 50 % and 95 % quantiles of the absolute weights, in
+        float32. Prints as a table.
 
     Raises:
-        ValueError: the threshold is negative; no norm layer has affine parameters.
+        ValueError: the threshold is negative, or no norm layer has affine parameters.
 
-    Source: section 4 of the paper, where about a third is disabled after training only these.
+    Source: section 4 of the paper. About a third of the features is disabled after training only the norm
+    layers.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
     >>> _ = model[1].weight.data.copy_(torch.tensor([0.0, -1.0, 2.0, 3.0]))
@@ -357,12 +368,12 @@ def norm_affine_report(
 
 def _distribution(name: str, size: Float[Tensor, " features"], threshold: float) -> NormAffine:
     disabled = float((size < threshold).float().mean())
-    # numpy's quantile has no limit on the number of values, as torch's has.
+    # torch.quantile limits the number of values, numpy does not.
     return NormAffine(name, len(size), disabled, *np.quantile(size.numpy(), (0.05, 0.5, 0.95)).tolist())
 
 
 def _norms(model: nn.Module, kinds: Kinds) -> list[tuple[str, Any]]:
-    """The norm layers that have affine parameters, each once."""
+    """Return the norm layers that have affine parameters, each once."""
     found = [
         (name, module)
         for name, module in model.named_modules()
@@ -370,8 +381,8 @@ def _norms(model: nn.Module, kinds: Kinds) -> list[tuple[str, Any]]:
     ]
     if not found:
         raise ValueError(
-            f"no norm layer with affine parameters: none of {', '.join(kind.__name__ for kind in kinds)}; "
-            "pass norm_layers=(YourNorm,) if the model has its own"
+            "the model has no norm layer with affine parameters, of the classes "
+            f"{', '.join(kind.__name__ for kind in kinds)}: pass norm_layers=(YourNorm,) if it has its own"
         )
     return found
 
@@ -385,7 +396,7 @@ def _output(model: nn.Module, name: str | None) -> nn.Module:
         return module
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise ValueError("the model has no nn.Linear to take for its output layer: pass output_layer=NAME")
+        raise ValueError("the model has no nn.Linear as its output layer: pass output_layer=NAME")
     return linear[-1]
 
 

@@ -1,9 +1,9 @@
-"""Put a weight parametrisation into a model, and take it out again for deployment.
+"""Parametrise the weights of a model's layers, and turn them back into plain tensors for deployment.
 
-A parametrisation here is a module that computes a layer's weight from the tensor that is stored and trained,
-as in `torch.nn.utils.parametrize`, which does the work. Its class is called with the weight that it is to
-parametrise, then with options: `trueup.nn.WeightStandardization`, `ScaledWeightStandardization` and
-`WeightCompander` are such classes, and a user's own may be one.
+A parametrisation is a module that computes a layer's weight from another tensor, which is stored and trained,
+as in `torch.nn.utils.parametrize`. Its class takes the weight to parametrise, then options.
+`trueup.nn.WeightStandardization`, `ScaledWeightStandardization` and `WeightCompander` are such classes; users
+may write their own.
 """
 
 from __future__ import annotations
@@ -34,30 +34,31 @@ def parametrize_weights(
     inplace: bool = False,
     **options: Any,
 ) -> Model:
-    """Parametrise the weight of every layer of some types, or of one layer.
+    """Parametrise the weight of every layer of some types.
 
     Args:
-        model: any module; it may itself be of one of the types.
-        parametrization: class of the parametrisation, called ``parametrization(weight, **options)`` for each
-            layer.
-        types: layer classes; their subclasses count too.
-        skip: names of modules to leave alone, with all that is inside them, as in ``model.named_modules()``.
-        inplace: change ``model`` and keep its very parameters, so that an optimizer goes on with them. By
-            default the model is left alone and a copy parametrised.
-        **options: for the parametrisation.
+        model: any module, which may itself be of one of the types.
+        parametrization: class of the parametrisation, called as `parametrization(weight, **options)` once
+            per layer.
+        types: layer classes. Subclasses count too.
+        skip: names of modules to leave alone, with all their submodules, as in `model.named_modules()`.
+        inplace: change `model` and keep its parameters, so that an existing optimizer goes on with them. By
+            default `model` stays as it is and a copy is parametrised.
+        **options: options of the parametrisation.
 
     Returns:
-        The parametrised model. The trained tensor of a layer is ``layer.parametrizations.weight.original``,
-        in the state dict too; ``layer.weight`` is the effective weight, computed at each access unless
-        within ``torch.nn.utils.parametrize.cached()``. (Do not run a model and a deep copy of it within the
-        same ``cached()``: torch gives both the weights of whichever came first.) What a parametrisation
-        learns for a frozen weight is frozen too. Torch saves such a model by its state dict alone.
+        The parametrised model. Its `layer.parametrizations.weight.original` is the trained tensor of a layer,
+        in the state dict too. Its `layer.weight` is the effective weight, computed at each access unless
+        within `torch.nn.utils.parametrize.cached()`. (Do not run a model and a deep copy of it within the
+        same `cached()`: torch uses the weights of whichever came first for both.) What a parametrisation
+        learns for a frozen weight is frozen too. torch can save such a model by its state dict only.
 
     Raises:
-        ValueError: no layer of these types; a name to skip that the model does not have; a layer that is
-            already parametrised, lazy, or shares its weight with another; a transposed convolution, where the
-            parametrisation is one of output filters; a model that is wrapped for distributed training.
-        TypeError: ``types`` holds no module class, ``skip`` is a text; and what the parametrisation raises.
+        ValueError: no layer is of these types; a name in `skip` is unknown; a layer is already parametrised
+            or lazy, or shares its weight with another; a layer is a transposed convolution, and the
+            parametrisation works on output filters; the model is wrapped for distributed training.
+        TypeError: `types` holds something other than module classes, or `skip` is a string.
+        Exception: whatever the parametrisation raises.
 
     >>> from torch.nn.utils.parametrize import cached
     >>> from trueup.nn import WeightStandardization
@@ -74,7 +75,7 @@ def parametrize_weights(
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise TypeError(f"types must be module classes, such as nn.Conv2d; got {kind!r}")
     if isinstance(skip, str):
-        raise TypeError(f"skip must hold names of modules; got the text {skip!r}: pass [{skip!r}]")
+        raise TypeError(f"skip must be a list of names; got the string {skip!r}: pass [{skip!r}]")
     refuse_wrapped(model)
     if not inplace:
         model = copy.deepcopy(model)
@@ -88,7 +89,7 @@ def parametrize_weights(
     if not layers:
         wanted = " or ".join(kind.__name__ for kind in types)
         raise ValueError(f"nothing to parametrise: the model has no {wanted} outside of skip={list(skip)}")
-    # All parametrisations are built and tried before the first is put in: an error leaves the model alone.
+    # Build and try all parametrisations before registering the first: an error leaves the model alone.
     owners = _owners(model)
     built = {layer: _build(layer, name, owners, parametrization, options) for layer, name in layers.items()}
     for layer, new in built.items():
@@ -99,15 +100,16 @@ def parametrize_weights(
 
 
 def bake(model: Model, *, inplace: bool = False) -> Model:
-    """Make every parametrised tensor a plain one of the same value: same function, nothing to compute.
+    """Replace every parametrised tensor by a plain one of the same value.
 
-    What a parametrisation learnt beside the tensor goes with it, and the state dict gets the names of a plain
-    model. What was frozen stays so; a stored tensor that several layers share becomes each layer's own. Meant
-    for deployment: training the result would train another parametrisation.
+    The model computes the same function, without the cost of the parametrisation, and its state dict has the
+    names of a plain model. Parameters of the parametrisation itself are dropped. Frozen tensors stay frozen,
+    and layers that shared a stored tensor get one each. Meant for deployment: training the result is not
+    training with the parametrisation.
 
     Args:
-        model: any module; parametrisations of whatever origin are baked in, those of torch too.
-        inplace: change ``model``; by default it is left alone and a copy is baked.
+        model: any module. All parametrisations are baked in, including those of torch.
+        inplace: change `model`. By default `model` stays as it is and a copy is baked.
 
     Raises:
         ValueError: nothing in the model is parametrised.
@@ -131,11 +133,11 @@ def bake(model: Model, *, inplace: bool = False) -> Model:
             originals = dict(entry.named_parameters(recurse=False))
             for key, original in originals.items():
                 if owners[id(original)] > 1:
-                    # Torch gives this very tensor the baked value: what shares it must not see that.
+                    # torch writes the baked value into this tensor, which other layers must not see.
                     setattr(entry, key, _copy(original))
             parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
             if originals and name in layer._buffers:
-                # What became of several frozen parameters, or without gradients, torch takes for a buffer.
+                # torch registers a buffer if there were several originals and the result needs no gradient.
                 trains = any(original.requires_grad for original in originals.values())
                 weight = layer._buffers.pop(name)
                 layer.register_parameter(name, nn.Parameter(weight, trains))  # type: ignore[arg-type]
@@ -143,15 +145,18 @@ def bake(model: Model, *, inplace: bool = False) -> Model:
 
 
 def own_class(layer: nn.Module) -> None:
-    """Torch keeps a parametrised tensor as a property of a class made for the layer, which a deep copy of the
-    layer shares. Adding or removing one must not reach the other copies."""
+    """Give a parametrised layer a class of its own.
+
+    torch stores a parametrised tensor as a property of a class that it makes for the layer. Deep copies of
+    the layer share this class, and must not see each other's changes.
+    """
     if parametrize.is_parametrized(layer):
         shared = type(layer)
         layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
 
 
 def _owners(model: nn.Module) -> Counter[int]:
-    """How many modules have each parameter, by its id."""
+    """Return the number of modules that hold each parameter, by its id."""
     return Counter(id(p) for module in model.modules() for p in module._parameters.values())
 
 
@@ -160,7 +165,7 @@ def _copy(parameter: Tensor) -> nn.Parameter:
 
 
 def _inside(model: nn.Module, names: Iterable[str]) -> set[nn.Module]:
-    """The modules of these names and all of their descendants."""
+    """Return the modules of these names and all their submodules."""
     known = dict(model.named_modules())
     for name in names:
         if name not in known:
@@ -176,26 +181,27 @@ def _build(
     parametrization: Callable[..., nn.Module],
     options: dict[str, Any],
 ) -> nn.Module:
+    """Build the parametrisation of a layer and try it on a copy of the weight."""
     what = f"{type(layer).__name__} {name!r}" if name else type(layer).__name__
     if parametrize.is_parametrized(layer, "weight"):
         raise ValueError(
-            f"{what} has a parametrised weight already: bake it or take it out first "
+            f"{what} has a parametrised weight already: bake it or remove the parametrisation first "
             "(torch.nn.utils.parametrize.remove_parametrizations), or name the layer in skip"
         )
     weight = layer._parameters.get("weight")
     if weight is None:
-        raise ValueError(f"{what} has no parameter called weight: leave its type out of types")
+        raise ValueError(f"{what} has no parameter named weight: leave its class out of types")
     if is_lazy(weight):
         raise ValueError(f"{what} is not yet initialised: run one batch through the model first")
     if owners[id(weight)] > 1:
         raise ValueError(
-            f"{what} shares its weight with another module, which would see the stored tensor in its place: "
+            f"{what} shares its weight with another module, which would use the stored tensor in its place: "
             "untie them, or name the layer in skip"
         )
     if isinstance(layer, _ConvTransposeNd) and getattr(parametrization, "filters_first", False):
         raise ValueError(
-            f"{what} has its output filters along dimension 1, and {parametrization.__name__} standardises "
-            "along dimension 0: name the layer in skip, or leave its type out of types"
+            f"{what} has its output filters along dimension 1, but {parametrization.__name__} works along "
+            "dimension 0: name the layer in skip, or leave its class out of types"
         )
     new = parametrization(weight, **options)
     if not weight.requires_grad:

@@ -1,4 +1,4 @@
-"""A few rows of a report, as a list that prints as an aligned table."""
+"""A list of named tuples that prints as an aligned table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ R = TypeVar("R", bound=NamedTuple)
 
 
 class Table(list[R]):
-    """Named tuples of one kind; the text has a column a field.
+    """A list of named tuples of one type, printed with one column per field.
 
     >>> class Layer(NamedTuple):
     ...     name: str

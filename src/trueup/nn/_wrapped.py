@@ -1,4 +1,7 @@
-"""Models that are wrapped for distributed training, which counts their parameters once and for all."""
+"""Refuse to change the parameters of a model that is wrapped for distributed training.
+
+The wrapper registers the parameters when it is made, and would miss those of new modules.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ __all__ = ["refuse_wrapped"]
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """Raise if a part of the model is inside `DistributedDataParallel` or fully sharded.
+    """Raise an error if the model, or a part of it, is inside `DistributedDataParallel` or fully sharded.
 
     >>> refuse_wrapped(nn.Linear(2, 2))
     """
-    # By the name of the class: importing fully sharded data parallelism costs every user a second.
+    # Compare names of classes, because importing torch.distributed.fsdp takes a second.
     wrappers = {"DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel"}
     if any(kind.__name__ in wrappers for module in model.modules() for kind in type(module).__mro__):
         raise ValueError(
-            "the model is wrapped for distributed training, which would not know the parameters of new "
-            "modules: change the model first, and wrap the changed one"
+            "the model is wrapped for distributed training, which would miss the parameters of new modules: "
+            "change the model first, and wrap the changed one"
         )

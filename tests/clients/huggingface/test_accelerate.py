@@ -1,4 +1,4 @@
-"""Accelerate: prepared optimizers train, and go on exactly from a saved state, as often as it is loaded."""
+"""Accelerate: prepared optimizers train, and resume exactly from a saved state."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def weights(model: nn.Module) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    """Accelerate keeps its settings for the whole process."""
+    """Reset the settings that Accelerate keeps per process."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -54,7 +54,7 @@ def precision(request: pytest.FixtureRequest) -> str:
 
 
 class Run:
-    """A model with all that trains it, prepared by accelerate; `attach` sees the raw optimizer."""
+    """A model with its optimizer, schedule and data, prepared by Accelerate; `attach` gets the bare optimizer."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Run:
         )
 
     def epoch(self) -> Tensor:
-        """The weights after one more epoch: four steps, of two micro-batches each."""
+        """Train for an epoch of four steps of two micro-batches each; return the weights."""
         for images, labels in self.batches:
             with self.accelerator.accumulate(self.model):
                 self.accelerator.backward(F.cross_entropy(self.model(images), labels))
@@ -92,7 +92,7 @@ def transforms(optimizer: Optimizer) -> list[Any]:
 
 
 @pytest.mark.parametrize("attach", [None, transforms], ids=["alone", "transformed"])
-def test_a_saved_state_is_where_it_goes_on(
+def test_training_resumes_exactly(
     recipe: Recipe, precision: str, attach: Callable[[Optimizer], list[Any]] | None, tmp_path: Path
 ) -> None:
     run = Run(precision, recipe, 0, attach)
@@ -128,14 +128,14 @@ def test_a_transform_may_be_attached_to_the_prepared_optimizer(transform: Callab
 
 
 def sam_steps(form: str, precision: str, recipe: Recipe) -> Tensor:
-    """The weights after an epoch of SAM, in one of three ways to write it."""
+    """Return the weights after an epoch of SAM, written in one of three forms."""
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     model = network(0, dropout=0.0)
     kind, settings = recipe
     model, optimizer, loader = accelerator.prepare(model, kind(model.parameters(), **settings), batches())
     sam = SAM(optimizer)  # the prepared optimizer
     for images, labels in loader:
-        if form == "pieces":
+        if form == "context":
             accelerator.backward(F.cross_entropy(model(images), labels))
             with sam.perturbed():
                 optimizer.zero_grad()
@@ -161,9 +161,9 @@ def sam_steps(form: str, precision: str, recipe: Recipe) -> Tensor:
 
 
 def test_sam_with_a_prepared_optimizer(recipe: Recipe, precision: str) -> None:
-    pieces, whole = (sam_steps(form, precision, recipe) for form in ("pieces", "closure"))
-    assert torch.equal(pieces, whole)
-    if precision == "no":  # bfloat16 rounds a batch otherwise than its parts
+    context, whole = (sam_steps(form, precision, recipe) for form in ("context", "closure"))
+    assert torch.equal(context, whole)
+    if precision == "no":  # bfloat16 rounds a batch and its parts differently
         micro = sam_steps("micro-batches", precision, recipe)
         torch.testing.assert_close(micro, whole, rtol=0, atol=1e-5)
 
@@ -181,4 +181,4 @@ def test_sam_with_a_prepared_optimizer(recipe: Recipe, precision: str) -> None:
             return loss
 
         sam.step(closure)
-    assert torch.equal(weights(model), pieces)
+    assert torch.equal(weights(model), context)

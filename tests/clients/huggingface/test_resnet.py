@@ -1,4 +1,4 @@
-"""Hugging Face's ResNet through `convert`, and back from a folder that `save_pretrained` wrote."""
+"""Hugging Face's ResNet, converted, and loaded from a folder that `save_pretrained` wrote."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from trueup.nn import EvoNorm2dS0, GhostBatchNorm2d, convert, convert_ghost_batc
 
 
 class GhostResNetForImageClassification(ResNetForImageClassification):
-    """Converts itself, so that `from_pretrained` finds the layers whose weights it loads.
+    """Convert the model in its constructor, so that `from_pretrained` finds the layers to load.
 
-    The end of the name is how transformers knows the loss.
+    transformers chooses the loss by the end of the class name.
     """
 
     def __init__(self, config: ResNetConfig) -> None:
@@ -28,12 +28,12 @@ class GhostResNetForImageClassification(ResNetForImageClassification):
 class EvoNormResNetForImageClassification(ResNetForImageClassification):
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__(config)
-        for part in followed_by_fx(self):
+        for part in traceable_parts(self):
             convert(part, nn.BatchNorm2d, EvoNorm2dS0, group_size=4, inplace=True)
 
 
-def followed_by_fx(model: ResNetForImageClassification) -> list[nn.Module]:
-    """The parts that hold the norms: around them the model branches on its arguments, where fx cannot go."""
+def traceable_parts(model: ResNetForImageClassification) -> list[nn.Module]:
+    """Return the parts that hold the norms. Around them the model branches on its arguments."""
     return [model.resnet.embedder.embedder, *model.resnet.encoder.stages]
 
 
@@ -45,7 +45,7 @@ def config(request: pytest.FixtureRequest) -> ResNetConfig:
 
 
 def trained(model: ResNetForImageClassification) -> ResNetForImageClassification:
-    """After two steps: statistics and weights are not what they were made as."""
+    """Train for two steps, so that statistics and weights leave their initial values."""
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     model.train()
     for _ in range(2):
@@ -95,9 +95,9 @@ def test_a_checkpoint_goes_both_ways(config: ResNetConfig, tmp_path: Path) -> No
         assert torch.equal(logits(loaded), logits(ghost))
 
 
-def test_what_fx_cannot_follow_is_asked_for(config: ResNetConfig) -> None:
+def test_an_untraceable_model_needs_pairs(config: ResNetConfig) -> None:
     model = ResNetForImageClassification(config)
-    with pytest.raises(ValueError, match="which activation belongs to each of these norms") as raised:
+    with pytest.raises(ValueError, match="cannot determine the activation of each of these norms") as raised:
         convert(model, nn.BatchNorm2d, EvoNorm2dS0, group_size=4)
     for name, module in model.named_modules():
         assert (f"{name!r}: NAME" in str(raised.value)) is isinstance(module, nn.BatchNorm2d)

@@ -1,4 +1,4 @@
-"""Hugging Face's `Trainer`: each optimizer trains with it, and goes on exactly after an interruption."""
+"""Hugging Face's `Trainer`: each optimizer trains with it, and resumes exactly from a checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Recipe = tuple[type[Optimizer], dict[str, Any]]
 
 
 class SAMTrainer(Trainer):
-    """Train with SAM: each micro-batch climbs by its own gradient, and the gradients up there add up."""
+    """Train with SAM: perturb by the gradient of each micro-batch, and add up the gradients found there."""
 
     rho = 0.05
 
@@ -77,7 +77,7 @@ def trainer(
     callbacks: list[TrainerCallback] | None = None,
     **arguments: Any,
 ) -> Trainer:
-    """Of 12 steps, 5 per epoch; a checkpoint every 4. Their ends do not meet."""
+    """Return a trainer of 12 steps, 5 per epoch, which saves a checkpoint every 4, within epochs."""
     defaults = {
         "use_cpu": True,
         "per_device_train_batch_size": 8,
@@ -106,7 +106,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("kind", [Trainer, SAMTrainer])
-def test_a_run_goes_on_exactly(recipe: Recipe, kind: type[Trainer], bf16: bool, tmp_path: Path) -> None:
+def test_a_run_resumes_exactly(recipe: Recipe, kind: type[Trainer], bf16: bool, tmp_path: Path) -> None:
     straight, resumed, again = network(0), network(1), network(2)
     first = trainer(straight, tmp_path / "straight", kind, recipe, bf16=bf16)
     first.train()
@@ -128,7 +128,7 @@ def test_an_optimizer_of_your_own_is_the_same_run(recipe: Recipe, tmp_path: Path
     kind, settings = recipe
     decay = Trainer(by_object, TrainingArguments(str(tmp_path))).get_decay_parameter_names(by_object)
     named = dict(by_object.named_parameters())
-    groups = [  # as Trainer makes them; its weight decay, 0, wins over the optimizer's
+    groups = [  # as Trainer makes them: its weight decay of 0 takes precedence over the optimizer's
         {"params": [p for name, p in named.items() if (name in decay) is decays], "weight_decay": 0.0}
         for decays in (True, False)
     ]
@@ -137,7 +137,7 @@ def test_an_optimizer_of_your_own_is_the_same_run(recipe: Recipe, tmp_path: Path
 
 
 class SaveTransforms(TrainerCallback):
-    """Write the state of gradient transforms into each checkpoint: Trainer does not know them."""
+    """Write the state of gradient transforms into each checkpoint, because Trainer does not save it."""
 
     def __init__(self, *transforms: AdaClip | AdaGN | MomentumReset) -> None:
         self.transforms = transforms
@@ -153,7 +153,7 @@ class SaveTransforms(TrainerCallback):
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_gradient_transforms_go_on_exactly(bf16: bool, tmp_path: Path) -> None:
+def test_gradient_transforms_resume_exactly(bf16: bool, tmp_path: Path) -> None:
     straight, resumed, without = network(0), network(1), network(0)
     for model, checkpoint in ((straight, None), (resumed, tmp_path / "checkpoint-4")):
         optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
@@ -180,7 +180,7 @@ def test_sam_of_radius_zero_is_the_trainer_itself(
 
 
 def test_sam_takes_the_steps_of_a_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the whole set in one batch, whose order is all that the trainer draws."""
+    """Train on the whole set in one batch, so that the trainer's random order has no effect."""
     monkeypatch.setattr(SAMTrainer, "rho", 0.5)
     looped, trained, plain = (network(0, dropout=0.0) for _ in range(3))
     sam = SAM(torch.optim.SGD(looped.parameters(), 0.1, momentum=0.9), 0.5)

@@ -1,4 +1,4 @@
-"""Lightning: each optimizer is fitted with, and goes on exactly from a checkpoint."""
+"""Lightning: each optimizer trains with it, and resumes exactly from a checkpoint."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Digits(LightningModule):
 
 
 class SAMDigits(Digits):
-    """SAM needs two backward passes for a step: optimize by hand."""
+    """Use manual optimization, because SAM needs two backward passes per step."""
 
     def __init__(self, seed: int, recipe: Recipe) -> None:
         super().__init__(seed, recipe)
@@ -82,7 +82,7 @@ class SAMDigits(Digits):
 
 
 class TransformedDigits(Digits):
-    """A checkpoint is read before there are optimizers, so that what belongs to them waits in `loaded`."""
+    """Keep the transforms' state in `loaded`: Lightning reads a checkpoint before it makes optimizers."""
 
     loaded: tuple[Any, ...] = ()
 
@@ -110,7 +110,7 @@ def batches() -> DataLoader[tuple[Tensor, ...]]:
 
 
 def fit(module: Digits, folder: Path, checkpoint: Path | None = None, precision: Any = "32-true") -> Tensor:
-    """The weights after the last epoch; a checkpoint is in `folder/EPOCH.ckpt` after each."""
+    """Train, save `folder/EPOCH.ckpt` after each epoch, and return the weights."""
     automatic = {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0}
     trainer = Trainer(
         accelerator="cpu",
@@ -132,7 +132,7 @@ def weights(module: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("kind", [Digits, SAMDigits, TransformedDigits])
-def test_a_fit_goes_on_exactly(
+def test_a_fit_resumes_exactly(
     recipe: Recipe, kind: Callable[[int, Recipe], Digits], precision: str, tmp_path: Path
 ) -> None:
     straight = fit(kind(0, recipe), tmp_path / "straight", precision=precision)

@@ -1,4 +1,4 @@
-"""timm imports torchvision, whose builds belong to builds of torch: a stub takes its place."""
+"""Replace torchvision, which timm imports and which must match the build of torch, by a stub."""
 
 from __future__ import annotations
 

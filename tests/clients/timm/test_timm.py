@@ -1,4 +1,4 @@
-"""timm's networks through `convert`: norms that also drop out and activate, and blocks with drop path."""
+"""timm's networks, converted: norms with dropout and activation, and blocks with drop path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trueup.nn import EvoNorm2dS0, GhostBatchNorm2d, convert, convert_ghost_batc
 
 
 class GhostBatchNormAct2d(GhostBatchNorm2d):
-    """What stands for timm's `BatchNormAct2d`: the norm, then its very `drop` and `act`."""
+    """Ghost batch normalization, then the `drop` and `act` of timm's `BatchNormAct2d`."""
 
     @classmethod
     def from_module(cls, module: BatchNormAct2d, **options: Any) -> GhostBatchNormAct2d:
@@ -30,7 +30,7 @@ class GhostBatchNormAct2d(GhostBatchNorm2d):
 
 
 class EvoNormAct2d(EvoNorm2dS0):
-    """EvoNorm activates by itself, with the norm's own activation; where that has none, it only scales."""
+    """EvoNorm, then the `drop` of timm's `BatchNormAct2d`; without activation it only scales and shifts."""
 
     @classmethod
     def from_module(cls, module: BatchNormAct2d, **options: Any) -> EvoNormAct2d:
@@ -48,7 +48,7 @@ def efficientnet() -> nn.Module:
 
 
 def trained(model: nn.Module) -> nn.Module:
-    """After a step: weights and statistics are not what they were made as."""
+    """Train for a step, so that weights and statistics leave their initial values."""
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     loss = F.cross_entropy(model.train()(images()), torch.arange(8))
     loss.backward()
@@ -100,7 +100,7 @@ def test_ghost_batch_norm_keeps_what_the_norm_does_more() -> None:
 
 def test_evonorm_activates_by_itself() -> None:
     model = efficientnet()
-    # apply_act: the target knows it of each norm, and nothing outside a norm is to go
+    # apply_act keeps the activations outside of norms; the target sets its own value for each norm.
     evonorm = convert(model, BatchNormAct2d, EvoNormAct2d, group_size=8, apply_act=True)
     assert names(evonorm, EvoNormAct2d) == names(model, BatchNormAct2d)
     activating = {name for name, norm in evonorm.named_modules() if getattr(norm, "apply_act", False)}

@@ -1,4 +1,4 @@
-"""Freezing everything but batch normalisation, against the official framework's switches."""
+"""Training only batch normalization, compared with the options of the official framework."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from trueup.nn import train_only
 
 
 def partitioned(case: Case, in_channels: int = 3) -> tuple[nn.Module, dict[str, object]]:
-    """The net with its parts frozen, and what the reference says about them."""
+    """Return the network with its parts frozen, and the outputs that describe them."""
     hyper = case.hyper
     model = CifarResNet(in_channels, hyper["depth"], hyper["width"], hyper["outputs"])
-    # The official code reads its exceptions for the part `others` alone.
+    # The official code applies its exceptions to the part `others` only.
     others = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     also = [name for name in hyper["also_train"].split(",") if name in others]
     frozen = {"norm": "batchnorm_frozen", "output": "output_frozen", "others": "others_frozen"}
@@ -38,7 +38,7 @@ def partition(case: Case) -> dict[str, object]:
 
 
 def train(case: Case) -> dict[str, object]:
-    """SGD on what is trainable, then one evaluation."""
+    """Train the trainable parameters with SGD, then evaluate once."""
     inputs, hyper = {name: torch.tensor(x) for name, x in case.inputs.items()}, case.hyper
     model, returned = partitioned(case, inputs["x_eval"].shape[1])
     model.to(inputs["x_eval"].dtype)

@@ -1,4 +1,5 @@
-"""The names of torchvision that `import timm` asks for; nothing that timm's networks run.
+"""A stub with the names of torchvision that `import timm` needs.
 
-Builds of torchvision belong to builds of torch, and timm needs it for image files only. Ours, not a copy.
+A build of torchvision needs a matching build of torch, and timm uses it for image files only. No code is
+copied from torchvision.
 """

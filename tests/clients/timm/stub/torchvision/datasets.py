@@ -1,2 +1,2 @@
-# Named by timm when it is imported, and used only to read these sets.
+# timm imports these names, and uses them only to read these data sets.
 CIFAR10 = CIFAR100 = MNIST = KMNIST = FashionMNIST = ImageFolder = None

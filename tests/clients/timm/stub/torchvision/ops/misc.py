@@ -2,4 +2,4 @@ from torch import nn
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """timm asks whether a module is one."""
+    """A class that timm uses in `isinstance`."""

@@ -2,4 +2,4 @@ from torchvision.transforms import functional as functional
 
 
 class ToTensor:
-    """timm has a subclass."""
+    """The base class of a class of timm."""

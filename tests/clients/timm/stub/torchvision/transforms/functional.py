@@ -2,7 +2,7 @@ from enum import Enum
 
 
 class InterpolationMode(Enum):
-    """The keys of a table of timm's."""
+    """The keys of a table in timm."""
 
     NEAREST = "nearest"
     BILINEAR = "bilinear"
