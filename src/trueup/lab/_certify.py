@@ -33,8 +33,8 @@ from trueup.lab import ledger
 from trueup.lab._cell import CellResult, is_alive
 from trueup.lab._engine import StudyRef
 from trueup.lab._errors import StudyError
+from trueup.lab._judging import judge_claims
 from trueup.lab._measured import Evidence, measure
-from trueup.lab._outcome import judge_claims
 from trueup.lab._spec import Study
 
 SEEDS_PER_LOOK = 2
