@@ -2,7 +2,7 @@
 
 A winner at the edge of a shared axis widens that axis once, for every arm. An arm with axes of its own gets
 as many new trials as the others (`extra_trials`). If the winner is still at the edge, the arm may be better
-than it looks, and the verdict says so (``verdict.with_edges``).
+than it appears, and the verdict says so (`with_edges`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Side: TypeAlias = Literal["low", "high"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting and its validation scores, one a tuning seed."""
+    """One setting and its validation scores, one per tuning seed."""
 
     hyper: Mapping[str, Value]
     scores: tuple[float, ...]
@@ -45,7 +45,7 @@ class Tuned:
 
 
 def choose(trials: Sequence[Trial], metric: Metric) -> Trial:
-    """The trial with the best mean score; of those equal to rounding the first listed."""
+    """Return the trial with the best mean score; of those equal to rounding, the first listed."""
     sign = 1 if metric.higher else -1
     top = max(sign * trial.mean for trial in trials)
     return next(trial for trial in trials if sign * trial.mean >= top - 1e-12 * max(1.0, abs(top)))
@@ -53,9 +53,9 @@ def choose(trials: Sequence[Trial], metric: Metric) -> Trial:
 
 @dataclass(frozen=True)
 class RunnerUp:
-    """The second-best trial: how far its mean is behind the winner's, and how sure that is.
+    """The second-best trial, and how far its mean is behind the winner's.
 
-    ``standard_error`` is that of the mean difference, seed by seed; ``None`` with a single seed.
+    `standard_error` is that of the mean difference, paired by seed; `None` with a single seed.
     """
 
     hyper: Mapping[str, Value]
@@ -64,7 +64,7 @@ class RunnerUp:
 
 
 def runner_up(tuned: Tuned, metric: Metric) -> RunnerUp | None:
-    """The trial that would have won without the winner; ``None`` if there is no other.
+    """Return the trial that would have won without the winner; `None` if there is no other.
 
     >>> trials = (Trial({"lr": 0.1}, (0.8, 0.9)), Trial({"lr": 1.0}, (0.7, 0.9)))
     >>> round(runner_up(Tuned(trials, {"lr": 0.1}), Metric("acc", higher=True, worst=0.0)).behind, 6)
@@ -81,7 +81,7 @@ def runner_up(tuned: Tuned, metric: Metric) -> RunnerUp | None:
 
 
 def edges(axes: Sequence[Axis], winner: Mapping[str, Value]) -> dict[str, Side]:
-    """The ordered axes at whose end the winner sits, and which end; natural limits are no edges."""
+    """Return the ordered axes at whose end the winner is, and which end; natural limits are no edges."""
     found: dict[str, Side] = {}
     for axis in axes:
         if not axis.ordered:
@@ -95,7 +95,7 @@ def edges(axes: Sequence[Axis], winner: Mapping[str, Value]) -> dict[str, Side]:
 
 
 def widen(axis: Axis, sides: set[Side]) -> Axis:
-    """One more value at each side: by the grid's own ratio if all values are > 0, else by its step.
+    """Add one value at each side: by the grid's own ratio if all values are > 0, else by its step.
 
     >>> widen(Axis("lr", (0.1, 0.3)), {"high"}).values
     (0.1, 0.3, 0.9)
@@ -129,7 +129,7 @@ def extra_trials(
     widened axis gets no new trials.
 
     Args:
-        axes, trials: the arm's, from the first round.
+        axes, trials: those of the arm, from the first round.
         shared, wider: the study's axes before and after they are widened.
 
     Returns:
@@ -155,7 +155,7 @@ def extra_trials(
 
 
 def _with_next(axis: Axis, before: Axis, after: Axis) -> Axis:
-    """The arm's values of an axis, and at each widened side as many more as the axis got there."""
+    """Add to the arm's values of an axis, at each widened side, as many as the shared axis got there."""
     values, old, new = list(axis.values), list(before.values), list(after.values)
     below, above = new.index(old[0]), len(new) - 1 - new.index(old[-1])
     first, last = new.index(values[0]), new.index(values[-1])
@@ -166,5 +166,5 @@ def _with_next(axis: Axis, before: Axis, after: Axis) -> Axis:
 
 
 def replicate_tuning_seeds(slug: str, protocol: int, attempt: int, n: int) -> list[int]:
-    """Tuning seeds of the ``attempt``-th replication of a published verdict: fresh, and outside 0-99."""
+    """Return tuning seeds of the `attempt`-th replication of a published verdict: fresh, and outside 0-99."""
     return replicate_seeds(f"{slug}/tuning", protocol, attempt, 0, n)
