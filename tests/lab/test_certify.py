@@ -332,7 +332,7 @@ def test_another_protocol_is_refused_and_named(tmp_path, document, before, after
     path.write_text(edited(STUDY, (before, after)))
     with pytest.raises(CertifyError, match=named) as caught:
         certify.check_plan(StudyRef("file", str(path)).load(), document)
-    assert "Raise its protocol number and publish it anew" in str(caught.value)
+    assert "Raise its protocol number and publish it again" in str(caught.value)
 
 
 def test_a_contrast_that_computes_something_else_is_refused_and_the_seed_named(tmp_path, document):
@@ -537,7 +537,7 @@ def test_a_package_from_elsewhere_is_refused(published):
     package = ("package = Path(__file__).parents[1]", "package = Path('/elsewhere/trueup')")
     read = ('(package / "method.py")', '(Path(__file__).parents[1] / "method.py")')
     commit(published.root, {"src/trueup/lab/recompute.py": edited(STAND_IN, package, read)})
-    with pytest.raises(CertifyError, match=r"but /elsewhere/trueup was: something on Python's path"):
+    with pytest.raises(CertifyError, match=r"but /elsewhere/trueup ran: remove what comes before PYTHONPATH"):
         published.certify()
     assert published.entry()["history"] == []
 

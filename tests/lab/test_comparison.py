@@ -362,7 +362,7 @@ UNFIT: list[tuple[Callable[[], Any], str]] = [
     (lambda: asked(results(sgd=0.0).assign(acc=-1.0), gain="ratio"), "needs values > 0"),
     (
         lambda: asked({"arm": ["sgd", "adamp"], "seed": [0, 0], "acc": [1.0]}),
-        "columns must be of one length, one entry a run; got {'arm': 2, 'seed': 2, 'acc': 1}",
+        "columns must be of one length, one entry per run; got {'arm': 2, 'seed': 2, 'acc': 1}",
     ),
 ]
 
@@ -460,7 +460,7 @@ def test_text_in_the_metric_is_named(tmp_path: Path) -> None:
         ),
         ('arm,seed,acc\n"sgd,0,0.5\n', "results.csv: not a CSV file"),
         (b"\xff\xfe\x00\x01", "results.csv: not a CSV file"),
-        ("arm,seed,acc\n", "results.csv: a header but no rows; give one row a run"),
+        ("arm,seed,acc\n", "results.csv: a header but no rows; give one row per run"),
         ("method,seed,acc\nsgd,0,0.5\n", "results.csv: no column 'arm'; columns here: method, seed, acc"),
         ("arm,seed,acc,acc\nsgd,0,0.5,0.6\n", "results.csv: two columns are called 'acc': rename one"),
         ("arm,seed,acc,acc \nsgd,0,0.5,0.6\n", "results.csv: two columns are called 'acc': rename one"),

@@ -249,7 +249,7 @@ INSTRUCTION_VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR"
 
 
 def environment(threads: int, device: str) -> dict[str, str]:
-    """Return what decides a cell's last bits besides its code: libraries, threads, processor, instructions."""
+    """Return what decides a cell's last bits besides its code: libraries, threads, processor and so on."""
     import scipy
     import sklearn
     import torch
