@@ -131,7 +131,7 @@ def commit(folder, files=()):
 
 
 def edited(text, *changes):
-    """A text in which each ``(before, after)`` is replaced; ``before`` must be there."""
+    """Replace each `(before, after)` in a text; `before` must occur."""
     for before, after in changes:
         assert before in text
         text = text.replace(before, after)
@@ -143,7 +143,7 @@ def worktrees(folder):
 
 
 def records(compute=None):
-    """Every cell of the study as evidence has it: two looks, three tuning seeds, two trials and the rest."""
+    """Return every cell of the study as in evidence: two looks, three tuning seeds, two trials and so on."""
     plain = {"condition": {}, "hyper": {}, "seed": 0, "instance": ""}
     arms, scales = ("plain", "ours", "control"), (0.5, 1.0, 2.0)
     seeds = [s for look in (1, 2) for s in published_seeds("adamp", 1, look, 8)]
@@ -512,7 +512,7 @@ def test_code_that_git_does_not_show_is_refused(published, how):
 
 
 class Editor(certify.Silent):
-    """Does something to the code while a verdict is certified."""
+    """A progress that changes the code while a verdict is certified."""
 
     def __init__(self, edit):
         self.edit = edit
@@ -637,7 +637,7 @@ def test_a_commit_older_than_certification_is_refused(published):
 
 @pytest.fixture
 def command(published, monkeypatch, capsys):
-    """Runs ``trueup ledger certify`` on the published verdict: ``code, output = command("adamp")``."""
+    """Run `trueup ledger certify` on the published verdict: `code, output = command("adamp")`."""
     here = Repository(published.root)
     monkeypatch.setattr(certify, "Repository", lambda: here)
     monkeypatch.setattr(ledger, "SHIPPED", published.shipped / "ledger.json")
@@ -732,7 +732,7 @@ def test_a_fingerprint_is_current_if_published_or_certified_and_not_found_to_dif
 
 @pytest.fixture
 def inline(monkeypatch):
-    """Engines that recompute makes, each of which runs its cells here."""
+    """Collect the engines that recompute creates, each of which runs its cells in this process."""
     made = []
 
     def engine(workers):

@@ -1,4 +1,4 @@
-"""The fingerprint: what makes a stored cell stale, and what does not."""
+"""The fingerprint: the changes that make a stored cell stale, and those that do not."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
 
 
 def reached(tree: Tree, source: str) -> set[str]:
-    """The modules that a study file with this source reaches, besides itself."""
+    """Return the modules that a study file with this source reaches, besides itself."""
     tree.write({"mine/study.py": source})
     return set(_closure(tree.root / "mine" / "study.py")) - {"<study>"} - LAB
 

@@ -176,8 +176,8 @@ def claim(contrast, name="gain", *, primary=True, **changes):
 def evidence(made, gains, *, looks=1, edges=(), broken=(), diverged=(), noise=NOISE):
     """Report cells with these gains per arm, or per arm and condition.
 
-    ``edges``, ``broken`` and ``diverged`` name arms with a condition: at the grid's edge; left out;
-    diverged at the first seed.
+    `edges`, `broken` and `diverged` name arms with a condition: at the grid's edge; left out; diverged at the
+    first seed.
     """
     found = Evidence(looks=[(0.005, list(range(10))), (0.02, list(range(10, 20)))][:looks])
     for i, arm in enumerate(made.arms):

@@ -24,7 +24,7 @@ def store(tmp_path):
 
 
 def toy(tmp_path, **effects) -> StudyRef:
-    # a name of its own for each file: a study is loaded once a process
+    # a separate name for each file: a study is loaded once per process
     name = f"toy_{abs(hash(tuple(sorted(effects.items()))))}.py"
     return StudyRef("file", write_toy(tmp_path, name=name, **effects))
 
@@ -67,7 +67,7 @@ def test_an_undecided_primary_claim_gets_the_second_look_and_no_third(tmp_path, 
     assert [d["seed"] for d in better["d"]][10:] == published_seeds("toy", 1, 2, 10)
 
 
-def test_without_the_illness_nothing_is_cured(tmp_path, store):
+def test_a_claim_without_its_problem_is_inconclusive(tmp_path, store):
     outcome = runner.run(toy(tmp_path, gain=-1.0), store, InlineEngine())
     assert claim(outcome, "better")["outcome"] == "contradicted"
     same = claim(outcome, "same")
@@ -109,7 +109,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, store, stop_after):
     assert len(rest.done) == whole["cost"]["cells"] - stop_after
 
 
-def test_a_stage_is_built_once_a_seed_and_apart_for_trials(tmp_path, store):
+def test_a_stage_is_built_once_per_seed_and_separately_for_trials(tmp_path, store):
     engine = InlineEngine()
     runner.run(toy(tmp_path), store, engine)
     stages = [c for c in engine.done if c.kind == "stage"]
@@ -338,7 +338,7 @@ def test_a_cell_has_half_an_hour_unless_its_study_says_more(tmp_path, store):
 
 
 def test_failed_cells_are_tried_again(tmp_path, store):
-    flag = tmp_path / "mended"
+    flag = tmp_path / "fixed"
     trouble = f'import os; assert os.path.exists({str(flag)!r}) or run.arm != "ours", "not yet"'
     ref = toy(tmp_path, trouble=trouble)
     assert runner.run(ref, store, InlineEngine())["verdict"]["outcome"] == "incomplete"
@@ -422,8 +422,8 @@ def test_a_replication_computes_exact_claims_again_and_leaves_the_stored_ones(tm
     runner.run(ref, store, engine, Options(replicate=1))
     assert sum(c.kind.startswith("exact") for c in engine.done) == len(before) == 2
     assert {f: r for f, c, r in store.cells("toy") if c.kind.startswith("exact")} == before
-    told = runner.collect(ref, store, Options(replicate=1))
-    assert all(claim["outcome"] != "incomplete" for claim in told["claims"])
+    again = runner.collect(ref, store, Options(replicate=1))
+    assert all(claim["outcome"] != "incomplete" for claim in again["claims"])
 
 
 def test_smoke_is_one_seed_without_tuning_or_verdict(tmp_path, store):

@@ -1,4 +1,4 @@
-"""What a study may not be, refused as it is declared, with the rule that it breaks."""
+"""Invalid declarations are refused when they are made, with the rule that they break."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store: what goes in comes out, nothing is half-written, and every refusal says what to do."""
+"""The store returns what it was given, writes atomically, and says in every error what to do."""
 
 from __future__ import annotations
 
@@ -338,7 +338,7 @@ def test_a_damaged_record_of_runs_is_refused_in_words(path: Path, damage: str) -
 
 # -- schema 1 ------------------------------------------------------------------------------------------------
 def to_schema_1(path: Path) -> None:
-    """Take from a store what schema 2 added."""
+    """Remove from a store what schema 2 added."""
     with sqlite3.connect(path) as connection:
         connection.executescript("""
             DROP INDEX cells_without_checksum;
@@ -502,7 +502,7 @@ def test_a_closed_store_refuses(path: Path) -> None:
 
 
 def without_root(action: Callable[[], object]) -> str:
-    """The StoreError that the action raises in a child process that no longer is root."""
+    """Return the StoreError that the action raises in a child process without root rights."""
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         try:
@@ -553,7 +553,7 @@ def test_a_read_only_file_is_refused_before_any_cell_is_run(open_folder: Path) -
 
 
 def fill(store: Store) -> int:
-    """Store cells until the disk is full; how many went in."""
+    """Store cells until the disk is full, and return how many were stored."""
     big = result(arrays={"x": np.random.default_rng(0).integers(0, 256, 60_000, dtype=np.uint8)})
     stored = 0
     full = "the disk is full; cells stored before are safe: free some space"

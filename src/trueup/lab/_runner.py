@@ -20,23 +20,13 @@ from trueup.lab._judging import undecided
 from trueup.lab._measured import Evidence
 from trueup.lab._outcome_document import outcome_document
 from trueup.lab._seeds import DEVELOPMENT, published_seeds, replicate_seeds, tuning_seeds
-from trueup.lab._spec import SCALES, Axis, ExactClaim, Stage, Study, Value
+from trueup.lab._spec import SCALES, ExactClaim, Stage, Study, Value
 from trueup.lab._store import Store
-from trueup.lab._tuning import (
-    Side,
-    Trial,
-    Tuned,
-    choose,
-    edges,
-    extra_trials,
-    replicate_tuning_seeds,
-    widen,
-)
+from trueup.lab._tuning import ArmAt, Trial, Tuned, choose, edges, replicate_tuning_seeds, widened_grids
 from trueup.lab._verdict import ALPHA
 
 EXPLORATORY = "development seeds: shown, never published"
 
-ArmAt: TypeAlias = tuple[str, Items]  # an arm and a condition
 StageKey: TypeAlias = tuple[Items, int, str]  # condition, seed, and "tune" for trials
 
 
@@ -410,11 +400,11 @@ class Session:
         axes = {(arm.name, c): self.study.axes(arm) for arm in self.study.arms for c in tuned_at.values()}
         grids = {key: self.study.grid(self.study.arm(key[0]), own) for key, own in axes.items()}
         first_round = self._trials("tuning", grids)
-        widened, wider = self._widened(axes, first_round)
+        widened, wider = widened_grids(self.study, axes, first_round)
         second_round = self._trials("tuning, wider grid", wider) if wider != grids else first_round
         found: dict[ArmAt, Tuned | None] = {}
         for key, trials in second_round.items():
-            if trials is None or not trials:
+            if not trials:
                 found[key] = None
                 continue
             winner = choose(trials, self.study.metrics[0])
@@ -455,49 +445,6 @@ class Session:
                 trials.append(Trial(hyper, tuple(r.numbers[metric] for r in done if r is not None)))
             out[arm, condition] = trials
         return out
-
-    def _widened(
-        self,
-        axes: Mapping[ArmAt, tuple[Axis, ...]],
-        trials: Mapping[ArmAt, list[Trial] | None],
-    ) -> tuple[dict[ArmAt, tuple[Axis, ...]], dict[ArmAt, list[dict[str, Value]]]]:
-        """Widen the shared axes whose edge a winner is at, for every arm of its condition.
-
-        Returns:
-            The axes and the trials of every arm at every condition.
-        """
-        study = self.study
-        shared = {axis.name for axis in study.tune}
-        hit: dict[tuple[Items, str], set[Side]] = {}
-        for (arm, condition), own in trials.items():
-            if own:
-                winner = choose(own, study.metrics[0])
-                for name, side in edges(axes[arm, condition], winner.hyper).items():
-                    if name in shared:
-                        hit.setdefault((condition, name), set()).add(side)
-
-        def grow(own: Sequence[Axis], condition: Items) -> tuple[Axis, ...]:
-            return tuple(
-                widen(axis, hit[condition, axis.name])
-                if (condition, axis.name) in hit and axis.ordered
-                else axis
-                for axis in own
-            )
-
-        wider = {(arm, condition): grow(own, condition) for (arm, condition), own in axes.items()}
-        grids = {key: study.grid(study.arm(key[0]), own) for key, own in wider.items()}
-        for condition in {condition for _, condition in axes}:
-            if len({len(grids[arm.name, condition]) for arm in study.arms}) == 1:
-                continue
-            # the grid of an arm with axes of its own would hold another number of trials
-            grown = grow(study.tune, condition)
-            for own_arm in (arm for arm in study.arms if arm.tune is not None):
-                key = own_arm.name, condition
-                wider[key], extra = extra_trials(
-                    axes[key], trials[key] or (), study.tune, grown, study.metrics[0]
-                )
-                grids[key] = study.grid(own_arm) + extra
-        return wider, grids
 
     def _run_looks(self) -> None:
         for number, (alpha, seeds) in enumerate(self.planned_looks(), start=1):

@@ -447,7 +447,7 @@ class Store:
     # -- errors --------------------------------------------------------------------------------------------
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Run a block as one transaction. It takes the write lock first, which a reader may fail to get later."""
+        """Run a block as one transaction. It takes the write lock first, which may fail later."""
         with self._explained():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -477,7 +477,7 @@ def _advice(name: str) -> str:
     """Say what an SQLite error means and how to fix it, by its name; extended names have a suffix."""
     meanings = {
         "SQLITE_FULL": "the disk is full; cells stored before are safe: free some space and run again",
-        "SQLITE_IOERR": "the disk fails (is it full, or gone?); cells stored before are safe: run again when it works",
+        "SQLITE_IOERR": "the disk fails (is it full or gone?); cells stored before are safe: run again later",
         "SQLITE_READONLY": "cannot be written: fix its permissions and its folder's, or name another store",
         "SQLITE_CANTOPEN": "cannot be opened or created: fix the folder's permissions, or name another store",
         "SQLITE_NOTADB": "is not a store; name another file",

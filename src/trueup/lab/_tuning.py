@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -17,9 +18,10 @@ import numpy as np
 
 from trueup.lab._scoring import Metric
 from trueup.lab._seeds import replicate_seeds
-from trueup.lab._spec import Axis, Value
+from trueup.lab._spec import Axis, Study, Value
 
 Side: TypeAlias = Literal["low", "high"]
+ArmAt: TypeAlias = tuple[str, tuple[tuple[str, Value], ...]]  # an arm and a condition
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,45 @@ def widen(axis: Axis, sides: set[Side]) -> Axis:
         if value not in values:
             values = [value, *values] if side == "low" else [*values, value]
     return replace(axis, values=tuple(values))
+
+
+def widened_grids(
+    study: Study, axes: Mapping[ArmAt, tuple[Axis, ...]], trials: Mapping[ArmAt, list[Trial] | None]
+) -> tuple[dict[ArmAt, tuple[Axis, ...]], dict[ArmAt, list[dict[str, Value]]]]:
+    """Widen the shared axes at whose edge a winner is, for every arm of its condition.
+
+    Args:
+        axes, trials: those of every arm and condition, from the first round.
+
+    Returns:
+        The axes and the grids of every arm and condition for the second round.
+    """
+    shared = {axis.name for axis in study.tune}
+    hit: defaultdict[tuple[object, str], set[Side]] = defaultdict(set)
+    for (arm, condition), own in trials.items():
+        if own:
+            winner = choose(own, study.metrics[0])
+            for name, side in edges(axes[arm, condition], winner.hyper).items():
+                if name in shared:
+                    hit[condition, name].add(side)
+
+    def grow(own: Sequence[Axis], condition: object) -> tuple[Axis, ...]:
+        return tuple(widen(axis, hit[condition, axis.name]) if axis.ordered else axis for axis in own)
+
+    wider = {(arm, condition): grow(own, condition) for (arm, condition), own in axes.items()}
+    grids = {key: study.grid(study.arm(key[0]), own) for key, own in wider.items()}
+    for condition in {condition for _, condition in axes}:
+        if len({len(grids[arm.name, condition]) for arm in study.arms}) == 1:
+            continue
+        # the grid of an arm with axes of its own would hold another number of trials
+        grown = grow(study.tune, condition)
+        for own_arm in (arm for arm in study.arms if arm.tune is not None):
+            key = own_arm.name, condition
+            wider[key], extra = extra_trials(
+                axes[key], trials[key] or (), study.tune, grown, study.metrics[0]
+            )
+            grids[key] = study.grid(own_arm) + extra
+    return wider, grids
 
 
 def extra_trials(
