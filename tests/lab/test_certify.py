@@ -1,6 +1,6 @@
-"""Certification: which changes of code pass, which are found, and that nothing of a run is left behind.
+"""Certification: the changes of code that pass, those that are found, and that nothing is left behind.
 
-Most tests run a stand-in for ``trueup.lab.recompute`` in a small repository, which answers at once; those at
+Most tests run a stand-in for `trueup.lab.recompute` in a small repository, which answers at once; those at
 the end run the whole package.
 """
 

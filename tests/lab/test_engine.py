@@ -319,7 +319,7 @@ def test_sys_exit_ends_the_cell_and_not_the_worker(shared: LocalEngine, ref: Stu
     assert "I leave" in result.error
 
 
-def test_a_result_too_large_fails_with_the_mend(shared: LocalEngine, ref: StudyRef) -> None:
+def test_a_result_too_large_fails_with_the_fix(shared: LocalEngine, ref: StudyRef) -> None:
     assert "make the large part a Stage" in only(shared, task(ref, "large")).error
 
 

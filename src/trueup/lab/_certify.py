@@ -465,9 +465,9 @@ class Repository:
         """
         if self._git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}", check=False) == "":
             is_shallow = self._git("rev-parse", "--is-shallow-repository") == "true"
-            mend = "git fetch --unshallow" if is_shallow else "git fetch --all"
+            remedy = "git fetch --unshallow" if is_shallow else "git fetch --all"
             clone = "shallow clone" if is_shallow else "repository"
-            raise CertifyError(f"the published commit {commit[:12]} is not in this {clone}: run `{mend}`")
+            raise CertifyError(f"the published commit {commit[:12]} is not in this {clone}: run `{remedy}`")
         module = f"{commit}:src/trueup/lab/recompute.py"
         if self._git("rev-parse", "--verify", "--quiet", module, check=False) == "":
             raise CertifyError(

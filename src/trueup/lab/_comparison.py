@@ -462,13 +462,13 @@ def _check_pairs(
     for (arm, seed, condition), count in counts.items():
         if count > 1:
             others = [c for c in columns if c not in ("arm", "seed", metric, *over)]
-            mend = (
+            remedy = (
                 f"; if a column distinguishes them, pass conditions= (--condition): {_listed(others)}"
                 if others
                 else ""
             )
             raise ValueError(
-                f"{count} rows of arm {arm!r}, {_place(seed, condition)}: one is expected{mend}; "
+                f"{count} rows of arm {arm!r}, {_place(seed, condition)}: one is expected{remedy}; "
                 "if one is a repeat, keep the first run of each seed"
             )
     seeds = tuple(dict.fromkeys(row.seed for row in rows))
