@@ -1,13 +1,13 @@
-"""Does a test notice when an equation changes? `make mutate` runs this; continuous integration does not.
+"""Measure whether the tests notice a changed equation: `make mutate`, no part of continuous integration.
 
 mutmut makes the mutants: a sign flipped, a comparison moved, an argument dropped, one at a time. A mutant is
 killed when a test fails. Mutants that only change the text of a message are left out, and of the others a
 sample drawn by a fixed seed is run from every file. mutmut passes over functions with a decorator, such as
 `torch.no_grad()`. The exit code is 1 below the goal.
 
-    python tests/mutation.py                     # 20 mutants a file
+    python tests/mutation.py                     # 20 mutants per file
     python tests/mutation.py --each 0            # all of them: hours
-    python tests/mutation.py radial verdict      # only these files
+    python tests/mutation.py lab/_verdict         # only this file
 
 Then `mutmut show NAME` prints a mutant that survived.
 """
@@ -23,6 +23,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -35,11 +36,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", help="files, by their names without .py; all if left out")
-    parser.add_argument("--each", type=int, default=20, help="mutants a file; 0 runs all (default: 20)")
+    parser.add_argument("names", nargs="*", help="modules, such as nn/_evonorm; all if left out")
+    parser.add_argument("--each", type=int, default=20, help="mutants per file; 0 runs all (default: 20)")
     options = parser.parse_args()
-    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]
-    files = {Path(name).stem: ROOT / "mutants" / name for name in config["only_mutate"]}
+    files = {name: ROOT / "mutants/src/trueup" / f"{name}.py" for name in modules()}
     unknown = sorted(set(options.names) - set(files))
     if unknown:
         parser.error(f"no equations in {unknown[0]!r}; files are {', '.join(files)}")
@@ -67,8 +67,16 @@ def main() -> int:
     return 0 if rate >= GOAL else 1
 
 
+def modules() -> list[str]:
+    """Return the modules to mutate, such as `nn/_evonorm`: all that pyproject.toml does not leave out."""
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]
+    found = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "src/trueup").rglob("*.py"))
+    kept = [name for name in found if not any(fnmatch(name, out) for out in config["do_not_mutate"])]
+    return [name.removeprefix("src/trueup/").removesuffix(".py") for name in kept]
+
+
 def run(names: list[str]) -> None:
-    """Let mutmut run the named mutants, one thread a process."""
+    """Let mutmut run the named mutants, one thread per process."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     subprocess.run([*MUTMUT, *names], cwd=ROOT, env=os.environ | threads, check=True)
 

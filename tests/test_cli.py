@@ -11,6 +11,7 @@ import pytest
 
 from trueup import cli, papers
 from trueup.lab import ledger
+from trueup.studies import _lookup as lookup
 
 STUDY = """
 from trueup.lab import Arm, Claim, ExactClaim, Metric, Study, difference
@@ -38,7 +39,7 @@ def trueup(monkeypatch, capsys, tmp_path):
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["trueup", *arguments])
-        monkeypatch.setattr(cli.console, "width", 200, raising=False)
+        monkeypatch.setattr(cli._console.console, "width", 200, raising=False)
         monkeypatch.setattr(cli.errors, "width", 200, raising=False)
         code = 0
         try:
@@ -64,7 +65,7 @@ def test_list_shows_all_fifty_and_filters(trueup, monkeypatch):
     assert "adamp" in out
     assert "evonorm" not in out
     for standing in ("published", "certified", "stale"):
-        monkeypatch.setattr(cli, "_standing", lambda paper, entries, standing=standing: standing)
+        monkeypatch.setattr(lookup, "standing", lambda paper, entries, standing=standing: standing)
         out = trueup("list", "--area", "optim")[1]
         assert ("stale: the code has changed since" in out) == (standing == "stale")
         assert ("certified: the code was rewritten since" in out) == (standing == "certified")
@@ -216,7 +217,7 @@ def test_strongly_skewed_seeds_are_a_warning_in_the_terminal(trueup, monkeypatch
     entry = ledger.read()["adamp"]
     entry["claims"][2]["skew"] = 1.7
     monkeypatch.setattr(ledger, "read", lambda: {"adamp": entry})
-    monkeypatch.setattr(cli, "_standing", lambda paper, entries: "published")
+    monkeypatch.setattr(lookup, "standing", lambda paper, entries: "published")
     assert trueup("show", "adamp")[1].count("These seeds are strongly skewed") == 1
 
 
@@ -386,7 +387,7 @@ def test_a_run_that_is_interrupted_says_that_nothing_is_lost(trueup):
     with mock.patch("trueup.lab._runner.run", side_effect=KeyboardInterrupt):
         code, _, err = trueup("run", "tiny.py", "--store", "s.sqlite")
     assert code == 130
-    assert "every finished cell is kept; the same command goes on from there" in err
+    assert "every finished cell is kept; the same command resumes from there" in err
 
 
 def test_compare_names_the_column_that_is_missing(trueup):
@@ -439,8 +440,8 @@ def published(trueup, monkeypatch, tmp_path):
     monkeypatch.setattr(Repository, "require_clean", lambda self: "c0ffee")
     paper = replace(papers.get("adamp"), slug="tiny")
     monkeypatch.setattr(papers, "get", lambda slug: paper)
-    monkeypatch.setattr(cli, "_reference", lambda target: ref)
-    monkeypatch.setattr(cli, "_standing", lambda paper, entries: standing[0])
+    monkeypatch.setattr(lookup, "reference", lambda target: ref)
+    monkeypatch.setattr(lookup, "standing", lambda paper, entries: standing[0])
     standing = ["published"]
     assert trueup("run", "tiny.py", "--workers", "1")[0] == 0
     code, out, err = trueup("ledger", "publish", "tiny")
@@ -500,7 +501,7 @@ def test_a_verdict_stands_on_the_data_it_names(monkeypatch):
         "trueup.lab._fingerprint.verdict_fingerprint", lambda ref, hashes=(): hashed.append(list(hashes))
     )
     entry = ledger.read()["adamp"]
-    assert cli._standing(papers.get("adamp"), {"adamp": entry}) == "stale"
+    assert lookup.standing(papers.get("adamp"), {"adamp": entry}) == "stale"
     assert hashed == [[find("digits").sha256]]
 
 

@@ -26,6 +26,7 @@ from trueup.lab._certify import CertifyError, Repository
 from trueup.lab._engine import StudyRef
 from trueup.lab._seeds import published_seeds
 from trueup.lab._store import Store
+from trueup.studies import _lookup as lookup
 
 STUDY = """
 import numpy as np
@@ -642,9 +643,9 @@ def command(published, monkeypatch, capsys):
     monkeypatch.setattr(certify, "Repository", lambda: here)
     monkeypatch.setattr(ledger, "SHIPPED", published.shipped / "ledger.json")
     monkeypatch.setattr(evidence, "FOLDER", published.shipped)
-    monkeypatch.setattr(cli, "_reference", lambda slug: published.ref)
-    monkeypatch.setattr(cli.console, "width", 200, raising=False)
-    monkeypatch.setattr(cli, "_renew", lambda readme: call.renewed.append(readme))
+    monkeypatch.setattr(lookup, "reference", lambda slug: published.ref)
+    monkeypatch.setattr(cli._console.console, "width", 200, raising=False)
+    monkeypatch.setattr(cli._ledger, "_renew", lambda readme: call.renewed.append(readme))
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["trueup", "ledger", "certify", *arguments])
@@ -697,7 +698,7 @@ def test_the_command_refuses_and_says_why(published, command):
 
 
 def test_the_command_stops_in_words(command, monkeypatch):
-    monkeypatch.setattr(cli._CertifyBar, "done", Interrupted().done)
+    monkeypatch.setattr(cli._ledger._CertifyBar, "done", Interrupted().done)
     code, out = command("adamp")
     assert code == 130
     assert "stopped" in out
