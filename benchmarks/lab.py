@@ -1,8 +1,9 @@
-"""The lab: what it costs to run a cell that does nothing, and what a second worker brings.
+"""Measure the lab: the cost of a cell that does nothing, and the gain from a second worker.
 
-The first figure holds all that a run does: planning, fingerprints, a worker's start, the way to it and back,
-one transaction a cell, the outcome document. The second is the desk study of ghost-batch-norm, run whole with
-one worker and with two, each with a new store; it takes several minutes and needs two idle cores.
+The first figure includes everything that a run does: fingerprints, starting a worker, sending each cell and
+receiving its result, one transaction per cell, and the outcome document. The second is the desk study of
+ghost-batch-norm, run with one worker and with two, each with a new store; it takes several minutes and needs
+two idle cores.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from trueup.lab import Arm, Condition, Metric, Study
 
 study = Study(
     slug="no-op",
-    question="What does a cell cost that does nothing?",
+    question="What does an empty cell cost?",
     cell=lambda run: {"score": 1.0},
     metrics=[Metric("score", higher=True, worst=0.0)],
     arms=[Arm("a", "baseline"), Arm("b", "method")],
@@ -34,7 +35,7 @@ study = Study(
 
 
 def seconds(ref: StudyRef, options: Options, workers: int) -> float:
-    """Wall seconds of a whole run with a new store and new workers."""
+    """Return the wall seconds of a complete run with a new store and new workers."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         with Store(Path(folder) / "cells.sqlite") as store, LocalEngine(workers) as engine:
@@ -46,13 +47,13 @@ def seconds(ref: StudyRef, options: Options, workers: int) -> float:
 
 
 def rows() -> Iterator[Measured]:
-    """Milliseconds a cell, and the gain from a second worker."""
+    """Measure the milliseconds per cell, and the gain from a second worker."""
     with tempfile.TemporaryDirectory() as folder:
         study = Path(folder) / "no_op.py"
         study.write_text(NO_OP)
         ref = StudyRef("file", str(study))
         per_cell = 1e3 * seconds(ref, Options(seeds=CELLS // 20), workers=1) / CELLS
-    yield Measured(f"lab overhead, {CELLS} no-op cells", "none", per_cell, "ms a cell", 30.0)
+    yield Measured(f"lab overhead, {CELLS} no-op cells", "none", per_cell, "ms per cell", 30.0)
 
     ghost = StudyRef("module", "trueup.studies.ghost_batch_norm")
     gain = seconds(ghost, Options(), workers=1) / seconds(ghost, Options(), workers=2)

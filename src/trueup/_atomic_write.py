@@ -1,4 +1,4 @@
-"""Write a file whole or not at all."""
+"""Write a file completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["atomic_write"]
 
 
 def atomic_write(path: Path, write: Callable[[IO[bytes]], object], prefix: str = ".") -> None:
-    """Write beside the place of a file first, then move over it: who reads or writes it too sees whole files.
+    """Write a temporary file in the same folder, then move it to `path`: readers only see complete files.
 
     Args:
-        path: the file; its folder is made if it is not there.
-        write: gets the open file.
-        prefix: begins the name of what a killed process leaves behind, which ends in ``.part``.
+        path: the file; its folder is created if needed.
+        write: called with the open file.
+        prefix: start of the temporary file's name, which ends in `.part`; a killed process leaves that file.
 
     Raises:
-        OSError: a folder that may not be written to, or a full disk; what was there before stays.
+        OSError: if the folder cannot be written to, or the disk is full; an existing file stays as it was.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     atomic_write(Path(folder, "a", "b.txt"), lambda file: file.write(b"all of it"))
@@ -32,7 +32,7 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object], prefix: str =
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
+        os.chmod(temporary, 0o644)  # mkstemp creates files that only their owner can read
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Cells: what they get, what they may return, and how they fail."""
+"""Cells: the run they get, the results they may return, and how they fail."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_a_stage_writes_all_or_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_leftovers_of_killed_writers_are_cleared_and_nothing_else(tmp_path: Path) -> None:
-    """A stage killed while it writes, beside one that lives, one of another machine, and files of others."""
+    """Files of a killed writer, of a live one, of one on another machine, and other files."""
     staged = study(stages=[Stage("teacher", lambda run: {"w": np.ones(3)})])
     child = os.fork()
     if child == 0:  # dies in the middle of writing, as by kill -9
@@ -310,14 +310,14 @@ def test_cost_claims_interleave_their_rounds(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_environment_of_a_verdict() -> None:
-    told = environment(2, "cpu")
-    assert told["threads"] == "2"
-    assert told["device"] == "cpu"
-    assert told["torch"] == str(torch.__version__)
-    assert told["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
-    assert {"scipy", "scikit-learn", "cpu_family", *INSTRUCTION_VARIABLES} <= set(told)
-    assert all(isinstance(v, str) for v in told.values())
-    json.dumps(told)
+    found = environment(2, "cpu")
+    assert found["threads"] == "2"
+    assert found["device"] == "cpu"
+    assert found["torch"] == str(torch.__version__)
+    assert found["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert {"scipy", "scikit-learn", "cpu_family", *INSTRUCTION_VARIABLES} <= set(found)
+    assert all(isinstance(v, str) for v in found.values())
+    json.dumps(found)
 
 
 def test_instruction_sets_are_pinned_where_the_processor_has_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""Certification: which changes of code pass, which are found, and that nothing of a run is left behind.
+"""Certification: the changes of code that pass, those that are found, and that nothing is left behind.
 
-Most tests run a stand-in for ``trueup.lab.recompute`` in a small repository, which answers at once; those at
+Most tests run a stand-in for `trueup.lab.recompute` in a small repository, which answers at once; those at
 the end run the whole package.
 """
 
@@ -132,7 +132,7 @@ def commit(folder, files=()):
 
 
 def edited(text, *changes):
-    """A text in which each ``(before, after)`` is replaced; ``before`` must be there."""
+    """Replace each `(before, after)` in a text; `before` must occur."""
     for before, after in changes:
         assert before in text
         text = text.replace(before, after)
@@ -144,7 +144,7 @@ def worktrees(folder):
 
 
 def records(compute=None):
-    """Every cell of the study as evidence has it: two looks, three tuning seeds, two trials and the rest."""
+    """Return every cell of the study as in evidence: two looks, three tuning seeds, two trials and so on."""
     plain = {"condition": {}, "hyper": {}, "seed": 0, "instance": ""}
     arms, scales = ("plain", "ours", "control"), (0.5, 1.0, 2.0)
     seeds = [s for look in (1, 2) for s in published_seeds("adamp", 1, look, 8)]
@@ -333,7 +333,7 @@ def test_another_protocol_is_refused_and_named(tmp_path, document, before, after
     path.write_text(edited(STUDY, (before, after)))
     with pytest.raises(CertifyError, match=named) as caught:
         certify.check_plan(StudyRef("file", str(path)).load(), document)
-    assert "Raise its protocol number and publish it anew" in str(caught.value)
+    assert "Raise its protocol number and publish it again" in str(caught.value)
 
 
 def test_a_contrast_that_computes_something_else_is_refused_and_the_seed_named(tmp_path, document):
@@ -513,7 +513,7 @@ def test_code_that_git_does_not_show_is_refused(published, how):
 
 
 class Editor(certify.Silent):
-    """Does something to the code while a verdict is certified."""
+    """A progress that changes the code while a verdict is certified."""
 
     def __init__(self, edit):
         self.edit = edit
@@ -538,7 +538,7 @@ def test_a_package_from_elsewhere_is_refused(published):
     package = ("package = Path(__file__).parents[1]", "package = Path('/elsewhere/trueup')")
     read = ('(package / "method.py")', '(Path(__file__).parents[1] / "method.py")')
     commit(published.root, {"src/trueup/lab/recompute.py": edited(STAND_IN, package, read)})
-    with pytest.raises(CertifyError, match=r"but /elsewhere/trueup was: something on Python's path"):
+    with pytest.raises(CertifyError, match=r"but /elsewhere/trueup ran: remove what comes before PYTHONPATH"):
         published.certify()
     assert published.entry()["history"] == []
 
@@ -638,7 +638,7 @@ def test_a_commit_older_than_certification_is_refused(published):
 
 @pytest.fixture
 def command(published, monkeypatch, capsys):
-    """Runs ``trueup ledger certify`` on the published verdict: ``code, output = command("adamp")``."""
+    """Run `trueup ledger certify` on the published verdict: `code, output = command("adamp")`."""
     here = Repository(published.root)
     monkeypatch.setattr(certify, "Repository", lambda: here)
     monkeypatch.setattr(ledger, "SHIPPED", published.shipped / "ledger.json")
@@ -733,7 +733,7 @@ def test_a_fingerprint_is_current_if_published_or_certified_and_not_found_to_dif
 
 @pytest.fixture
 def inline(monkeypatch):
-    """Engines that recompute makes, each of which runs its cells here."""
+    """Collect the engines that recompute creates, each of which runs its cells in this process."""
     made = []
 
     def engine(workers):

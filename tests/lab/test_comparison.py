@@ -1,4 +1,4 @@
-"""Comparing a user's own results: the verdict, the words, and every way in which results can be unfit."""
+"""Comparing a user's own results: the verdict, the text, and every way in which results can be unfit."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_too_few_seeds_say_how_many_a_new_comparison_takes() -> None:
     assert asked(results()).fresh_seeds is None
 
 
-def test_one_seed_says_nothing_of_the_spread_so_only_the_fewest_are_told() -> None:
+def test_one_seed_says_nothing_of_the_spread_so_the_sentence_only_names_the_fewest() -> None:
     result = asked(results().query("seed < 1"))
     assert result.fresh_seeds is None
     assert result.sentence.endswith(
@@ -237,33 +237,33 @@ def test_a_diverged_run_scores_worst_and_is_counted() -> None:
     result = asked(frame, worst=0.1)
     means = results().groupby(["arm", "seed"]).acc.mean()
     assert result.judgement.d[0] == pytest.approx(means["adamp"][0] - 0.1)
-    told = result.to_dict()
-    assert told["diverged"] == {"sgd": 2}
-    assert [c["status"] for c in told["cells"][:3]] == ["diverged", "diverged", "ok"]
+    found = result.to_dict()
+    assert found["diverged"] == {"sgd": 2}
+    assert [c["status"] for c in found["cells"][:3]] == ["diverged", "diverged", "ok"]
 
 
 def test_to_dict_is_a_claim_in_plain_json() -> None:
     result = asked(results(smoothing=0.92), control="smoothing")
-    told = json.loads(json.dumps(result.to_dict()))
-    assert (told["outcome"], told["word"], told["sentence"]) == ("reproduced", "better", result.sentence)
-    assert told["control_sentence"] == result.control_sentence
-    assert told["survives"] == "undecided"
-    assert [(c["arm"], c["word"]) for c in told["controls"]] == [("smoothing", "cannot tell")]
-    assert {a["name"]: a["role"] for a in told["arms"]} == {
+    found = json.loads(json.dumps(result.to_dict()))
+    assert (found["outcome"], found["word"], found["sentence"]) == ("reproduced", "better", result.sentence)
+    assert found["control_sentence"] == result.control_sentence
+    assert found["survives"] == "undecided"
+    assert [(c["arm"], c["word"]) for c in found["controls"]] == [("smoothing", "cannot tell")]
+    assert {a["name"]: a["role"] for a in found["arms"]} == {
         "sgd": "baseline",
         "adamp": "method",
         "smoothing": "control",
     }
-    assert told["conditions"] == [{"name": "condition", "values": ["clean", "noisy"]}]
-    assert [x["seed"] for x in told["d"]] == list(range(10))
-    assert len(told["cells"]) == 60
-    assert told["cells"][0]["numbers"] == {"acc": pytest.approx(results().acc[0])}
-    assert told["level"] == 0.95
+    assert found["conditions"] == [{"name": "condition", "values": ["clean", "noisy"]}]
+    assert [x["seed"] for x in found["d"]] == list(range(10))
+    assert len(found["cells"]) == 60
+    assert found["cells"][0]["numbers"] == {"acc": pytest.approx(results().acc[0])}
+    assert found["level"] == 0.95
 
 
 def test_a_control_that_was_not_asked_keeps_its_role() -> None:
-    told = asked(results(adamp=0.90), control="smoothing").to_dict()
-    assert [a["role"] for a in told["arms"]] == ["baseline", "method", "control"]
+    found = asked(results(adamp=0.90), control="smoothing").to_dict()
+    assert [a["role"] for a in found["arms"]] == ["baseline", "method", "control"]
 
 
 # -- unfit results -------------------------------------------------------------------------------------------
@@ -297,11 +297,11 @@ UNFIT: list[tuple[Callable[[], Any], str]] = [
     (lambda: asked(results(), control="mixup"), "no rows of arm 'mixup'; arms here: sgd, adamp, smoothing"),
     (lambda: asked(results().iloc[:0]), "no rows of arm 'sgd'; arms here: none"),
     (lambda: asked(results(), method="sgd"), "baseline and method are both 'sgd': name two different arms"),
-    (lambda: asked(results(), control="sgd"), "control 'sgd' is named already: a control is a third arm"),
-    (lambda: asked(results(), control=["smoothing"] * 2), "control 'smoothing' is named already"),
+    (lambda: asked(results(), control="sgd"), "control 'sgd' is already named: a control is a third arm"),
+    (lambda: asked(results(), control=["smoothing"] * 2), "control 'smoothing' is already named"),
     (
         lambda: asked(results(), min_effect=0.0),
-        "min_effect must be > 0, got 0.0: the smallest gain that would",
+        "min_effect must be > 0, got 0.0: it is the smallest gain",
     ),
     (lambda: asked(results(), min_effect=-0.1), "min_effect must be > 0"),
     (lambda: asked(results(), min_effect=math.nan), "min_effect must be > 0"),
@@ -347,7 +347,7 @@ UNFIT: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: asked(results().assign(more=0).rename(columns={"more": "acc"})),
-        "two columns are called 'acc': rename one",
+        "two columns are called 'acc': rename or remove one",
     ),
     (lambda: asked(results(), worst=math.nan), "metric 'acc': worst must be finite, got nan"),
     (
@@ -362,7 +362,7 @@ UNFIT: list[tuple[Callable[[], Any], str]] = [
     (lambda: asked(results(sgd=0.0).assign(acc=-1.0), gain="ratio"), "needs values > 0"),
     (
         lambda: asked({"arm": ["sgd", "adamp"], "seed": [0, 0], "acc": [1.0]}),
-        "columns must be of one length, one entry a run; got {'arm': 2, 'seed': 2, 'acc': 1}",
+        "columns must be of one length, one entry per run; got {'arm': 2, 'seed': 2, 'acc': 1}",
     ),
 ]
 
@@ -460,10 +460,16 @@ def test_text_in_the_metric_is_named(tmp_path: Path) -> None:
         ),
         ('arm,seed,acc\n"sgd,0,0.5\n', "results.csv: not a CSV file"),
         (b"\xff\xfe\x00\x01", "results.csv: not a CSV file"),
-        ("arm,seed,acc\n", "results.csv: a header but no rows; give one row a run"),
+        ("arm,seed,acc\n", "results.csv: a header but no rows; give one row per run"),
         ("method,seed,acc\nsgd,0,0.5\n", "results.csv: no column 'arm'; columns here: method, seed, acc"),
-        ("arm,seed,acc,acc\nsgd,0,0.5,0.6\n", "results.csv: two columns are called 'acc': rename one"),
-        ("arm,seed,acc,acc \nsgd,0,0.5,0.6\n", "results.csv: two columns are called 'acc': rename one"),
+        (
+            "arm,seed,acc,acc\nsgd,0,0.5,0.6\n",
+            "results.csv: two columns are called 'acc': rename or remove one",
+        ),
+        (
+            "arm,seed,acc,acc \nsgd,0,0.5,0.6\n",
+            "results.csv: two columns are called 'acc': rename or remove one",
+        ),
         ("arm,sede,acc\nsgd,0,0.5\n", "results.csv: no column 'seed'; did you mean 'sede'?"),
     ],
 )

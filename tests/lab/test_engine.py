@@ -1,4 +1,4 @@
-"""The engine: every task comes back exactly once, whatever its cell or its worker does."""
+"""Every task comes back from the engine exactly once, whatever its cell or its worker does."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def cell(run):
     what, folder = run["what"], Path(__file__).parent
     with open(folder / f"started-{what}-{run.seed}", "a") as file:
         file.write(f"{os.getpid()}\\n")
-    if what == "die-once" and len((folder / f"started-{what}-{run.seed}").read_text().split()) == 1:
+    if what == "kill-once" and len((folder / f"started-{what}-{run.seed}").read_text().split()) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    if what == "die":
-        print("last words", flush=True)
+    if what == "kill":
+        print("last output", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "segfault":
         ctypes.string_at(0)
@@ -129,7 +129,7 @@ def cell(run):
         "threads": torch.get_num_threads(),
         "omp": int(os.environ["OMP_NUM_THREADS"]),
         "pid": os.getpid(),
-        "deaf": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
+        "ignores_ctrl_c": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
         "draw": torch.rand(()).item(),
         "variable": float(os.environ.get("PROBE", "0")),
     }
@@ -158,7 +158,7 @@ def ref(folder: Path) -> StudyRef:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[LocalEngine]:
-    """One engine for the tests that leave it as it was; workers are slow to start."""
+    """Share one engine among the tests that leave it unchanged; workers are slow to start."""
     with LocalEngine(workers=2) as engine:
         yield engine
 
@@ -176,7 +176,7 @@ def only(engine: LocalEngine, one: Task) -> CellResult:
 
 
 def is_alive(pid: int) -> bool:
-    """Alive and no zombie; one of several threads still holds the pipes after the first is a zombie."""
+    """Return whether a process is alive: no zombie, or one with a thread that still holds the pipes."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         return state != "Z" or len(os.listdir(f"/proc/{pid}/task")) > 1
@@ -205,7 +205,7 @@ def test_every_task_comes_back_once_from_workers_that_stay(shared: LocalEngine, 
     assert os.getpid() not in pids
     for one, result in results:
         assert result.status == ("ok" if result.numbers["score"] == one.cell.seed else None)
-        assert result.numbers["deaf"] == 1
+        assert result.numbers["ignores_ctrl_c"] == 1
         assert result.numbers["threads"] == result.numbers["omp"] == 1
         assert result.environment["threads"] == "1"
         assert result.environment["device"] == "cpu"
@@ -301,7 +301,7 @@ def test_an_exception_is_a_failure_with_its_trace_and_the_cells_output(
     assert "bad luck" in result.error
     assert "probe.py" in result.error
     assert "the end of its output:\na clue\nanother" in result.error
-    # the next failure does not show this one's words, and nothing reaches the terminal
+    # the next failure does not show this output, and nothing reaches the terminal
     assert "a clue" not in only(shared, task(ref, "exit")).error
     assert capfd.readouterr() == ("", "")
 
@@ -319,7 +319,7 @@ def test_sys_exit_ends_the_cell_and_not_the_worker(shared: LocalEngine, ref: Stu
     assert "I leave" in result.error
 
 
-def test_a_result_too_large_fails_with_the_mend(shared: LocalEngine, ref: StudyRef) -> None:
+def test_a_result_too_large_fails_with_the_fix(shared: LocalEngine, ref: StudyRef) -> None:
     assert "make the large part a Stage" in only(shared, task(ref, "large")).error
 
 
@@ -333,7 +333,7 @@ def test_a_study_that_raises_fails_its_cells_with_the_place(shared: LocalEngine,
 @pytest.mark.parametrize(
     ("what", "cause"),
     [
-        ("die", r"signal 9 .*use fewer workers.*\n.*its output:\nlast words"),
+        ("kill", r"signal 9 .*use fewer workers.*\n.*its output:\nlast output"),
         ("segfault", r"signal 11 .*(\n.*)*Fatal Python error: Segmentation fault(\n.*)*probe\.py"),
         ("leave", "exit code 0"),
     ],
@@ -348,18 +348,18 @@ def test_a_cell_that_kills_its_worker_fails_and_the_others_do_not(
         bad = results.pop(f"{what}-99")
         assert {r.status for r in results.values()} == {"ok"}
         assert bad.status == "failed"
-        assert "died 2 times" in bad.error
+        assert "exited 2 times" in bad.error
         assert re.search(cause, bad.error), bad.error
     assert len((folder / f"started-{what}-99").read_text().split()) == 2
 
 
 def test_a_killed_worker_is_replaced_and_its_cell_run_again(folder: Path, ref: StudyRef) -> None:
-    tasks = [task(ref, "die-once", seed=i) for i in range(3)] + [task(ref, seed=i) for i in range(3)]
+    tasks = [task(ref, "kill-once", seed=i) for i in range(3)] + [task(ref, seed=i) for i in range(3)]
     with LocalEngine(workers=2) as engine:
         results = list(engine.map(tasks))
     assert sorted(t.fingerprint for t, _ in results) == sorted(t.fingerprint for t in tasks)
     assert {r.status for _, r in results} == {"ok"}
-    assert len((folder / "started-die-once-0").read_text().split()) == 2
+    assert len((folder / "started-kill-once-0").read_text().split()) == 2
 
 
 def test_a_worker_killed_while_idle_costs_nothing(ref: StudyRef) -> None:
@@ -384,7 +384,7 @@ def test_a_cell_over_its_time_fails_and_its_worker_is_replaced(shared: LocalEngi
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("odd-name", r"returned the key 'a \\udcff', which is no valid Unicode text; rename it"),
+        ("odd-name", r"returned the key 'a \\udcff', which is not valid Unicode; rename it"),
         ("tuple", r"returned the key \('a', 'b'\) of tuple; name results by text"),
     ],
 )
@@ -442,7 +442,7 @@ from dataclasses import replace
 from trueup.lab._cell import Cell
 from trueup.lab._engine import LocalEngine, StudyRef, Task
 if __name__ == "__main__":
-    # A shell starts its background jobs deaf to Ctrl-C, and what they start inherits it.
+    # A shell starts background jobs with Ctrl-C ignored, and their children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     ref = StudyRef("file", sys.argv[1])
     cell = Cell("probe", "smoke", 1, "report", arm="a", hyper=(("what", "sleep"),))
@@ -517,7 +517,7 @@ def test_a_worker_takes_further_tasks_after_its_output_was_cleared_away(
         assert only(engine, task(ref, seed=1)).status == "ok"
 
 
-def test_a_script_that_is_not_guarded_is_told_so(ref: StudyRef, tmp_path: Path) -> None:
+def test_a_script_that_is_not_guarded_is_refused(ref: StudyRef, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         PARENT.replace('if __name__ == "__main__":', "if True:").replace("workers=2", "attempts=1")
@@ -525,7 +525,7 @@ def test_a_script_that_is_not_guarded_is_told_so(ref: StudyRef, tmp_path: Path) 
     done = subprocess.run(
         [sys.executable, script, ref.name, "71"], capture_output=True, text=True, timeout=120
     )
-    assert "EngineError: worker processes end while they start (exit code 1" in done.stderr
+    assert "EngineError: worker processes exit while they start (exit code 1" in done.stderr
     assert "if __name__ == '__main__':" in done.stderr.splitlines()[-1]
 
 
@@ -544,7 +544,7 @@ def test_a_temporary_folder_too_deep_for_a_socket_is_no_obstacle(monkeypatch: py
 
 def test_workers_that_never_start_are_an_error(ref: StudyRef, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "_work", os.abort)  # cannot even take its arguments
-    with LocalEngine(attempts=2) as engine, pytest.raises(EngineError, match="end while they start"):
+    with LocalEngine(attempts=2) as engine, pytest.raises(EngineError, match="exit while they start"):
         list(engine.map([task(ref)]))
 
 
@@ -557,7 +557,7 @@ def test_numbers_below_one_are_refused(bad: dict[str, int]) -> None:
 # -- memory --------------------------------------------------------------------------------------------------
 def test_peak_memory_is_the_cells_own(ref: StudyRef) -> None:
     if not Path("/proc/self/clear_refs").exists():
-        pytest.skip("the system does not tell peak memory: it is shown as not measured")
+        pytest.skip("the system does not report peak memory")
     peaks = []
     with LocalEngine() as engine:
         only(engine, task(ref))  # the study is loaded, torch warm
@@ -610,7 +610,7 @@ def test_an_edit_within_the_clocks_second_is_seen(tmp_path: Path, monkeypatch: p
             "from trueup.lab import Metric\n\n\nm = Metric('a', True, float('nan'))\n",
             r"line 4: metric 'a': worst",
         ),
-        ("studie = 1\n", r"defines no `study`; it must say `study = Study\(...\)`"),
+        ("studie = 1\n", r"defines no `study`; it must define `study = Study\(...\)`"),
         ("study = 1\n", r"defines a `study` that is of type int"),
     ],
 )
@@ -685,7 +685,7 @@ def test_a_result_that_cannot_be_read_is_a_failure(ref: StudyRef, monkeypatch: p
     job = worker.job = engine_module._Job(task(ref), number=7, attempts=1)
     answer = worker.answer()
     assert isinstance(answer, str)
-    result = engine._verdict_on(worker, job, answer)
+    result = engine._without_result(worker, job, answer)
     engine.close()
     assert result is not None
     assert result.status == "failed"
@@ -693,8 +693,10 @@ def test_a_result_that_cannot_be_read_is_a_failure(ref: StudyRef, monkeypatch: p
     assert "unreadable here" in result.error
 
 
-def test_a_workers_life(ref: StudyRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One turn of the loop that runs in every worker, here where it can be watched."""
+def test_a_worker_computes_tasks_until_its_pipe_closes(
+    ref: StudyRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run the loop of a worker in this process."""
     import faulthandler
     import multiprocessing
 

@@ -1,4 +1,4 @@
-"""The fingerprint: what makes a stored cell stale, and what does not."""
+"""The fingerprint: the changes that make a stored cell stale, and those that do not."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
 
 
 def reached(tree: Tree, source: str) -> set[str]:
-    """The modules that a study file with this source reaches, besides itself."""
+    """Return the modules that a study file with this source reaches, besides itself."""
     tree.write({"mine/study.py": source})
     return set(_closure(tree.root / "mine" / "study.py")) - {"<study>"} - LAB
 
@@ -114,7 +114,7 @@ KEEPS = {
         "from trueup.nn.new import New\n__all__ = ['New', 'Ghost',",
     ),
     "the lab": ("trueup/lab/_spec.py", "pass", "x = 1"),
-    "the lab's signpost": ("trueup/lab/__init__.py", "Study\n", "Study\nX = 1\n"),
+    "the lab's init": ("trueup/lab/__init__.py", "Study\n", "Study\nX = 1\n"),
     "data sets, pinned by their hash": ("trueup/data/_sets.py", "()", "('new',)"),
     "the version": ("trueup/__init__.py", "0.1", "0.2"),
     "a new area": ("trueup/__init__.py", "('nn',", "('optim', 'nn',"),
@@ -251,7 +251,7 @@ def test_lazy_names_that_cannot_be_followed_take_the_whole_package(tree: Tree) -
     assert reached(tree, "import trueup.nn; trueup.nn.other, trueup.nn.__path__") == {"trueup.nn.other"}
 
 
-def test_code_in_an_init_counts_without_its_signposts(tree: Tree) -> None:
+def test_code_in_an_init_counts_without_the_names_it_forwards(tree: Tree) -> None:
     init = (
         "from trueup.nn.ghost import Ghost\nfrom trueup.nn.other import Other\nimport os\n"
         "from trueup.nn import convert as c\n__all__ = ['Ghost', 'SCALE']\n"

@@ -1,4 +1,4 @@
-"""Runs that are killed, crowded or out of disk: resumed, they end as if nothing had happened."""
+"""Runs that are killed, share a store or run out of disk resume, and end with the same results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if __name__ == "__main__":
         outcome = runner.run(StudyRef("file", sys.argv[1]), store, engine)
     Path(sys.argv[3]).write_text(json.dumps(outcome))
 """
-# each cell says that it starts, and where, takes long enough to be killed in, and waits while it is held
+# each cell logs its start and process, takes long enough to be killed, and waits while it is held
 TROUBLE = """import os, time
     log = os.open({log!r}, os.O_WRONLY | os.O_APPEND)
     os.write(log, b"%d\\n" % os.getpid())
@@ -72,7 +72,7 @@ class Case:
         return process
 
     def outcome(self, process: subprocess.Popen[str]) -> dict[str, Any]:
-        """What a run that must end well wrote."""
+        """Return the outcome of a run that must succeed."""
         said = process.communicate(timeout=300)[0]
         assert (process.returncode, said) == (0, "")
         out = f"outcome-{self._processes.index(process)}.json"
@@ -86,7 +86,7 @@ class Case:
             return 0
 
     def pids(self) -> list[int]:
-        """The worker of every start of a cell, oldest first."""
+        """Return the worker of every start of a cell, oldest first."""
         return [int(line) for line in self.log.read_text().splitlines()]
 
     def until(self, process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
@@ -96,7 +96,7 @@ class Case:
 
     @contextmanager
     def held(self, process: subprocess.Popen[str]) -> Iterator[None]:
-        """No cell ends in here, and at least one is running, however slow the machine."""
+        """Keep at least one cell running and let none finish, however slow the machine."""
         self._hold.touch()
         started = len(self.pids())
         try:
@@ -129,7 +129,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def findings(outcome: dict[str, Any]) -> dict[str, Any]:
-    """All of an outcome that does not speak of time and place."""
+    """Return all of an outcome that does not depend on time and place."""
     cells = [
         {key: cell[key] for key in ("arm", "condition", "hyper", "seed", "status", "numbers")}
         for cell in outcome["cells"]
@@ -139,7 +139,7 @@ def findings(outcome: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_same(outcome: dict[str, Any], case: Case, truth: dict[str, Any]) -> None:
-    """The same findings, and every cell in the store once."""
+    """Check that the findings are the same, and that every cell is stored once."""
     outcome, expected = json.loads(json.dumps(outcome)), json.loads(json.dumps(truth))
     assert findings(outcome) == findings(expected)
     assert outcome["verdict"]["outcome"] == "reproduced"
@@ -150,7 +150,7 @@ def assert_same(outcome: dict[str, Any], case: Case, truth: dict[str, Any]) -> N
 
 
 def training_cells(truth: dict[str, Any]) -> int:
-    """How many cells write to the log: not the stages, nor the exact claims."""
+    """Return the number of cells that write to the log: neither stages nor exact claims."""
     trials = sum(len(trial["scores"]) for tuned in truth["tuning"] for trial in tuned["trials"])
     return trials + len(truth["cells"])
 
@@ -180,7 +180,7 @@ def test_workers_killed_at_random_moments_are_not_noticed(case: Case, truth: dic
     rng = random.Random(2)
     starts = 0
     for _ in range(4):
-        # far enough apart that no cell is hit three times, and never a worker that is dead already
+        # far enough apart that no cell is hit three times, and no worker that has already exited
         starts = max(starts + rng.randint(6, 16), len(case.pids()) + 1)
         case.until(process, lambda at=starts: len(case.pids()) >= at)  # type: ignore[misc]
         time.sleep(rng.random() * 0.04)

@@ -25,7 +25,7 @@ def test_the_table_covers_every_outcome_of_claims_and_papers() -> None:
     assert {row.key for row in rows if row.paper} == {*get_args(verdict.PaperOutcome), "smaller"}
 
 
-def test_outcomes_can_be_told_apart() -> None:
+def test_outcomes_can_be_distinguished() -> None:
     for part in ("words", "icon", "mark", "own"):
         values = [value for row in outcomes.OUTCOMES.values() if (value := getattr(row, part))]
         assert len(set(values)) == len(values), part
@@ -49,7 +49,7 @@ def test_every_icon_is_drawn_and_has_its_colour() -> None:
 
 
 def listed_by_hand(tree: ast.AST) -> list[int]:
-    """Lines of dictionaries with an outcome as key, and of lists, tuples and sets of three or more."""
+    """Return the lines of dictionaries with an outcome as key, and of collections of three or more."""
     literal = {
         id(node.slice)
         for node in ast.walk(tree)

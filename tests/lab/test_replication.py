@@ -1,4 +1,4 @@
-"""Replications: effects and their intervals decide, not words."""
+"""Replications: effects and their intervals decide, not outcomes."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def claim(mean, *, spread=1.0, controls=(), survives=None, margin=0.1, name="bet
 
 
 def test_one_effect_with_two_words_agrees():
-    """Just above and just below the line of decision."""
+    """Two effects just above and just below the threshold of a decision."""
     before, now = claim(0.17), claim(0.14)
     assert before["outcome"] != now["outcome"]
     (row,) = compare_effects([before], [now])

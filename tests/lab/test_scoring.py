@@ -1,4 +1,4 @@
-"""What a cell may return, and how its metrics are scored."""
+"""The results that a cell may return, and how its metrics are scored."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_other_numbers_that_are_not_finite_are_left_out() -> None:
 
 
 def test_a_series_has_gaps_where_it_is_not_finite() -> None:
-    """The store has no infinity either, so a series must read alike before and after it is stored."""
+    """The store has no infinity, so a series must read alike before and after it is stored."""
     result = score([ACC], {"acc": 0.5, "curve": [1.0, math.inf, math.nan]})
     np.testing.assert_array_equal(result.series["curve"], [1.0, math.nan, math.nan])
 

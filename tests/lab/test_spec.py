@@ -1,4 +1,4 @@
-"""What a study may not be, refused as it is declared, with the rule that it breaks."""
+"""Invalid declarations are refused when they are made, with the rule that they break."""
 
 from __future__ import annotations
 
@@ -160,7 +160,10 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: study(scales={"tiny": {}}), "demo: unknown scale 'tiny'; scales are smoke, desk, paper"),
     (lambda: study(cell=None), "demo: arms need a cell function and at least one metric"),
     (lambda: study(metrics=[]), "demo: arms need a cell function and at least one metric"),
-    (lambda: study(arms=[Arm("ghost", "method")]), "demo: one arm compares with nothing; add a baseline"),
+    (
+        lambda: study(arms=[Arm("ghost", "method")]),
+        "demo: one arm has nothing to compare with; add a baseline",
+    ),
     (lambda: study(arms=[]), "demo: claim 'gain' is statistical but there are no arms"),
     (
         lambda: study(stages=[Stage("logits", dict, inputs=["teacher"]), Stage("teacher", dict)]),
@@ -193,11 +196,11 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: study(looks=[(10, 0.5)]), "demo: a look is"),
     (
         lambda: study(looks=[(5, 0.025)]),
-        "demo: a look at 5 seeds can decide nothing at alpha = 0.025: give it",
+        "demo: a look at 5 seeds cannot decide anything at alpha = 0.025: give it",
     ),
-    (lambda: study(looks=[]), "demo: looks need growing numbers of seeds"),
-    (lambda: study(looks=[(20, 0.005), (10, 0.02)]), "demo: looks need growing numbers of seeds"),
-    (lambda: study(looks=[(10, 0.005), (10, 0.02)]), "demo: looks need growing numbers of seeds"),
+    (lambda: study(looks=[]), "demo: looks need increasing numbers of seeds"),
+    (lambda: study(looks=[(20, 0.005), (10, 0.02)]), "demo: looks need increasing numbers of seeds"),
+    (lambda: study(looks=[(10, 0.005), (10, 0.02)]), "demo: looks need increasing numbers of seeds"),
     (
         lambda: study(protocol=3, protocols={1: "x"}),
         "protocol 3: say in `protocols` why protocol 2 was changed",

@@ -1,4 +1,4 @@
-"""The store: what goes in comes out, nothing is half-written, and every refusal says what to do."""
+"""The store returns what it was given, writes atomically, and says in every error what to do."""
 
 from __future__ import annotations
 
@@ -216,14 +216,14 @@ def test_a_database_of_something_else_is_refused(path: Path) -> None:
 def test_a_folder_and_a_missing_store_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"is a folder; name a file, such as .*cells\.sqlite"):
         Store(tmp_path)
-    with pytest.raises(StoreError, match=r"no store at .*missing.*`trueup run` makes one"):
+    with pytest.raises(StoreError, match=r"no store at .*missing.*`trueup run` creates one"):
         Store(tmp_path / "missing", create=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_path_under_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"cannot make or open .*file"):
+    with pytest.raises(StoreError, match=r"cannot create or open .*file"):
         Store(tmp_path / "file" / "cells.sqlite")
 
 
@@ -338,7 +338,7 @@ def test_a_damaged_record_of_runs_is_refused_in_words(path: Path, damage: str) -
 
 # -- schema 1 ------------------------------------------------------------------------------------------------
 def to_schema_1(path: Path) -> None:
-    """Take from a store what schema 2 added."""
+    """Remove from a store what schema 2 added."""
     with sqlite3.connect(path) as connection:
         connection.executescript("""
             DROP INDEX cells_without_checksum;
@@ -360,7 +360,7 @@ def old(path: Path) -> Path:
     return path
 
 
-def test_a_store_of_schema_1_is_renewed_and_keeps_its_cells(old: Path) -> None:
+def test_a_store_of_schema_1_is_migrateed_and_keeps_its_cells(old: Path) -> None:
     for _ in range(2):
         with Store(old) as store:
             assert store.get("a1").numbers == result().numbers  # type: ignore[union-attr]
@@ -376,7 +376,7 @@ def test_a_store_of_schema_1_is_renewed_and_keeps_its_cells(old: Path) -> None:
         assert store.get("a0") is None
 
 
-def test_a_renewal_that_is_cut_short_leaves_the_store_as_it_was(
+def test_a_migrateal_that_is_cut_short_leaves_the_store_as_it_was(
     old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = old.read_bytes()
@@ -404,7 +404,7 @@ def test_a_damaged_row_of_schema_1_is_named_and_not_read(old: Path) -> None:
         assert read_all(old) == [result().numbers]
 
 
-def test_rows_that_an_older_trueup_adds_to_a_renewed_store_are_kept(path: Path) -> None:
+def test_rows_that_an_older_trueup_adds_to_a_migrateed_store_are_kept(path: Path) -> None:
     with Store(path) as store:
         store.put("a", CELL, result())
     with sqlite3.connect(path) as connection:
@@ -502,7 +502,7 @@ def test_a_closed_store_refuses(path: Path) -> None:
 
 
 def without_root(action: Callable[[], object]) -> str:
-    """The StoreError that the action raises in a child process that no longer is root."""
+    """Return the StoreError that the action raises in a child process without root rights."""
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         try:
@@ -535,7 +535,7 @@ def open_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_folder_without_write_permission_is_refused(open_folder: Path) -> None:
     open_folder.chmod(0o555)
-    assert "mend the folder's permissions" in without_root(lambda: Store(open_folder / "cells.sqlite"))
+    assert "fix the folder's permissions" in without_root(lambda: Store(open_folder / "cells.sqlite"))
     assert "Permission denied" in without_root(lambda: Store(open_folder / "sub" / "cells.sqlite"))
     open_folder.chmod(0o755)
     assert list(open_folder.iterdir()) == []
@@ -553,7 +553,7 @@ def test_a_read_only_file_is_refused_before_any_cell_is_run(open_folder: Path) -
 
 
 def fill(store: Store) -> int:
-    """Store cells until the disk is full; how many went in."""
+    """Store cells until the disk is full, and return how many were stored."""
     big = result(arrays={"x": np.random.default_rng(0).integers(0, 256, 60_000, dtype=np.uint8)})
     stored = 0
     full = "the disk is full; cells stored before are safe: free some space"

@@ -77,7 +77,7 @@ LR, WD, BETA = Axis("lr", (0.1, 1.0)), Axis("wd", (0, 1, 2)), Axis("beta", (1, 2
 
 
 def extra(axes, scores, shared, sides, metric=UP):
-    """New trials as tuples, after a first round with these scores, where axes grow on these sides."""
+    """Return the new trials as tuples, after a first round with these scores and widened sides."""
     grid = list(itertools.product(*(a.values for a in axes)))
     names = [a.name for a in axes]
     trials = [

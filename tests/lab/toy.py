@@ -55,7 +55,7 @@ study = Study(
 def write_toy(
     folder: Path, *, gain=1.0, noise=0.2, control=0.0, best=0.1, trouble="pass", protocol=1, name="toy.py"
 ) -> str:
-    """The path of a toy study file with these effects."""
+    """Write a toy study file with these effects, and return its path."""
     path = folder / name
     path.write_text(
         STUDY.format(gain=gain, noise=noise, control=control, best=best, trouble=trouble, protocol=protocol)
@@ -64,7 +64,7 @@ def write_toy(
 
 
 class InlineEngine:
-    """Runs each task here; ``stop_after`` raises KeyboardInterrupt once so many cells are done."""
+    """Run each task in this process; after `stop_after` cells raise KeyboardInterrupt."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.done = []

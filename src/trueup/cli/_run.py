@@ -181,17 +181,17 @@ def print_outcome(outcome: dict[str, Any]) -> bool:
 
 
 def _print_plans(refs: Sequence[StudyRef], path: Path, options: Options, workers: int) -> None:
-    from trueup.lab import _runner as runner
+    from trueup.lab import _planning as planning
     from trueup.lab import _sentences as sentences
     from trueup.lab import ledger
     from trueup.lab._formatting import duration, plural
-    from trueup.lab._outcome import unit_of
+    from trueup.lab._outcome_document import unit_of
     from trueup.lab._store import Store
 
     place = "" if options.device == "cpu" else f", on {options.device}"
     with Store(path, readonly=True) as store:
         for ref in refs:
-            study, plan = ref.load(), runner.plan(ref, store, options, workers)
+            study, plan = ref.load(), planning.plan(ref, store, options, workers)
             table = Table(
                 box=box.SIMPLE_HEAD,
                 title=f"{study.slug}, {options.scale} scale{place}",

@@ -1,6 +1,6 @@
-"""The lab: studies that anyone can declare, run fairly and have judged by one rule.
+"""The lab: declare studies, run them fairly, and judge them by one rule.
 
-A study of your own is one page::
+Your own study is one page::
 
     from trueup.lab import Arm, Claim, Metric, Study, difference
 
@@ -9,10 +9,10 @@ A study of your own is one page::
         metrics=[Metric("accuracy", higher=True, worst=0.1, unit="%")],
         arms=[Arm("a", "baseline"), Arm("b", "method"), Arm("c", "control")],
         claims=[Claim("better", "b beats a", difference("b", "a", "accuracy"), min_effect=0.01,
-                      why="a point is worth the trouble", primary=True)],
+                      why="one point matters in use", primary=True)],
     )
 
-``trueup run my_study.py`` runs it; ``compare`` judges results that you already have.
+`trueup run my_study.py` runs it; `compare` judges results that you already have.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ __all__ = [
     "spread",
 ]
 
-# Loaded when they are used: reading the ledger must not import SciPy.
+# Loaded on first use: reading the ledger must not import SciPy.
 _MODULES = {
     "_cell": ("Cell", "CellResult"),
     "_comparison": ("Comparison", "compare", "read_results"),

@@ -1,4 +1,4 @@
-"""A cell: study x scale x condition x arm x hyper x seed, and the pure function that computes it."""
+"""Cells (study x scale x condition x arm x hyper x seed), and the function that computes one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Items: TypeAlias = tuple[tuple[str, Value], ...]
 
 
 def items(mapping: Mapping[str, Value]) -> Items:
-    """A dictionary as a hashable, order-free key."""
+    """Return a dictionary as a hashable key that does not depend on the order of insertion."""
     return tuple(sorted(mapping.items()))
 
 
@@ -37,7 +37,7 @@ def items(mapping: Mapping[str, Value]) -> Items:
 class Cell:
     """The identity of one unit of work.
 
-    ``arm`` is the stage's name for a stage and the claim's for an exact or cost claim.
+    `arm` holds the name of a stage, and the name of an exact or cost claim.
     """
 
     study: str
@@ -51,7 +51,7 @@ class Cell:
     instance: str = ""
 
     def key(self) -> str:
-        """Canonical JSON; equal cells have equal keys."""
+        """Return the cell as canonical JSON; equal cells have equal keys."""
         return json.dumps(asdict(self), sort_keys=True)
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellResult:
-    """What a cell returned; see the fields' comments."""
+    """The result of a cell."""
 
     status: Literal["ok", "diverged", "failed"]
     numbers: dict[str, float] = field(default_factory=dict)  # scored metrics, and other finite numbers
@@ -70,7 +70,7 @@ class CellResult:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     error: str = ""  # traceback of a failed cell
     seconds: float = 0.0  # wall time, for planning; never evidence
-    cpu_seconds: float = 0.0  # of this process, all its threads; 0 in results of older versions
+    cpu_seconds: float = 0.0  # of all threads of the process; 0 in results of older versions
     peak_memory: int | None = None  # bytes above the start of the cell; None: not measured
     environment: dict[str, str] = field(default_factory=dict)
     path: str = ""  # artefact of a stage
@@ -79,11 +79,11 @@ class CellResult:
 def execute(
     study: Study, cell: Cell, inputs: Mapping[str, str] | None = None, device: str = "cpu", artefact: str = ""
 ) -> CellResult:
-    """Compute one cell. Every exception becomes a ``failed`` result with its traceback.
+    """Compute one cell. Every exception becomes a `failed` result with its traceback.
 
     Args:
-        inputs: stage name -> ``.npz`` file.
-        artefact: where a stage's arrays are written.
+        inputs: stage name -> `.npz` file.
+        artefact: the file to which a stage's arrays are written.
     """
     started, cpu_started = time.perf_counter(), time.process_time()
     try:
@@ -99,7 +99,7 @@ def execute(
 
 @contextlib.contextmanager
 def _globals_restored() -> Iterator[None]:
-    """Put back what a cell may set for the whole process, so that the next cell does not depend on it."""
+    """Restore the settings of the process that a cell may change, so that the next cell does not see them."""
     import torch
 
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
@@ -116,11 +116,11 @@ def _globals_restored() -> Iterator[None]:
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         torch.set_grad_enabled(grad)
-        torch.set_flush_denormal(False)  # nothing says what it was; this is the default
+        torch.set_flush_denormal(False)  # torch has no getter; this is the default
         if _deterministic() != deterministic:  # the call imports half of torch's compiler
             torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         torch.set_float32_matmul_precision(precision)
-        if torch.get_default_device() != device:  # to name one makes every call slower
+        if torch.get_default_device() != device:  # setting one makes every call slower
             torch.set_default_device(None if device.type == "cpu" else device)
         if cudnn != (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark):
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
@@ -132,12 +132,12 @@ def _globals_restored() -> Iterator[None]:
             os.environ.clear()
             os.environ.update(variables)
         if folder is not None and folder != _working_directory():
-            with contextlib.suppress(OSError):  # it may be gone
+            with contextlib.suppress(OSError):  # it may have been removed
                 os.chdir(folder)
 
 
 def _deterministic() -> tuple[bool, bool]:
-    """Are deterministic algorithms asked of torch, and by warnings only?"""
+    """Return whether torch uses deterministic algorithms, and whether it only warns about others."""
     import torch
 
     enabled = torch.are_deterministic_algorithms_enabled()
@@ -165,7 +165,7 @@ def _compute(study: Study, cell: Cell, run: Run, artefact: str) -> CellResult:
                 f"exact claim {cell.arm!r}, instance {cell.instance!r}: a deviation must be >= 0, got "
                 f"{value:g}, which would pass any tolerance; return its absolute value"
             )
-        # JSON has no NaN and no infinity: no number is stored, which fails the claim as they do
+        # JSON has no NaN and no infinity: without a number the claim fails, as it must
         return CellResult("ok", numbers={"deviation": value} if math.isfinite(value) else {})
     if cell.kind == "cost":
         claim = study.claim(cell.arm)
@@ -181,7 +181,7 @@ def _compute(study: Study, cell: Cell, run: Run, artefact: str) -> CellResult:
             name.encode()
         except UnicodeEncodeError:
             raise StudyError(
-                f"the cell function returned the key {name!r}, which is no valid Unicode text; rename it"
+                f"the cell function returned the key {name!r}, which is not valid Unicode; rename it"
             ) from None
     status: Literal["ok", "diverged"] = "diverged" if scored.diverged else "ok"
     return CellResult(status, scored.numbers, scored.series, scored.arrays)
@@ -198,25 +198,25 @@ def _stage(study: Study, cell: Cell, run: Run, artefact: str) -> CellResult:
             f"stage {stage.name!r} returned {bad[0]!r} of {type(made[bad[0]]).__name__}; return arrays"
         )
     target = Path(artefact)
-    writer = f"{platform.node()}-{os.getpid()}-"  # for `clear_leftovers`
+    writer = f"{platform.node()}-{os.getpid()}-"  # read by `clear_leftovers`
     atomic_write(target, lambda file: np.savez(file, **arrays), writer)  # type: ignore[arg-type]
     return CellResult("ok", path=str(target))
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove half-written artefacts whose writers were killed.
+    """Remove partly written artefacts whose writers were killed.
 
-    A file's name holds its writer (machine, process, a random end): what a live process or another machine
-    may be writing stays.
+    A file's name holds its writer (machine, process, a random suffix), so that files which a live process or
+    another machine may be writing stay.
     """
     for file in folder.glob("*.part"):
         writer = re.fullmatch(rf"{re.escape(platform.node())}-(\d+)-\w+\.part", file.name)
         if writer and not is_alive(int(writer[1])):
-            file.unlink(missing_ok=True)  # another run may have been quicker
+            file.unlink(missing_ok=True)  # another run may have removed it
 
 
 def is_alive(process: int) -> bool:
-    """Does a process of this machine run?"""
+    """Return whether a process of this machine is running."""
     if os.name != "posix":  # elsewhere signal 0 would end the process
         return True
     try:
@@ -229,7 +229,7 @@ def is_alive(process: int) -> bool:
 
 
 def _interleaved(claim: CostClaim) -> list[float]:
-    """log(ours / peer) of every round; the order alternates so that neither side always runs warm."""
+    """Return log(ours / peer) of every round; the order alternates, so that neither always runs second."""
     ours, peer = claim.prepare()
     ours(), peer()
     ratios = []
@@ -244,12 +244,12 @@ def _interleaved(claim: CostClaim) -> list[float]:
     return ratios
 
 
-# Which instructions a library uses decides the last bits of its sums.
+# The instructions that a library uses decide the last bits of its sums.
 INSTRUCTION_VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OPENBLAS_CORETYPE")
 
 
 def environment(threads: int, device: str) -> dict[str, str]:
-    """Name what decides a cell's last bits beside its code: libraries, threads, processor, instructions."""
+    """Return what decides a cell's last bits besides its code: libraries, threads, processor and so on."""
     import scipy
     import sklearn
     import torch
@@ -257,7 +257,7 @@ def environment(threads: int, device: str) -> dict[str, str]:
     import trueup
 
     name = ""
-    if device.startswith("cuda") and torch.cuda.is_available():  # a report may be made elsewhere
+    if device.startswith("cuda") and torch.cuda.is_available():  # a report may be written on another machine
         name = torch.cuda.get_device_name(device)
     return {
         "trueup": trueup.__version__,
@@ -282,12 +282,12 @@ def _cpu_name() -> str:
 
 
 def _cpu_family() -> str:
-    """Vendor, family and model, "AuthenticAMD 25 1": clouds hide the marketing name."""
+    """Return vendor, family and model ("AuthenticAMD 25 1"); cloud machines hide the marketing name."""
     return " ".join(filter(None, map(_cpu_field, ("vendor_id", "cpu family", "model"))))
 
 
 def _cpu_field(name: str) -> str:
-    """A field of the first processor in Linux's ``/proc/cpuinfo``; empty elsewhere."""
+    """Return a field of the first processor in Linux's `/proc/cpuinfo`; empty elsewhere."""
     try:
         found = re.search(rf"^{name}\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -296,7 +296,7 @@ def _cpu_field(name: str) -> str:
 
 
 def pinned_instructions() -> dict[str, str]:
-    """Environment variables under which x86-64 machines compute alike, as far as the libraries promise it.
+    """Return environment variables with which x86-64 machines compute alike, as far as libraries promise it.
 
     Empty on other machines, and on those without AVX2.
     """

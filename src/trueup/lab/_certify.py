@@ -1,12 +1,12 @@
-"""Certification: does the present code compute what a published verdict rests on?
+"""Certify that the present code computes what a published verdict rests on.
 
-Studies stand on shared code. When it is refactored, a sample of a study's cells is computed twice on this
-machine, by the published commit and by the present code, stages rebuilt and nothing read from a store. The
-two must agree in every bit of everything that a cell returns. Whether they also equal the published numbers
-is counted and reported: another processor may differ from those in the last bits.
+Studies rest on shared code. When that code is refactored, a sample of a study's cells is computed twice on
+this machine, by the published commit and by the present code; stages are rebuilt and nothing is read from a
+store. The two must agree bit for bit in everything that a cell returns. How many also equal the published
+numbers is counted and reported: another processor may differ from those in the last bits.
 
-Only what computes may change. A study whose plan, claims or contrasts differ from the published ones follows
-another protocol, and is published anew.
+Only the code that computes may change. A study whose plan, claims or contrasts differ from the published ones
+follows another protocol, and must be published again.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from trueup.lab import ledger
 from trueup.lab._cell import CellResult, is_alive
 from trueup.lab._engine import StudyRef
 from trueup.lab._errors import StudyError
+from trueup.lab._judging import judge_claims
 from trueup.lab._measured import Evidence, measure
-from trueup.lab._outcome import judge_claims
 from trueup.lab._spec import Study
 
 SEEDS_PER_LOOK = 2
@@ -43,11 +43,11 @@ _CLONE = (
     "Certifying runs the published commit: clone the repository, run `pip install -e .` there, and certify "
     "in it"
 )
-_PATIENCE = 10.0  # seconds that an interrupted process has to end its workers
+_PATIENCE = 10.0  # seconds that an interrupted process has to stop its workers
 
 
 class CertifyError(StudyError):
-    """A verdict that cannot be certified; the message says why, and what to do instead."""
+    """A verdict cannot be certified; the message says why, and what to do instead."""
 
 
 class Progress(Protocol):
@@ -66,12 +66,12 @@ class Silent:
 
 @dataclass(frozen=True)
 class Difference:
-    """One number of a cell, as the published and as the present code compute it.
+    """One number of a cell that the published and the present code compute differently.
 
     Attributes:
-        key: the cell, as the ledger's history names it.
-        number: a number's name; or ``status``, ``series or arrays``, or ``outcome`` of a cost claim.
-        failed: did the published code itself fail to compute the cell, so that there is nothing to compare?
+        key: the cell, in the form of the ledger's history.
+        number: a number's name; or `status`, `series or arrays`, or `outcome` of a cost claim.
+        failed: True if the published code itself failed to compute the cell, so that nothing can be compared.
     """
 
     key: Mapping[str, Any]
@@ -82,7 +82,7 @@ class Difference:
 
     @property
     def cell(self) -> str:
-        """The cell in words."""
+        """Return the cell as readable text."""
         settings = {**self.key["condition"], **self.key["hyper"]}
         parts = [self.key["arm"], *(f"{k}={v}" for k, v in settings.items()), self.key["instance"]]
         seed = [f"seed {self.key['seed']}"] if self.key["kind"] in ("tune", "report") else []
@@ -94,13 +94,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Certification:
-    """The result for one verdict.
+    """The result of certifying one verdict.
 
     Attributes:
-        outcome: ``differs`` if a cell does; ``failed`` if all that is wrong is that cells cannot be computed
-            by the published code either, which says nothing about the present code.
-        cells: how many were compared, or measured again for a cost claim.
-        equal_to_evidence: how many of those compared equal the published ones, out of ``compared``.
+        outcome: `differs` if a cell does; `failed` if the only trouble is that the published code cannot
+            compute some cells either, which says nothing about the present code.
+        cells: number of cells compared, or measured again for a cost claim.
+        equal_to_evidence: number of cells that equal the published ones, out of `compared`.
     """
 
     slug: str
@@ -113,7 +113,7 @@ class Certification:
 
     @property
     def agreement(self) -> str:
-        """How the cells compare with the published ones, in words."""
+        """Describe how the cells compare with the published ones."""
         agree = self.outcome == "certified"
         if other := self.compared - self.equal_to_evidence:
             both = "; both codes agree with each other" if agree else ", by the published code too"
@@ -132,11 +132,11 @@ def certify(
     ledger_path: Path | None = None,
     folder: Path | None = None,
 ) -> Certification:
-    """Compute a sample of a published verdict's cells by both codes, compare, and record what came out.
+    """Compute a sample of a published verdict's cells with both codes, compare, and record the result.
 
     Args:
-        ref: the present study; a file must lie in the repository.
-        ledger_path, folder: the ledger, and the folder of the evidence; the shipped ones if left out.
+        ref: the present study; a file must be inside the repository.
+        ledger_path, folder: the ledger, and the folder of the evidence; by default the shipped ones.
 
     Raises:
         CertifyError: if the study is no longer the published one, or the published code cannot be run.
@@ -218,20 +218,20 @@ def _event(
     return event
 
 
-# -- may it be certified? ------------------------------------------------------------------------------------
+# -- the same study? -----------------------------------------------------------------------------------------
 
 
 def check_plan(study: Study, document: Mapping[str, Any]) -> None:
     """Check that a study is the published one, and that its contrasts give the published numbers.
 
     Raises:
-        CertifyError: naming the first thing that differs.
+        CertifyError: if not; it names the first difference.
     """
     why = evidence.changed(study, document)
     if why is not None:
         raise CertifyError(
             f"this is no longer the study that was published: {why}. Raise its protocol number and "
-            "publish it anew"
+            "publish it again"
         )
 
 
@@ -241,15 +241,16 @@ def check_plan(study: Study, document: Mapping[str, Any]) -> None:
 def sample(
     document: Mapping[str, Any], draw: str, again: Iterable[Mapping[str, Any]] = ()
 ) -> list[dict[str, Any]]:
-    """The cells to compute: records of the evidence, in its order, those of cost claims last.
+    """Return the records of the cells to compute, in the order of the evidence, those of cost claims last.
 
-    Of every look two seeds, at all arms and conditions; of tuning every trial at one seed, and the winner and
-    the runner-up at all seeds; every instance of exact claims with its negative control; cost claims.
+    The sample holds two seeds of every look, at all arms and conditions; every trial of tuning at one seed,
+    and the winner and the runner-up at all seeds; every instance of exact claims with its negative control;
+    and all cost claims.
 
     Args:
-        draw: decides which seeds: ``certify`` passes slug and present commit, so that repeating a
-            certification computes the same cells, and certifying later code others.
-        again: keys of cells that differed once, which stay in the sample.
+        draw: text that decides the seeds. `certify` passes slug and present commit, so that a repeated
+            certification computes the same cells, and one of later code computes others.
+        again: keys of cells that once differed, which stay in the sample.
     """
     cells = document["cells"]
     seeds = {
@@ -279,7 +280,7 @@ def sample(
 
 
 def differed(history: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Keys of the cells that differed in any earlier certification."""
+    """Return the keys of the cells that differed in any earlier certification."""
     return [key for event in history if event["event"] == "differed" for key in event.get("differing", ())]
 
 
@@ -288,7 +289,7 @@ def _drawn(seeds: Iterable[int], n: int, draw: str) -> list[int]:
 
 
 def _finalists(trials: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The winner and the runner-up, which is the trial whose mean is nearest to the winner's."""
+    """Return the winner and the runner-up, which is the trial whose mean is nearest to the winner's."""
     winners = [trial for trial in trials if trial["winner"]]
     others = [trial for trial in trials if not trial["winner"]]
     return [*winners, *sorted(others, key=lambda t: abs(t["mean"] - winners[0]["mean"]))[:1]]
@@ -306,7 +307,7 @@ def _text(value: object) -> str:
 
 
 def compare(published: Sequence[Mapping[str, Any]], present: Sequence[Mapping[str, Any]]) -> list[Difference]:
-    """Where two responses of ``recompute`` to the same request differ in any bit, or hold a failed cell."""
+    """Return where two responses of `recompute` to one request differ in any bit, or hold a failed cell."""
     found: list[Difference] = []
     for old, new in zip(published, present, strict=True):
         key = {name: old[name] for name in _KEY}
@@ -325,7 +326,7 @@ def compare(published: Sequence[Mapping[str, Any]], present: Sequence[Mapping[st
 
 
 def _status(record: Mapping[str, Any]) -> str:
-    """The status, and the line of the traceback that says what happened."""
+    """Return the status, with the line of the traceback that says what happened."""
     lines = record["error"].partition("\n--- ")[0].strip().splitlines()
     return f"{record['status']} ({lines[-1]})" if lines else str(record["status"])
 
@@ -333,7 +334,7 @@ def _status(record: Mapping[str, Any]) -> str:
 def _cost_differences(
     study: Study, document: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]
 ) -> list[Difference]:
-    """The cost claims whose rounds, measured now, are judged otherwise than the published ones."""
+    """Return the cost claims whose rounds, measured now, give another outcome than the published ones."""
     before = _cost_outcomes(study, [r for r in document["cells"] if r["kind"] == "cost"])
     now = _cost_outcomes(study, measured)
     return [
@@ -355,7 +356,7 @@ def _cost_outcomes(study: Study, records: Sequence[Mapping[str, Any]]) -> dict[s
 def _request(
     request: Mapping[str, Any], ref: StudyRef, root: Path, tree: Path, cells: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """A request for one tree; a study of one's own lies at the same place in both."""
+    """Return the request for one tree; a user's own study has the same path in both."""
     where = {}
     if ref.kind == "file":
         where["file"] = str(tree / Path(ref.name).resolve().relative_to(root))
@@ -365,14 +366,14 @@ def _request(
 def _recompute(
     tree: Path, request: Mapping[str, Any], scratch: Path, name: str, progress: Progress
 ) -> dict[str, Any]:
-    """The response of a tree's own code to a request."""
-    asked, answered = scratch / f"{name}-request.json", scratch / f"{name}-response.json"
-    asked.write_text(json.dumps(request))
+    """Return the response of a tree's own code to a request."""
+    request_file, response_file = scratch / f"{name}-request.json", scratch / f"{name}-response.json"
+    request_file.write_text(json.dumps(request))
     source = tree / "src"
     path = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
-    # what a killed process leaves in its temporary folder goes with ours
+    # what a killed process leaves behind is removed with our folder
     variables = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(scratch)}
-    command = [sys.executable, "-m", "trueup.lab.recompute", str(asked), str(answered)]
+    command = [sys.executable, "-m", "trueup.lab.recompute", str(request_file), str(response_file)]
     seen = 0
     with open(scratch / f"{name}-errors.txt", "w+") as errors:
         process = subprocess.Popen(
@@ -388,22 +389,22 @@ def _recompute(
         finally:
             _end(process)
         errors.seek(0)
-        said = errors.read().strip()
-    if process.returncode or not answered.exists():
+        message = errors.read().strip()
+    if process.returncode or not response_file.exists():
         code = f"exit code {process.returncode}"
-        raise CertifyError(f"the {name} code could not be run: {said[-2000:] or code}")
-    response: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
+        raise CertifyError(f"the {name} code could not be run: {message[-2000:] or code}")
+    response: dict[str, Any] = json.loads(response_file.read_text(encoding="utf-8"))
     if Path(response["package"]).resolve() != (source / "trueup").resolve():
         raise CertifyError(
-            f"the {name} code was to be run from {source}, but {response['package']} was: something on "
-            "Python's path comes before PYTHONPATH"
+            f"the {name} code should have run from {source}, but {response['package']} ran: remove what "
+            "comes before PYTHONPATH on Python's path"
         )
-    progress.done(len(request["cells"]) - seen)  # those whose stage failed print no line
+    progress.done(len(request["cells"]) - seen)  # cells whose stage failed print no line
     return response
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End a process as Ctrl-C does, so that it can end its workers; by force if it does not listen."""
+    """Interrupt a process as Ctrl-C does, so that it can stop its workers; kill it if it does not exit."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
         try:
@@ -416,13 +417,13 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 class Repository:
-    """The git checkout that the present code is run from.
+    """The git checkout from which the present code runs.
 
     Args:
-        root: its folder; the one that this package lies in if left out.
+        root: its folder; by default the one that contains this package.
 
     Raises:
-        CertifyError: if it is none.
+        CertifyError: if it is not the top of a git checkout.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -435,11 +436,11 @@ class Repository:
             raise CertifyError(f"{self.root} is not the top of a git checkout. {_CLONE}")
 
     def require_clean(self) -> str:
-        """The present commit, provided that what is run is what it holds.
+        """Return the present commit, provided that the code that runs is the code it holds.
 
         Raises:
-            CertifyError: if a file under ``src`` is not committed, or git is set to ignore its changes. The
-                ledger and the evidence may be: publishing and certifying write them.
+            CertifyError: if a file under `src` is not committed, or git is set to ignore its changes. The
+                ledger and the evidence may differ: publishing and certifying write them.
         """
         ours = [
             *("src", ":(exclude)src/trueup/ledger.json", ":(exclude)src/trueup/evidence"),
@@ -448,7 +449,7 @@ class Repository:
         changed = self._git("status", "--porcelain", "--untracked-files=all", "--", *ours).splitlines()
         listed = self._git("ls-files", "--others", "--ignored", "--exclude-standard", "--", *ours)
         hidden = [line for line in listed.splitlines() if line.endswith(".py")]
-        # a lower-case or S mark: files that git takes for unchanged without looking
+        # a lower-case or S mark: files that git assumes to be unchanged
         marks = self._git("ls-files", "-v", "--", *ours).splitlines()
         hidden += [line[2:] for line in marks if line[0].islower() or line[0] == "S"]
         if changed or hidden:
@@ -457,16 +458,16 @@ class Repository:
         return self._git("rev-parse", "HEAD")
 
     def require(self, commit: str) -> None:
-        """Check that a commit is here, and that its code can answer a request.
+        """Check that the repository has a commit, and that its code can answer a request.
 
         Raises:
             CertifyError: if not.
         """
         if self._git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}", check=False) == "":
             is_shallow = self._git("rev-parse", "--is-shallow-repository") == "true"
-            mend = "git fetch --unshallow" if is_shallow else "git fetch --all"
+            remedy = "git fetch --unshallow" if is_shallow else "git fetch --all"
             clone = "shallow clone" if is_shallow else "repository"
-            raise CertifyError(f"the published commit {commit[:12]} is not in this {clone}: run `{mend}`")
+            raise CertifyError(f"the published commit {commit[:12]} is not in this {clone}: run `{remedy}`")
         module = f"{commit}:src/trueup/lab/recompute.py"
         if self._git("rev-parse", "--verify", "--quiet", module, check=False) == "":
             raise CertifyError(
@@ -476,12 +477,12 @@ class Repository:
 
     @contextlib.contextmanager
     def worktree(self, commit: str) -> Iterator[Path]:
-        """The files of a commit, in a folder that is removed at the end, with all that lies beside it."""
+        """Check out a commit in a temporary folder, which is removed at the end with everything in it."""
         self._clear_leftovers()
         scratch = Path(tempfile.mkdtemp(prefix=f"trueup-certify-{os.getpid()}-")).resolve()
         try:
             tree = scratch / "tree"
-            # a checkout's hooks may do anything, and nothing that is wanted here
+            # the repository's hooks must not run here
             hooks = f"core.hooksPath={os.devnull}"
             self._git("-c", hooks, "worktree", "add", "--quiet", "--detach", str(tree), commit)
             yield tree
@@ -496,13 +497,13 @@ class Repository:
                 self._remove(Path(left[1]))
 
     def _remove(self, scratch: Path) -> None:
-        """Remove a certification's folder and worktree; `prune` would also take missing ones of the user."""
+        """Remove a certification's folder and worktree; `prune` would also remove those of the user."""
         shutil.rmtree(scratch, ignore_errors=True)
-        # forced twice, since a worktree is locked while it is made
+        # forced twice, since a worktree is locked while it is created
         self._git("worktree", "remove", "--force", "--force", str(scratch / "tree"), check=False)
 
     def _git(self, *arguments: str, check: bool = True) -> str:
-        """Return what git prints; without ``check`` nothing where it fails."""
+        """Return what git prints; without `check`, nothing where it fails."""
         try:
             done = subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, text=True)
         except OSError as error:

@@ -1,10 +1,9 @@
-"""Compare two arms of a user's own results by the rule that studies are judged by.
+"""Compare two arms of a user's own results by the verdict rule of studies.
 
-Results are rows of arm, seed and metric, with a condition if there are several. Conditions are brought
-together inside each seed first, the seeds are paired, and ``verdict`` decides: better, better by less than
-was asked, too small or worse, or cannot tell. Nothing is dropped and nothing is filled in: what cannot be
-paired is an error that says so. Decide on the number of seeds beforehand; adding some until the answer
-pleases finds gains that are none.
+Results are rows of arm, seed and metric, with a condition if there are several. Conditions are averaged
+within each seed, the seeds are paired, and the rule decides. No result is dropped or filled in: results that
+cannot be paired are an error. Choose the number of seeds beforehand: adding seeds until the answer is
+pleasing finds false gains.
 """
 
 from __future__ import annotations
@@ -48,12 +47,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the rule says of a user's own results.
+    """The judgement of a user's own results.
 
     Attributes:
-        judgement: of method against baseline; ``controls``: of method against each control, asked only of a
-            gain: by the same margin or, if the gain is smaller than that, by none.
-        seeds: the paired seeds, in the order of ``judgement.d``.
+        judgement: of method against baseline.
+        controls: the judgement of method against each control, if there is a gain. The margin is the same, or
+            0 if the gain is smaller than the margin.
+        seeds: the paired seeds, in the order of `judgement.d`.
         rows: the results that were used.
     """
 
@@ -71,17 +71,17 @@ class Comparison:
 
     @property
     def word(self) -> str:
-        """``better``, ``better, by less than you asked``, ``too small or worse`` or ``cannot tell``."""
+        """The outcome as text for own results, for example `better`."""
         return own_words(self.judgement.outcome)
 
     @property
     def control(self) -> Survival | None:
-        """Does the gain survive its controls? ``None`` if there is no gain, or no control."""
+        """Whether the gain survives its controls; `None` if there is no gain, or no control."""
         return verdict.survival(list(self.controls.values()))
 
     @property
     def sentence(self) -> str:
-        """What came out, by how much and how sure, in one sentence."""
+        """The outcome, the effect and its interval, in one sentence."""
         text = f"{sentences.body(self._claim())}: {self.word}"
         if self.judgement.note:
             text += f": {self.judgement.note}"
@@ -99,21 +99,21 @@ class Comparison:
 
     @property
     def fresh_seeds(self) -> int | None:
-        """About how many seeds a new comparison would need; ``None`` if seeds do not help, or are not needed,
-        and for a single seed, which says nothing of the spread.
+        """The approximate number of seeds that a new comparison needs.
 
-        None of those seen counts: adding to them until the answer pleases finds gains that are none.
+        `None` if seeds do not help or are not needed, or for a single seed, which shows no spread. The seeds
+        already seen do not count: adding to them until the answer is pleasing finds false gains.
         """
         more = more_seeds(self.judgement)
         return None if more is None else self.judgement.n + more
 
     @property
     def control_sentence(self) -> str:
-        """What the controls say of the gain; empty if there is no gain, or no control."""
+        """One sentence on whether a control explains the gain; empty if there is no gain, or no control."""
         return sentences.control_sentence(self._claim())
 
     def to_dict(self) -> dict[str, Any]:
-        """A claim as the outcome document has it, with ``word`` and all that a page on it shows."""
+        """Return a claim as in the outcome document, with `word` and everything else that a page shows."""
         roles = {self.method: "method", self.baseline: "baseline"}
         grid: dict[str, dict[Any, None]] = {}
         for row in self.rows:
@@ -201,26 +201,27 @@ def compare(
     conditions: str | Sequence[str] | None = None,
     worst: float | None = None,
 ) -> Comparison:
-    """Is the method better than the baseline by at least ``min_effect``, seed by seed?
+    """Judge whether a method is better than a baseline by at least `min_effect`, paired by seed.
 
     Args:
-        frame: a pandas ``DataFrame`` or a mapping of columns: ``arm``, ``seed``, the metric and, if there
-            are several, conditions. Other columns are ignored.
-        metric: the column compared; ``higher``: is larger better?
-        baseline, method: two values of the column ``arm``, or their text.
-        min_effect: the smallest gain worth having, > 0, in the metric's own unit; with ``gain="ratio"`` a
-            share: 0.1 asks for 10 %.
+        frame: a pandas `DataFrame` or a mapping of columns: `arm`, `seed`, the metric and, if there are
+            several, conditions. Other columns are ignored.
+        metric: the column to compare.
+        baseline, method: two values of the column `arm`, or their text.
+        higher: True if a larger metric is better.
+        min_effect: the smallest gain worth having, > 0, in the unit of the metric; with `gain="ratio"` a
+            fraction: 0.1 is 10 %.
         control: one or several arms that could explain a gain without the method's idea.
-        alpha: one-sided level; the interval's level is ``1 - 2 * alpha``.
-        gain: ``difference`` or ``ratio`` (of values > 0).
-        conditions: columns that tell the results of one arm and seed apart; the column ``condition``, if
-            there is one, when left out.
-        worst: what a diverged run scores (NaN, an infinity or anything worse): chance accuracy, log of the
+        alpha: one-sided level; the interval's level is `1 - 2 * alpha`.
+        gain: `difference` or `ratio` (of values > 0).
+        conditions: columns that distinguish the results of one arm and seed; by default the column
+            `condition`, if there is one.
+        worst: the score of a diverged run (NaN, an infinity or anything worse): chance accuracy, log of the
             number of classes. Without it such a row is an error.
 
     Raises:
-        ValueError: missing columns, unknown arms, duplicated, unpaired or missing results, values that are no
-            finite numbers, results that are the same for every seed, a minimum effect that is not > 0.
+        ValueError: if columns are missing, arms are unknown, results are duplicated, unpaired or missing,
+            values are not finite numbers, results are the same for every seed, or `min_effect` is not > 0.
 
     >>> runs = {
     ...     "arm": ["sgd"] * 6 + ["adamp"] * 6,
@@ -261,12 +262,12 @@ def compare(
 
 
 def read_results(path: str | Path) -> pd.DataFrame:
-    """A CSV file of results, one row a run: columns ``arm``, ``seed``, a metric and perhaps conditions.
+    """Read a CSV file of results, one row per run: columns `arm`, `seed`, a metric and perhaps conditions.
 
     Raises:
-        ValueError: not a file that can be read, not a CSV, no rows, no column ``arm`` or ``seed``, or two
-            columns of one name; the message names the file.
-        ImportError: pandas is not installed.
+        ValueError: if the file cannot be read, is not CSV, has no rows, lacks the column `arm` or `seed`, or
+            has two columns of one name; the message names the file.
+        ImportError: if pandas is not installed.
     """
     try:
         import pandas as pd
@@ -280,11 +281,11 @@ def read_results(path: str | Path) -> pd.DataFrame:
         )
     try:
         with warnings.catch_warnings():
-            # a row with more values than there are columns would lose some
+            # a row with more values than columns would lose some
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            # as text first: an arm may be called "None" or "1e3"; and no column may pass for row names
+            # as text first: an arm may be called "None" or "1e3"; without an index column
             frame: pd.DataFrame = pd.read_csv(path, index_col=False, **options)
-            # by itself, since pandas renames a column whose name came before
+            # separately, since pandas renames columns of the same name
             header = pd.read_csv(path, header=None, nrows=1, **options).iloc[0].str.strip()
     except pd.errors.ParserWarning:
         raise ValueError(
@@ -299,19 +300,19 @@ def read_results(path: str | Path) -> pd.DataFrame:
     if len(frame.columns) == 1 and (sign := next((s for s in ";\t" if s in frame.columns[0]), "")):
         raise ValueError(f"{path}: values are separated by {sign!r}; separate them by commas")
     try:
-        _check_once([name for name in header if name])  # a column without a name is not asked for
+        _check_once([name for name in header if name])  # columns without a name are ignored
         _check_columns(_columns(frame), ["arm", "seed"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if frame.empty:
-        raise ValueError(f"{path}: a header but no rows; give one row a run")
+        raise ValueError(f"{path}: a header but no rows; give one row per run")
     for column in frame.columns.drop("arm"):
-        for kind in (int, float):  # else text, as a condition may be; in a metric, compare() names the row
+        for kind in (int, float):  # else it stays text, as in a condition; compare() refuses text in a metric
             try:
                 values = [kind(text) if text else None for text in frame[column]]
             except ValueError:
                 continue
-            # else pandas would make NaN of None, and a run that is missing would pass for one that diverged
+            # else pandas turns None into NaN, and a missing run would count as diverged
             frame[column] = pd.Series(values, dtype=object if None in values else None)
             break
     return frame
@@ -340,7 +341,7 @@ def _judge(
     return verdict.judge(d, margin, alpha, values_vary=vary)
 
 
-# -- checks: each says what was expected, what came and how to mend it ---------------------------------------
+# -- checks: each error says what was expected, what came and how to fix it ----------------------------------
 
 
 def _check_request(
@@ -350,10 +351,10 @@ def _check_request(
         raise ValueError(f"baseline and method are both {method!r}: name two different arms")
     for arm in controls:
         if arm in (baseline, method) or controls.count(arm) > 1:
-            raise ValueError(f"control {arm!r} is named already: a control is a third arm")
+            raise ValueError(f"control {arm!r} is already named: a control is a third arm")
     if not (min_effect > 0 and math.isfinite(min_effect)):
         raise ValueError(
-            f"min_effect must be > 0, got {min_effect}: the smallest gain that would be worth having; "
+            f"min_effect must be > 0, got {min_effect}: it is the smallest gain worth having, "
             "for accuracy at least two test items, 2 / n_test"
         )
     if not 0 < alpha < 0.5:
@@ -367,13 +368,13 @@ def _columns(frame: Frame) -> dict[str, list[Any]]:
     columns = {str(name): list(column) for name, column in frame.items()}
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"columns must be of one length, one entry a run; got {lengths}")
+        raise ValueError(f"columns must be of one length, one entry per run; got {lengths}")
     return columns
 
 
 def _check_once(names: Sequence[str]) -> None:
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"two columns are called {twice[0]!r}: rename one, or take it out")
+        raise ValueError(f"two columns are called {twice[0]!r}: rename or remove one")
 
 
 def _check_columns(columns: Mapping[str, Sequence[Any]], needed: Sequence[str]) -> None:
@@ -381,7 +382,7 @@ def _check_columns(columns: Mapping[str, Sequence[Any]], needed: Sequence[str]) 
         if name not in columns:
             raise ValueError(
                 f"no column {name!r}{_nearest(name, columns)}; columns here: {_listed(columns)}; "
-                "needed: arm, seed and the metric, one row a run"
+                "needed: arm, seed and the metric, one row per run"
             )
 
 
@@ -393,7 +394,7 @@ def _rows(
     higher: bool,
     worst: float | None,
 ) -> tuple[Row, ...]:
-    """The rows of the arms compared, scored; the others are not looked at."""
+    """Return the scored rows of the arms compared; other rows are not read."""
     known = dict.fromkeys(map(str, columns["arm"]))
     for arm in arms:
         if arm not in known:
@@ -422,7 +423,7 @@ def _rows(
     if not_finite:
         raise ValueError(
             f"{metric} is not finite in {_listed(not_finite)}. A run that diverged is a result, not a gap: "
-            "pass worst= (--worst), what it scores (chance accuracy, log of the number of classes); "
+            "pass worst= (--worst), its score (chance accuracy, log of the number of classes); "
             "if a run crashed, repeat it"
         )
     return tuple(rows)
@@ -430,7 +431,7 @@ def _rows(
 
 def _seed(seed: Any, i: int) -> Hashable:
     if isinstance(seed, (int, np.integer)):
-        return int(seed)  # not by way of a float, which has 53 bits
+        return int(seed)  # not through a float, which has 53 bits
     number = as_number(seed)
     if seed is None or (number is not None and not math.isfinite(number)):
         raise ValueError(
@@ -440,7 +441,7 @@ def _seed(seed: Any, i: int) -> Hashable:
 
 
 def _number(value: Any) -> float | None:
-    """A number, also from text as a CSV file holds it."""
+    """Return a number, also from the text of a CSV file; `None` for anything else."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -456,18 +457,18 @@ def _check_pairs(
     metric: str,
     over: Sequence[str],
 ) -> tuple[Hashable, ...]:
-    """The paired seeds in the order in which they come: every arm has every seed at every condition once."""
+    """Check that every arm has every seed at every condition once; return the seeds in order."""
     counts = Counter((row.arm, row.seed, row.condition) for row in rows)
     for (arm, seed, condition), count in counts.items():
         if count > 1:
             others = [c for c in columns if c not in ("arm", "seed", metric, *over)]
-            mend = (
-                f"; if a column tells them apart, pass conditions= (--condition): {_listed(others)}"
+            remedy = (
+                f"; if a column distinguishes them, pass conditions= (--condition): {_listed(others)}"
                 if others
                 else ""
             )
             raise ValueError(
-                f"{count} rows of arm {arm!r}, {_place(seed, condition)}: one is expected{mend}; "
+                f"{count} rows of arm {arm!r}, {_place(seed, condition)}: one is expected{remedy}; "
                 "if one is a repeat, keep the first run of each seed"
             )
     seeds = tuple(dict.fromkeys(row.seed for row in rows))

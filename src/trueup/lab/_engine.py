@@ -1,10 +1,10 @@
-"""The engine: runs cells in worker processes, each result exactly once, whatever happens to a worker.
+"""Run cells in worker processes, and return each result exactly once, whatever happens to a worker.
 
-An engine is anything with the two methods of :class:`Engine`; :class:`LocalEngine` uses this machine.
+An engine is anything with the two methods of `Engine`; `LocalEngine` uses this machine.
 
-Each worker has a pipe of its own, so nothing is shared that a dying worker could leave locked: the parent
-sees the pipe close, starts a new worker and gives it the cell again. Workers ignore Ctrl-C, which is the
-parent's to handle, and end by themselves if the parent is gone.
+Each worker has its own pipe, so that a crashing worker leaves nothing locked: the parent sees the pipe close,
+starts a new worker and sends it the cell again. Workers ignore Ctrl-C, which the parent handles, and exit by
+themselves when the parent has exited.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from trueup.lab._errors import StudyError
 from trueup.lab._spec import Study
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_LAST_WORDS = 2000  # characters of a cell's output kept with its error
-_TICK = 1.0  # seconds between looks at whether a silent worker is alive
+_TAIL = 2000  # characters of a cell's output kept with its error
+_POLL_SECONDS = 1.0  # between checks that a silent worker is alive
 
 
 class EngineError(RuntimeError):
-    """Worker processes cannot be started; the message says what is known."""
+    """Worker processes cannot be started; the message gives the exit reason."""
 
 
 @dataclass(frozen=True)
 class StudyRef:
-    """Where a study is found, in this process and in others.
+    """The location of a study, by which any process can load it.
 
     Args:
-        kind: ``module`` or ``file``.
-        name: a module's dotted name (``trueup.studies.adamp``) or a file's path; it holds
-            ``study = Study(...)``.
+        kind: `module` or `file`.
+        name: a module's dotted name (`trueup.studies.adamp`) or a file's path; it defines
+            `study = Study(...)`.
 
     Example:
         >>> StudyRef("module", "trueup.studies.adamp").load().slug
@@ -69,10 +69,10 @@ class StudyRef:
     name: str
 
     def load(self) -> Study:
-        """The study; read once a process, and again if the file has changed.
+        """Load the study, once per process, and again if the file has changed.
 
         Raises:
-            StudyError: if it is not there, raises, or defines no study; with file and line.
+            StudyError: if it does not exist, raises, or defines no study; with file and line.
         """
         changed = 0
         if self.kind == "file":
@@ -85,13 +85,13 @@ class StudyRef:
 
 @dataclass(frozen=True)
 class Task:
-    """A cell to compute, and all that a worker anywhere needs for it.
+    """A cell to compute, and everything that a worker needs for it.
 
     Args:
-        inputs: name of a stage -> its ``.npz`` file.
-        artefact: where a stage writes its arrays.
-        timeout: seconds after which the cell counts as failed (a worker's first cell also reads the study in
-            that time); ``None`` waits for ever.
+        inputs: name of a stage -> its `.npz` file.
+        artefact: the file to which a stage writes its arrays.
+        timeout: seconds after which the cell counts as failed (a worker's first cell also loads the study in
+            that time); `None` is no limit.
     """
 
     ref: StudyRef
@@ -105,24 +105,24 @@ class Task:
 
 
 class Engine(Protocol):
-    """What computes cells."""
+    """The interface of whatever computes cells."""
 
     def map(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, CellResult]]:
-        """Compute tasks; yields each exactly once, as they finish, in no particular order."""
+        """Compute tasks, and yield each exactly once, as it finishes, in no particular order."""
         ...
 
     def close(self) -> None:
-        """End at once, whatever is running; a closed engine is of no further use."""
+        """Stop at once, whatever is running; a closed engine cannot be used again."""
         ...
 
 
 class LocalEngine:
-    """Worker processes on this machine. They start with the first cells and stay until :meth:`close`.
+    """Worker processes on this machine. They start with the first cells and stay until `close`.
 
     Args:
         workers: how many cells run side by side.
-        attempts: how often a cell is started whose worker dies (the usual reason is memory: the system kills
-            a process that asks for too much) before it counts as failed.
+        attempts: how often a cell is started before it counts as failed because its worker exits (usually for
+            lack of memory: the system kills a process that requests too much).
 
     Example:
         >>> with LocalEngine(workers=2) as engine:
@@ -137,44 +137,44 @@ class LocalEngine:
             raise ValueError(f"attempts must be at least 1, got {attempts}")
         if _in_worker:
             raise StudyError(
-                "a study file is being run while a worker reads it: put what runs the study under "
-                "`if __name__ == '__main__':`"
+                "a worker cannot run a study while it imports the study's file: put the code that runs the "
+                "study under `if __name__ == '__main__':`"
             )
         self._limit = workers
         self._attempts = attempts
         self._workers: list[_Worker] = []
         self._closed = False
-        atexit.register(self.close)  # before multiprocessing's own, which would wait for the workers
+        atexit.register(self.close)  # runs before multiprocessing's handler, which would wait for the workers
 
     def map(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, CellResult]]:
-        """Compute tasks; yields each exactly once, as they finish, in no particular order.
+        """Compute tasks, and yield each exactly once, as it finishes, in no particular order.
 
         Raises:
-            EngineError: if workers end before they are ready.
-            KeyboardInterrupt: on Ctrl-C; :meth:`close` then ends the workers at once.
+            EngineError: if workers exit before they are ready.
+            KeyboardInterrupt: on Ctrl-C; `close` then stops the workers at once.
         """
         if self._closed:
             raise RuntimeError("this engine is closed; make a new one")
         if any(worker.job for worker in self._workers):
             raise RuntimeError("this engine is busy: finish or close one map before the next")
         waiting = deque(_Job(task) for task in tasks)
-        stillborn = 0
+        failed_starts = 0
         try:
             while waiting or any(worker.job for worker in self._workers):
-                self._give_out(waiting)
-                for worker in self._heard():
+                self._hand_out(waiting)
+                for worker in self._wait_for_answers():
                     job, answer = worker.job, worker.answer()
                     if answer == "late":
                         continue
                     if isinstance(answer, CellResult):
                         assert job is not None
                         worker.job = None
-                        self._give_out(waiting)  # first: the caller may take its time
+                        self._hand_out(waiting)  # now: the caller may take long
                         yield job.task, answer
                     elif answer == "ready":
-                        stillborn = 0
+                        failed_starts = 0
                     elif job is not None:
-                        result = self._verdict_on(worker, job, answer)
+                        result = self._without_result(worker, job, answer)
                         self._drop(worker)
                         if result is None:
                             waiting.appendleft(job)
@@ -182,21 +182,26 @@ class LocalEngine:
                             yield job.task, result
                     else:
                         self._drop(worker)
-                        stillborn += not worker.ready
-                        if stillborn == self._attempts:
-                            raise EngineError(worker.why_stillborn())
+                        failed_starts += not worker.ready
+                        if failed_starts == self._attempts:
+                            raise EngineError(
+                                f"worker processes exit while they start ({worker.exit_reason()}; their own "
+                                "error is above, if any). In a script, put the code that runs the study "
+                                "under `if __name__ == '__main__':`, since workers import the script too; "
+                                "otherwise memory may be short."
+                            )
         finally:
-            # the caller stopped early or something broke: what still runs is of no use to anybody
+            # the caller stopped early, or something failed: nobody will read the results of running cells
             for worker in [w for w in self._workers if w.job]:
                 self._drop(worker)
 
     def close(self) -> None:
-        """End the workers at once; what they were computing is lost."""
+        """Stop the workers at once; what they were computing is lost."""
         self._closed = True
         for worker in self._workers:
-            worker.dismiss()
+            worker.stop()
         while self._workers:
-            self._workers.pop().bury()
+            self._workers.pop().clean_up()
         atexit.unregister(self.close)
 
     def __enter__(self) -> LocalEngine:
@@ -207,52 +212,52 @@ class LocalEngine:
     ) -> None:
         self.close()
 
-    def _give_out(self, waiting: deque[_Job]) -> None:
-        """Start the workers that are wanted, and give every idle one a cell."""
+    def _hand_out(self, waiting: deque[_Job]) -> None:
+        """Start the workers that are needed, and give every idle one a cell."""
         for worker in list(self._workers):
             if waiting and worker.ready and worker.job is None:
                 job = waiting.popleft()
-                if not worker.give(job):  # it died while idle, which is nobody's fault
+                if not worker.give(job):  # it exited while idle: no attempt is counted
                     waiting.appendleft(job)
                     self._drop(worker)
         wanted = min(self._limit, len(waiting) + sum(w.job is not None for w in self._workers))
         while len(self._workers) < wanted:
             self._workers.append(_Worker(waiting[0].task.threads))
 
-    def _heard(self) -> list[_Worker]:
-        """The workers that have something to say, are dead, or are out of time; waits for the next."""
+    def _wait_for_answers(self) -> list[_Worker]:
+        """Wait for the next workers that have sent a message, exited or run out of time, and return them."""
         awaited = [w for w in self._workers if w.job or not w.ready]
         deadlines = [w.job.deadline for w in awaited if w.job and w.job.deadline]
-        seconds = min([_TICK, *(max(0.0, d - time.monotonic()) for d in deadlines)])
-        spoken = set(wait([w.pipe for w in awaited], seconds))
-        return [w for w in awaited if w.pipe in spoken or w.is_overdue() or not w.process.is_alive()]
+        seconds = min([_POLL_SECONDS, *(max(0.0, d - time.monotonic()) for d in deadlines)])
+        sent = set(wait([w.pipe for w in awaited], seconds))
+        return [w for w in awaited if w.pipe in sent or w.is_overdue() or not w.process.is_alive()]
 
-    def _verdict_on(self, worker: _Worker, job: _Job, answer: str) -> CellResult | None:
-        """What to say of a cell whose worker gave no result; ``None``: try again."""
+    def _without_result(self, worker: _Worker, job: _Job, answer: str) -> CellResult | None:
+        """Return the failure of a cell whose worker sent no result; `None` if it is to be tried again."""
         if answer == "overdue":
             error = f"stopped: the cell took longer than its time limit of {job.task.timeout:g} seconds"
-        elif answer == "dead" and job.attempts < self._attempts:
+        elif answer == "exited" and job.attempts < self._attempts:
             return None
-        elif answer == "dead":
+        elif answer == "exited":
             error = (
-                f"the worker process died {job.attempts} times while computing this cell, "
-                f"the last time by {worker.cause_of_death()}. The usual reason is memory: "
+                f"the worker process exited {job.attempts} times while computing this cell, "
+                f"the last time by {worker.exit_reason()}. The usual reason is memory: "
                 "use fewer workers, a smaller scale, or a machine with more."
             )
         else:
             error = answer
-        return CellResult("failed", error=error + worker.last_words())
+        return CellResult("failed", error=error + worker.last_output())
 
     def _drop(self, worker: _Worker) -> None:
         self._workers.remove(worker)
         worker.process.kill()
-        worker.bury()
+        worker.clean_up()
 
 
-# -- the parent's side of a worker ---------------------------------------------------------------------------
+# -- workers, seen from the parent --------------------------------------------------------------------------
 @dataclass
 class _Job:
-    """A task on its way. Its number, new at every attempt, marks the answer to it."""
+    """A task and its attempts. Its number, new at every attempt, identifies the answer to it."""
 
     task: Task
     number: int = 0
@@ -266,7 +271,7 @@ _NUMBER_BYTES = 8
 
 
 class _Worker:
-    """A worker process as its parent sees it: starting, idle (``ready``, no ``job``), or busy with a job."""
+    """The parent's handle of a worker process: starting, idle (`ready`, no `job`), or busy with a job."""
 
     def __init__(self, threads: int) -> None:
         self.ready = False
@@ -279,10 +284,10 @@ class _Worker:
                 target=_work, args=(theirs, self._output, dict(os.environ)), name="trueup-worker"
             )
             self.process.start()
-        theirs.close()  # so that the pipe ends when the worker does
+        theirs.close()  # so that the pipe closes when the worker exits
 
     def give(self, job: _Job) -> bool:
-        """Hand over a job; ``False`` if nobody is there to take it."""
+        """Send a job; return False if the worker has exited."""
         job.number = next(_numbers)
         try:
             self.pipe.send((job.number, job.task))
@@ -297,13 +302,13 @@ class _Worker:
         return self.job is not None and self.job.deadline is not None and time.monotonic() > self.job.deadline
 
     def answer(self) -> CellResult | str:
-        """A result; or ``ready``, ``overdue``, ``dead``, ``late``; or why the result cannot be read."""
+        """Return a result; or `ready`, `overdue`, `exited`, `late`; or why the result cannot be read."""
         try:
             if not self.pipe.poll():
-                return "overdue" if self.is_overdue() else "dead"
+                return "overdue" if self.is_overdue() else "exited"
             message = self.pipe.recv_bytes()
         except (EOFError, OSError):
-            return "dead"
+            return "exited"
         number = int.from_bytes(message[:_NUMBER_BYTES], "big")
         if number == _READY:
             self.ready = True
@@ -316,46 +321,39 @@ class _Worker:
             return "the cell's result could not be read back:\n" + traceback.format_exc()
         return answer
 
-    def dismiss(self) -> None:
-        """Tell the process to end: kindly if it is idle, by force if it is at work."""
+    def stop(self) -> None:
+        """Make the process exit: by closing its pipe if it is idle, by killing it if it is busy."""
         if self.ready and self.job is None:
             self.pipe.close()
         else:
             self.process.kill()
 
-    def bury(self) -> None:
-        """Wait for the end of a process that was told to, and clear away what it had."""
-        self.process.join(_TICK)
+    def clean_up(self) -> None:
+        """Wait for the process to exit, kill it if it does not, and release its resources."""
+        self.process.join(_POLL_SECONDS)
         self.process.kill()
         self.process.join()
         self.pipe.close()
         with contextlib.suppress(OSError):
             os.unlink(self._output)
 
-    def cause_of_death(self) -> str:
+    def exit_reason(self) -> str:
         self.process.join(5)
         code = self.process.exitcode
         if code is None:
             return "closing its pipe"
         return f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
 
-    def last_words(self) -> str:
-        """The end of what the cell printed."""
+    def last_output(self) -> str:
+        """Return the end of what the cell printed."""
         return _tail(self._output)
-
-    def why_stillborn(self) -> str:
-        return (
-            f"worker processes end while they start ({self.cause_of_death()}; their own words are above, if "
-            "any). If you run a script, put what runs the study under `if __name__ == '__main__':`, since "
-            "workers read the script too; otherwise memory may be short."
-        )
 
 
 @functools.cache
 def _context() -> BaseContext:
-    """How processes start: afresh, or on Linux copied from a server that has imported the libraries once.
+    """Return how processes start: by `spawn`, or on Linux by a fork server that has imported the libraries.
 
-    The server runs no code of a study or of ours, so nothing in a worker is older than the worker.
+    The server runs no code of a study or of ours, so that no worker holds outdated code.
     """
     # the server's socket lies in the temporary folder, and a socket's path has at most 107 characters
     if sys.platform != "linux" or len(tempfile.gettempdir()) > 70:
@@ -367,7 +365,7 @@ def _context() -> BaseContext:
 
 @contextlib.contextmanager
 def _inherited(threads: int) -> Iterator[None]:
-    """Set what a worker must inherit: the libraries' threads and instruction sets, and a blocked Ctrl-C."""
+    """Set what a worker must inherit: thread counts, instruction sets, and a blocked Ctrl-C."""
     wanted = dict.fromkeys(_THREAD_VARIABLES, str(threads)) | pinned_instructions()
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -390,7 +388,7 @@ def _tail(path: str) -> str:
         text = Path(path).read_text(errors="replace")
     except OSError:
         return ""
-    text = re.sub(r"\nExtension modules: .*", "", text)[-_LAST_WORDS:].strip()  # a crash lists them all
+    text = re.sub(r"\nExtension modules: .*", "", text)[-_TAIL:].strip()  # a crash lists them all
     return f"\n--- the end of its output:\n{text}" if text else ""
 
 
@@ -399,7 +397,7 @@ _in_worker = False
 
 
 def _work(pipe: Connection, output: str, environ: dict[str, str]) -> None:
-    """A worker's life: one task after the other until the pipe closes."""
+    """Compute one task after the other in a worker, until the pipe closes."""
     global _in_worker
     _in_worker = True
     os.environ.update(environ)  # the server's may be older than the parent's
@@ -408,19 +406,19 @@ def _work(pipe: Connection, output: str, environ: dict[str, str]) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=_die_with, args=(parent.sentinel, output), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent.sentinel, output), daemon=True).start()
     log = os.open(output, os.O_WRONLY | os.O_APPEND)
-    import torch  # noqa: F401  (now, so that it counts neither as the first cell's time nor as its memory)
+    import torch  # noqa: F401  (now, so that neither its time nor its memory counts for the first cell)
 
     gc.collect()
-    gc.freeze()  # the libraries' objects: later collections need not look at them
+    gc.freeze()  # the libraries' objects, which later collections then skip
     os.dup2(log, 1)
     os.dup2(log, 2)
-    # else what is printed to a file waits in a buffer: behind later errors, or lost where the process crashes
+    # a file is buffered by default: output would come after later errors, or be lost in a crash
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(line_buffering=True)
     faulthandler.enable(all_threads=False)
-    # What a cell forks holds the worker's end of the pipe: it must neither answer nor take tasks.
+    # a process that a cell forks inherits the pipe: it must neither answer nor take tasks
     worker = os.getpid()
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=pipe.close)
@@ -442,20 +440,20 @@ def _work(pipe: Connection, output: str, environ: dict[str, str]) -> None:
 
 
 def _message(number: int, content: bytes) -> bytes:
-    """An answer as the parent reads it: the number is legible even where the content is not."""
+    """Return an answer as bytes, of which the parent can read the number even where the content is broken."""
     return number.to_bytes(_NUMBER_BYTES, "big") + content
 
 
-def _die_with(sentinel: int, output: str) -> None:
-    """End this process when its parent has ended, even in the middle of a cell."""
+def _exit_with_parent(sentinel: int, output: str) -> None:
+    """Exit when the parent has exited, even in the middle of a cell."""
     wait([sentinel])
-    with contextlib.suppress(OSError):  # whoever clears the temporary folder may have been quicker
+    with contextlib.suppress(OSError):  # the temporary folder may have been cleared
         os.unlink(output)
     os._exit(1)
 
 
 def _compute(task: Task) -> CellResult:
-    """The result of a task with its peak memory and environment; nothing that a cell does gets past it."""
+    """Compute a task, with its peak memory and environment; whatever a cell raises becomes a failure."""
     try:
         import torch
 
@@ -466,7 +464,7 @@ def _compute(task: Task) -> CellResult:
         return replace(result, peak_memory=memory.peak(), environment=_environment(task.threads, task.device))
     except StudyError as error:
         return CellResult("failed", error=str(error))
-    except BaseException:  # SystemExit too: a cell may not end its worker
+    except BaseException:  # SystemExit too: a cell must not end its worker
         return CellResult("failed", error=traceback.format_exc())
 
 
@@ -484,9 +482,9 @@ def _pickled(result: CellResult) -> bytes:
 
 
 class _Memory:
-    """Peak memory of one cell: above what the process held when it began, not of the cells before it.
+    """The peak memory of one cell, above what the process held when the cell began.
 
-    On a CUDA device its allocator's peak; else, on Linux, the peak of the resident set; elsewhere unknown.
+    On a CUDA device the peak of its allocator; else, on Linux, of the resident set; elsewhere unknown.
     """
 
     def __init__(self, device: str) -> None:
@@ -502,7 +500,7 @@ class _Memory:
             self._before = _resident("VmRSS") if _reset_peak() else None
 
     def peak(self) -> int | None:
-        """Bytes since the start; ``None`` where it cannot be measured."""
+        """Return the bytes above the start; `None` where they cannot be measured."""
         if self._before is None:
             return None
         if self._device:
@@ -522,13 +520,13 @@ def _reset_peak() -> bool:
 
 
 def _resident(field: str) -> int | None:
-    """A field of ``/proc/self/status``, in bytes."""
+    """Return a field of `/proc/self/status`, in bytes."""
     found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(found[1]) * 1024 if found else None
 
 
 def _return_freed_memory() -> None:
-    """Let the C library give back what it keeps for later, else a cell could use it unseen."""
+    """Make the C library return freed memory, which a cell could otherwise reuse without being measured."""
     with contextlib.suppress(AttributeError, OSError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -548,16 +546,16 @@ def _load(ref: StudyRef, changed: int) -> Study:
     study: Any = getattr(module, "study", None)
     if not isinstance(study, Study):
         found = "no `study`" if study is None else f"a `study` that is of type {type(study).__name__}"
-        raise StudyError(f"{ref.name} defines {found}; it must say `study = Study(...)`")
+        raise StudyError(f"{ref.name} defines {found}; it must define `study = Study(...)`")
     return study
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Run a study file as Python runs a script: modules beside it can be imported."""
+    """Run a study file as Python runs a script, so that it can import modules beside it."""
     path = path.absolute()
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
-    # a name of its own: a study called random.py must not stand in for the library's module
+    # under a prefix: a study called random.py must not replace the library's module
     name = "trueup_study_" + re.sub(r"\W", "_", path.stem)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -565,7 +563,7 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        # as a script, without a cache of bytecode: it takes an edit within a second for none
+        # not from cached bytecode, which misses an edit within the same second
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except BaseException:
         del sys.modules[name]
@@ -574,7 +572,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _where(error: BaseException, ref: StudyRef) -> str:
-    """The last line of the study's own file in an error's trace, if it got that far."""
+    """Return the study, and the last line of its own file in an error's traceback, if any."""
     end = ref.name.replace(".", os.sep) + ".py" if ref.kind == "module" else str(Path(ref.name).absolute())
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(end)]
     return f"{ref.name}, line {lines[-1]}" if lines else ref.name

@@ -1,5 +1,5 @@
-"""The error of everything that breaks the lab's protocol."""
+"""The error for everything that breaks the lab's protocol."""
 
 
 class StudyError(ValueError):
-    """A study that breaks the lab's protocol; the message says which rule and how to mend it."""
+    """A study breaks the lab's protocol; the message says which rule, and how to fix it."""

@@ -90,7 +90,7 @@ def document(
         EvidenceError: if an arm returns nothing continuous, so that an edited epsilon could hide.
     """
     from trueup.lab._measured import measure
-    from trueup.lab._outcome import describe
+    from trueup.lab._outcome_document import describe
 
     kept = {cell: result for cell, result in cells.items() if cell.kind != "stage"}
     _check_continuous(study, kept)
@@ -136,8 +136,9 @@ def rejudge(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str,
 
     Neither torch nor the study is imported.
     """
+    from trueup.lab._judging import judge_claims
     from trueup.lab._measured import MeasuredClaim
-    from trueup.lab._outcome import claim_document, judge_claims, verdict_document
+    from trueup.lab._outcome_document import claim_document, verdict_document
 
     claims = [MeasuredClaim.from_json(claim) for claim in document["measured"]]
     judged = judge_claims(claims, [(look["alpha"], look["seeds"]) for look in document["looks"]])

@@ -1,24 +1,25 @@
-"""The fingerprint of a study's code: when is a stored cell still what the code would compute?
+"""Fingerprint the code of a study, to decide whether a stored cell is still what the code would compute.
 
-A cell's result may be reused exactly as long as nothing that computes it has changed. What computes it is
-found without running anything, by following imports from the study's file through ``trueup`` and through the
-modules beside the study, and hashing the syntax of what is reached: an edited epsilon changes the hash; an
-edited docstring, comment or line break does not.
+A cell's result may be reused exactly as long as nothing that computes it has changed. The code that computes
+it is found statically, by following imports from the study's file through `trueup` and through the modules
+beside the study. The fingerprint hashes the syntax of these modules: an edited epsilon changes it; an edited
+docstring, comment or line break does not.
 
-Three rules keep verdicts from going stale for no reason:
+Four rules keep verdicts from becoming stale without reason:
 
-* A package's ``__init__`` is a signpost. ``from trueup.nn import GhostBatchNorm1d`` leads to the module that
-  defines the name, past its siblings; names that a package loads lazily are followed in the same way. Of the
-  ``__init__`` itself only statements other than imports, ``__all__`` and lazy loading count.
-* ``trueup.lab`` does not count, except :data:`_COUNTED_IN_LAB`, which decide what a cell sees and how its
-  metrics are scored; the rest measures and does not compute. :data:`PROTOCOL` is raised by hand when it
-  changes what a stored cell means.
-* A study's words (labels, titles, reasons, figures) do not count. Its claims, grids and looks count for its
-  verdict (:func:`verdict_fingerprint`), and not for its cells, which cannot see them.
-* ``trueup.data`` does not count: the arrays a study declares are pinned bit for bit and enter by their hash.
+* A package's `__init__` only forwards names. `from trueup.nn import GhostBatchNorm1d` leads to the module
+  that defines the name, and not to its siblings; names that a package loads lazily are followed in the same
+  way. Of the `__init__` itself, only statements other than imports, `__all__` and lazy loading count.
+* `trueup.lab` does not count, except `_COUNTED_IN_LAB`, which decide what a cell sees and how its metrics are
+  scored; the rest measures and does not compute. `PROTOCOL` is raised by hand when it changes what a stored
+  cell means.
+* A study's texts (labels, titles, reasons, figures) do not count. Its claims, grids and looks count for its
+  verdict (`verdict_fingerprint`), but not for its cells, which cannot see them.
+* `trueup.data` does not count: the arrays that a study declares are pinned bit for bit and count by their
+  hash.
 
-What cannot be seen statically is taken widely or not at all: a package used as a value
-(``getattr(nn, name)``) counts with all its modules; a module whose name is made at run time does not count.
+Dynamic code counts in full or not at all: a package used as a value (`getattr(nn, name)`) counts with all its
+modules; a module whose name is computed at run time does not count.
 """
 
 from __future__ import annotations
@@ -48,11 +49,13 @@ PROTOCOL = 1
 _SOURCE = Path(__file__).parents[2]
 _NOT_COUNTED = ("trueup.lab", "trueup.data")
 _COUNTED_IN_LAB = ("trueup.lab._run", "trueup.lab._scoring", "trueup.lab._seeds")
-_STUDY = "<study>"  # the study file's own name in the hash: moving or renaming it changes nothing
+_STUDY = (
+    "<study>"  # the name of a study file in the hash, so that moving or renaming the file changes nothing
+)
 
 
 def code_fingerprint(ref: StudyRef | str | Path) -> str:
-    """The sha256 of everything that computes a study's cells, except libraries, data and the lab.
+    """Return the sha256 of everything that computes a study's cells, except libraries, data and the lab.
 
     Args:
         ref: the study, by module or file; a path stands for a file.
@@ -76,10 +79,10 @@ def code_fingerprint(ref: StudyRef | str | Path) -> str:
 
 
 def verdict_fingerprint(ref: StudyRef | str | Path, data_hashes: Iterable[str] = ()) -> str:
-    """The sha256 of all that a verdict rests on: cells' code, claims, grids, looks, data, torch's version.
+    """Return the sha256 of what a verdict rests on: cells' code, claims, grids, looks, data, torch's version.
 
     Args:
-        data_hashes: of the data sets that the study declares, in any order.
+        data_hashes: hashes of the data sets that the study declares, in any order.
 
     Raises:
         StudyError: for a file that is missing or is not Python, with file and line.
@@ -96,12 +99,12 @@ def _hash(closure: Mapping[str, str]) -> str:
 
 
 def cell_fingerprint(code: str, data_hashes: Iterable[str], cell: Cell, device: str = "cpu") -> str:
-    """The sha256 under which a cell is stored: code, data, torch's major.minor, :data:`PROTOCOL`, the cell.
+    """Return the sha256 under which a cell is stored: code, data, torch's major.minor, `PROTOCOL`, the cell.
 
     Args:
-        code: of :func:`code_fingerprint`.
-        data_hashes: of the data sets that the study declares, in any order.
-        device: ``cuda:1`` counts as ``cuda``: another kind of device computes other last bits.
+        code: the result of `code_fingerprint`.
+        data_hashes: hashes of the data sets that the study declares, in any order.
+        device: `cuda:1` counts as `cuda`, since only the kind of device decides the last bits.
     """
     lab = f"lab {PROTOCOL} {device.partition(':')[0]}"
     parts = [code, *sorted(data_hashes), f"torch {_torch_version()}", lab, cell.key()]
@@ -110,13 +113,13 @@ def cell_fingerprint(code: str, data_hashes: Iterable[str], cell: Cell, device: 
 
 @functools.cache
 def _torch_version() -> str:
-    """Major.minor, read without importing torch."""
+    """Return major.minor, read without importing torch."""
     return ".".join(importlib.metadata.version("torch").split(".")[:2])
 
 
 # -- what counts of a study's declarations -------------------------------------------------------------------
-# The parameters that count, by position; "" stands for one that does not. A declaration that a table does not
-# name counts not at all.
+# The parameters that count, by position; "" stands for one that does not. Declarations that a table lacks do
+# not count.
 _Counted: TypeAlias = Mapping[str, tuple[str, ...]]
 _OF_CELLS: _Counted = {
     "Study": ("slug", "", "metrics", "arms", "cell", "claims", "scales", "", "", "stages", "", "data"),
@@ -127,21 +130,8 @@ _OF_CELLS: _Counted = {
 }
 _OF_VERDICTS: _Counted = {
     "Study": (
-        *(
-            "slug",
-            "",
-            "metrics",
-            "arms",
-            "cell",
-            "claims",
-            "scales",
-            "conditions",
-            "tune",
-            "stages",
-            "",
-            "data",
-        ),
-        *("", "", "protocol", "", "looks", "tuning_seeds"),
+        *("slug", "", "metrics", "arms", "cell", "claims", "scales", "conditions", "tune"),
+        *("stages", "", "data", "", "", "protocol", "", "looks", "tuning_seeds"),
     ),
     "Metric": ("name", "higher", "worst"),
     "Arm": ("name", "role", "settings", "tune"),
@@ -158,13 +148,13 @@ _DECLARATIONS = {*_OF_VERDICTS, "Figure"}
 
 
 # -- following references ------------------------------------------------------------------------------------
-# A reference is a dotted name that code mentions: ``trueup.nn.GhostBatchNorm1d.forward``, or ``trueup.nn.*``.
-# The flag says whether a package at its end is used as a value and so counts whole, or merely imported.
+# A reference is a dotted name that code mentions: `trueup.nn.GhostBatchNorm1d.forward`, or `trueup.nn.*`.
+# The flag is True if a package at its end is used as a value and so counts whole, False if only imported.
 _Reference: TypeAlias = tuple[str, bool]
 
 
 def _closure(ref: StudyRef | str | Path, counted: _Counted = _OF_CELLS) -> dict[str, str]:
-    """Module name -> hash of its syntax, for every module that the study reaches."""
+    """Return module name -> hash of its syntax, for every module that the study reaches."""
     if isinstance(ref, (str, Path)) or ref.kind == "file":
         path = Path(ref if isinstance(ref, (str, Path)) else ref.name).absolute()
         if not path.is_file():
@@ -186,7 +176,7 @@ def _closure(ref: StudyRef | str | Path, counted: _Counted = _OF_CELLS) -> dict[
 
 
 def _top_level(module: str) -> dict[str, Path]:
-    """The folder in which a module's top-level package lies, found without importing it."""
+    """Return the folder that contains a module's top-level package, found without importing it."""
     top = module.partition(".")[0]
     spec = importlib.machinery.PathFinder.find_spec(top, sys.path)
     if spec is None:
@@ -196,11 +186,11 @@ def _top_level(module: str) -> dict[str, Path]:
 
 
 class _Trace:
-    """One walk from a study: the code met so far.
+    """One walk over the imports of a study, with the code found so far.
 
     Args:
         beside: the folder of a study file; modules in it count.
-        top_level: packages that count wherever they lie.
+        top_level: packages that count wherever they are installed.
     """
 
     def __init__(self, beside: Path | None = None, top_level: Mapping[str, Path] | None = None) -> None:
@@ -212,7 +202,7 @@ class _Trace:
         self._entered: set[str] = set()
 
     def locate(self, module: str) -> Path | None:
-        """A module's file, its folder if it is a package without ``__init__``, ``None`` for a library's."""
+        """Return a module's file, or its folder if it has no `__init__`; `None` for a library's module."""
         if module not in self._located:
             self._located[module] = self._find(module)
         return self._located[module]
@@ -228,7 +218,7 @@ class _Trace:
         return stem if stem.is_dir() else None
 
     def reach(self, dotted: str, *, whole: bool) -> None:
-        """Count what a reference leads to: a module and all it refers to in turn."""
+        """Count what a reference leads to: a module and everything that it refers to."""
         if (dotted, whole) in self._seen:
             return
         self._seen.add((dotted, whole))
@@ -259,23 +249,23 @@ class _Trace:
                 for star in init.stars:
                     self.reach(star.removesuffix("*") + name, whole=whole)
                 if init.is_lazy and not init.stars and not name.startswith("__"):
-                    self.add_all(module, path, init)  # made by code that cannot be followed
+                    self.add_all(module, path, init)  # created by code that cannot be followed
                 return
             module = submodule
 
     def add_study(self, module: str, path: Path, counted: _Counted) -> None:
-        """Count a study's own file, and of its declarations what counts."""
+        """Count a study's own file, without the parts of its declarations that do not count."""
         stat = path.stat()
         tree = _study_tree(path, stat.st_mtime_ns, stat.st_size)
         self._add(module, _count(_StripDeclarations(counted).strip(tree), module.rpartition(".")[0]))
 
     def add_file(self, module: str, path: Path) -> None:
-        """Count a file, whole."""
+        """Count a whole file."""
         if module not in self.code:
             self._add(module, _read(path, module))
 
     def enter(self, package: str, path: Path) -> _Init:
-        """Count what a package's ``__init__`` does itself; returns where it has its names from."""
+        """Count the code of a package's own `__init__`, and return where its names come from."""
         if path.is_dir():
             return _NO_INIT
         init = _read_init(path, package)
@@ -286,7 +276,7 @@ class _Trace:
         return init
 
     def add_all(self, package: str, path: Path, init: _Init) -> None:
-        """Count every module of a package, and what its ``__init__`` hands on from elsewhere."""
+        """Count every module of a package, and what its `__init__` forwards from elsewhere."""
         folder = path if path.is_dir() else path.parent
         for file in sorted(folder.rglob("*.py")):
             inside = file.relative_to(folder).with_suffix("").parts
@@ -306,7 +296,7 @@ class _Trace:
 # -- reading a file ------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Code:
-    """What counts of a file: the hash of its syntax, and what it refers to."""
+    """The hash of a file's syntax, and its references."""
 
     digest: str
     references: frozenset[_Reference]
@@ -314,13 +304,13 @@ class _Code:
 
 @dataclass(frozen=True)
 class _Init:
-    """A package's ``__init__``: the code of its own, if any, and the signposts.
+    """A package's `__init__`: its own code, if any, and the names that it forwards.
 
     Attributes:
         names: name -> the dotted names it may stand for, by an import or a table of lazy names.
-        stars: packages and modules imported with a star, as ``module.*``.
-        defines: names that the code of its own defines.
-        is_lazy: has it a ``__getattr__``?
+        stars: packages and modules imported with a star, as `module.*`.
+        defines: names that its own code defines.
+        is_lazy: True if it has a `__getattr__`.
     """
 
     own: _Code | None = None
@@ -360,7 +350,7 @@ def _init_of(path: Path, changed: int, size: int, package: str) -> _Init:
     tree = _parse(path)
     names: defaultdict[str, list[str]] = defaultdict(list)
     stars = []
-    for node in ast.walk(tree):  # imports for type checkers too: they say where a lazy name lives
+    for node in ast.walk(tree):  # imports for type checkers too: they show where a lazy name is defined
         for bound, target in _bindings(node, package):
             if bound == "*":
                 stars.append(target)
@@ -402,7 +392,7 @@ def _parse(path: Path) -> ast.Module:
 
 
 class _Strip(ast.NodeTransformer):
-    """Drop what does nothing when run: docstrings, ``pass``, imports for type checkers."""
+    """Drop what does nothing at run time: docstrings, `pass`, imports for type checkers."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
@@ -418,15 +408,15 @@ class _Strip(ast.NodeTransformer):
 
 
 class _StripDeclarations(ast.NodeTransformer):
-    """Drop from a study's declarations what does not count."""
+    """Drop the parts of a study's declarations that do not count."""
 
     def __init__(self, counted: _Counted) -> None:
         self._counted = counted
         self._names: dict[str, str] = {}
-        self._depth = 0  # of calls of Study: what stands elsewhere may be read by code, and counts whole
+        self._depth = 0  # of calls of Study: code may read declarations elsewhere, so those count whole
 
     def strip(self, tree: ast.Module) -> ast.Module:
-        """A stripped copy of a study file's syntax."""
+        """Return a stripped copy of a study file's syntax."""
         self._names = {
             alias.asname or alias.name: alias.name
             for node in ast.walk(tree)
@@ -463,7 +453,7 @@ class _StripDeclarations(ast.NodeTransformer):
         return self._depth == 0 or not declared or declared in self._counted
 
     def _declared(self, node: ast.AST) -> str:
-        """Name what a call declares, by the lab's own name; "" for anything else."""
+        """Return what a call declares, by the lab's own name; "" for any other syntax."""
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
             return ""
         name = self._names.get(node.func.id, "")
@@ -476,9 +466,9 @@ def _count(tree: ast.AST, package: str) -> _Code:
 
 
 def _dump(node: object) -> Iterator[str]:
-    """The syntax as text, without positions; unlike ``ast.dump``, the same under every version of Python.
+    """Yield the syntax as text, without positions; unlike `ast.dump`, alike under every version of Python.
 
-    Fields that are empty are left out, since later versions add such fields to old nodes.
+    Empty fields are left out, since later versions add such fields to old nodes.
     """
     if isinstance(node, ast.AST):
         yield type(node).__name__ + "("
@@ -504,7 +494,7 @@ def _references(tree: ast.AST, package: str) -> Iterator[_Reference]:
             if bound == "*":
                 yield target, True
                 continue
-            # a name that is never looked into may be handed on: it counts whole
+            # a name without attribute look-ups may be passed on, so it counts whole
             for chain in chains.get(bound) or ([()] if isinstance(node, ast.ImportFrom) else []):
                 yield ".".join((target, *chain)), True
         if isinstance(node, ast.Import):
@@ -517,7 +507,7 @@ def _references(tree: ast.AST, package: str) -> Iterator[_Reference]:
 
 
 def _bindings(node: ast.AST, package: str) -> Iterator[tuple[str, str]]:
-    """``(name, dotted name it stands for)`` of an import statement; ``("*", "module.*")`` for a star."""
+    """Yield `(name, dotted name it stands for)` of an import statement; `("*", "module.*")` for a star."""
     if isinstance(node, ast.Import):
         for alias in node.names:
             top = alias.name.partition(".")[0]
@@ -529,7 +519,7 @@ def _bindings(node: ast.AST, package: str) -> Iterator[tuple[str, str]]:
 
 
 def _absolute(module: str, package: str) -> str:
-    """``..b`` seen from package ``a.c`` is ``a.b``."""
+    """Resolve a relative module name: `..b` in package `a.c` is `a.b`."""
     name = module.lstrip(".")
     dots = len(module) - len(name)
     if not dots:
@@ -540,7 +530,7 @@ def _absolute(module: str, package: str) -> str:
 
 
 def _chains(nodes: Iterable[ast.AST]) -> dict[str, set[tuple[str, ...]]]:
-    """Names that are read -> the attributes looked up on them: ``a.b`` and ``a`` give ``{a: {(b,), ()}}``."""
+    """Map names that are read to the attributes looked up on them: `a.b` and `a` give `{a: {(b,), ()}}`."""
     found: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
     waiting = list(nodes)
     while waiting:
@@ -560,12 +550,12 @@ def _called(function: ast.expr) -> str:
     return str(getattr(function, "attr", getattr(function, "id", "")))
 
 
-# -- the signposts of an __init__ ----------------------------------------------------------------------------
+# -- the names that an __init__ forwards ---------------------------------------------------------------------
 def _own_statements(statements: list[ast.stmt]) -> list[ast.stmt]:
-    """What an ``__init__`` does besides importing and naming."""
-    own = [s for s in statements if not _is_signpost(s)]
-    # a table that only signposts read (the names to load lazily) is one itself
-    hooks = [s for s in statements if _is_signpost(s)]
+    """Return the statements of an `__init__` that do more than forward names."""
+    own = [s for s in statements if not _only_forwards(s)]
+    # a table that only these read (the names to load lazily) forwards names too
+    hooks = [s for s in statements if _only_forwards(s)]
     while tables := [
         s
         for s in own
@@ -579,7 +569,7 @@ def _own_statements(statements: list[ast.stmt]) -> list[ast.stmt]:
     return own
 
 
-def _is_signpost(statement: ast.stmt) -> bool:
+def _only_forwards(statement: ast.stmt) -> bool:
     match statement:
         case ast.Import() | ast.ImportFrom():
             return True
@@ -590,12 +580,12 @@ def _is_signpost(statement: ast.stmt) -> bool:
         case ast.If() | ast.Try():
             blocks = [statement, *getattr(statement, "handlers", [])]
             inner = [s for b in blocks for s in ast.iter_child_nodes(b) if isinstance(s, ast.stmt)]
-            return all(map(_is_signpost, inner))
+            return all(map(_only_forwards, inner))
     return False
 
 
 def _defined(statement: ast.stmt) -> Iterator[str]:
-    """Names that a statement of an ``__init__`` defines."""
+    """Yield the names that a statement of an `__init__` defines."""
     if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         yield statement.name
         return
@@ -605,7 +595,7 @@ def _defined(statement: ast.stmt) -> Iterator[str]:
 
 
 def _lazy_table(table: ast.Dict, package: str) -> Iterator[tuple[str, str]]:
-    """``{"Name": ".module"}``: names and the modules they are loaded from."""
+    """Yield the names of a table `{"Name": ".module"}` with the modules they are loaded from."""
     for key, value in zip(table.keys, table.values):
         if isinstance(key, ast.Constant) and isinstance(value, ast.Constant):
             name, module = key.value, value.value

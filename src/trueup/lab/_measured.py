@@ -1,7 +1,7 @@
-"""From cells to contrasts: the numbers that every claim of a study is judged by, as plain data.
+"""Reduce cells to contrasts: the numbers by which every claim of a study is judged, as plain data.
 
-Nothing is judged here. ``outcome`` applies the verdict rule to these, whether they come from stored cells or
-from the evidence of a published verdict.
+Nothing is judged here. `_judging` applies the verdict rule to these numbers, whether they come from stored
+cells or from the evidence of a published verdict.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trueup.lab._tuning import Tuned
 from trueup.lab._verdict import Edges, Outcome
 
 ReportKey: TypeAlias = tuple[str, Items, int]  # arm, condition, seed
-Looks: TypeAlias = Sequence[tuple[float, Sequence[int]]]  # alpha, and the seeds beyond the looks before
+Looks: TypeAlias = Sequence[tuple[float, Sequence[int]]]  # alpha, and the seeds that the look adds
 
 
 @dataclass
@@ -30,11 +30,11 @@ class Evidence:
 
     Attributes:
         report: results of the report cells.
-        looks: ``(alpha, seeds)`` of each look begun; the seeds of earlier looks are not repeated.
-        tuned: per (arm, condition); ``None`` where a trial failed.
-        exact: ``claim -> instance -> result``; ``control``: the same for its negative control.
-        cost: ``claim -> result``.
-        failures: tracebacks of what failed beside report cells, by name.
+        looks: `(alpha, seeds)` of each look begun; the seeds of earlier looks are not repeated.
+        tuned: by (arm, condition); `None` where a trial failed.
+        exact: `claim -> instance -> result`; `control`: the same for its negative control.
+        cost: `claim -> result`.
+        failures: tracebacks of all failures other than report cells, by name.
     """
 
     report: dict[ReportKey, CellResult] = field(default_factory=dict)
@@ -46,20 +46,21 @@ class Evidence:
     failures: dict[str, str] = field(default_factory=dict)
 
     def seeds(self, look: int) -> list[int]:
-        """All seeds of the first ``look`` looks."""
+        """Return all seeds of the first `look` looks."""
         return [seed for _, seeds in self.looks[:look] for seed in seeds]
 
 
 @dataclass(frozen=True)
 class MeasuredContrast:
-    """A contrast and its links over the seeds, and what else bears on their judgement.
+    """A contrast and its links over the seeds, with everything else that their judgement needs.
 
     Attributes:
         tests: how the contrast and then each link is judged.
         d: of the contrast and then of each link, one number per seed, up to the first seed without one.
-        trouble: ``(outcome, note)`` of that seed; ``None`` if every seed has its number.
-        values_vary: per look, do the arms' own values vary over its seeds?
-        edges: for each link, or for the contrast if it has none, whose best setting is at its grid's edge.
+        trouble: `(outcome, note)` of that seed; `None` if every seed has its number.
+        values_vary: for each look, whether the arms' own values vary over its seeds.
+        edges: for each link, or for the contrast if it has none, the arms whose best setting is at the
+            edge of their grid.
         diverged: arm -> the seeds of its diverged cells, one entry per cell.
     """
 
@@ -72,7 +73,7 @@ class MeasuredContrast:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> MeasuredContrast:
-        """Rebuild what :meth:`MeasuredClaim.to_json` wrote."""
+        """Rebuild a contrast from the JSON of `MeasuredClaim.to_json`."""
         return cls(
             tests=tuple(document["tests"]),
             d=tuple(map(tuple, document["d"])),
@@ -85,14 +86,14 @@ class MeasuredContrast:
 
 @dataclass(frozen=True)
 class MeasuredClaim:
-    """All that the verdict rule needs to know of a claim.
+    """Everything that the verdict rule needs to know about a claim.
 
     Attributes:
         margin: the minimum effect on the contrast's scale; of an exact claim the tolerance.
-        contrast, controls: of a statistical claim; the contrast with each control in the rival's place.
-        deviations, negative: of an exact claim, per instance; ``None`` where it was not finite.
+        contrast, controls: of a statistical claim; `controls` has each control in the rival's place.
+        deviations, negative: of an exact claim, by instance; `None` where the deviation was not finite.
         missing: the first instance of an exact claim that did not run, or "".
-        rounds: of a cost claim, log(bound x peer / ours) of every round; ``None`` if they did not run.
+        rounds: of a cost claim, log(bound x peer / ours) of every round; `None` if they did not run.
     """
 
     name: str
@@ -108,12 +109,12 @@ class MeasuredClaim:
     rounds: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, from which :meth:`from_json` makes an equal claim."""
+        """Return plain JSON, from which `from_json` makes an equal claim."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> MeasuredClaim:
-        """Rebuild what :meth:`to_json` wrote."""
+        """Rebuild a claim from the JSON of `to_json`."""
         contrast, rounds = document["contrast"], document["rounds"]
         return cls(
             **{
@@ -132,7 +133,7 @@ def measure(study: Study, evidence: Evidence) -> list[MeasuredClaim]:
 
 
 def margin_of(claim: Claim) -> float:
-    """The minimum effect on the scale of the claim's contrast: of a log ratio, log(1 + gain)."""
+    """Return the minimum effect on the scale of the claim's contrast; for a log ratio, log(1 + gain)."""
     return math.log1p(claim.min_effect) if claim.contrast.scale == "log" else claim.min_effect
 
 
@@ -171,7 +172,7 @@ def _measure(study: Study, claim: AnyClaim, evidence: Evidence) -> MeasuredClaim
     result = evidence.cost.get(claim.name)
     rounds = None
     if result is not None and result.status != "failed":
-        # positive where ours keeps the bound
+        # positive where ours stays within the bound
         rounds = tuple((math.log(claim.at_most) - np.asarray(result.series["log_ratio"])).tolist())
     return MeasuredClaim(**measured, rounds=rounds)
 
@@ -183,7 +184,12 @@ def _failed(result: CellResult | None) -> bool:
 def _contrast(
     study: Study, contrast: Contrast, evidence: Evidence, named: Mapping[str, str] | None = None
 ) -> MeasuredContrast:
-    """A contrast over all seeds of the looks begun; ``named`` says how edges call the arms they count for."""
+    """Measure a contrast over all seeds of the looks begun.
+
+    Args:
+        named: arm -> its role in the text of an edge; other arms have no edges. By default all arms of the
+            contrast, by their roles in it.
+    """
     conditions = _conditions(study, contrast)
     seeds = evidence.seeds(len(evidence.looks))
     parts = (contrast, *contrast.links)
@@ -208,7 +214,7 @@ def _contrast(
 def _of_seed(
     study: Study, parts: Sequence[Contrast], conditions: Sequence[Items], evidence: Evidence, seed: int
 ) -> tuple[list[float], tuple[Outcome, str] | None]:
-    """The numbers of a contrast and its links at one seed, or why there are none."""
+    """Return the numbers of a contrast and its links at one seed, or the reason why there are none."""
     cells = []
     for arm in dict.fromkeys(parts[0].arms):
         for condition in conditions:
@@ -228,7 +234,7 @@ def _of_seed(
 
 
 def _conditions(study: Study, contrast: Contrast) -> list[Items]:
-    """The conditions that a contrast or one of its links reads."""
+    """Return the conditions that a contrast or one of its links reads."""
     read = (contrast, *contrast.links)
     return [
         items(condition)
@@ -240,7 +246,7 @@ def _conditions(study: Study, contrast: Contrast) -> list[Items]:
 def _values_vary(
     contrast: Contrast, conditions: Sequence[Items], evidence: Evidence, measured: int
 ) -> tuple[bool, ...]:
-    """Per look whose seeds are all measured: does anything that the contrast reads of its arms vary?"""
+    """Return, for each look whose seeds are all measured, whether a value that the contrast reads varies."""
     looks = [evidence.seeds(look) for look in range(1, 1 + len(evidence.looks))]
     return tuple(_vary(contrast, conditions, evidence, seeds) for seeds in looks if len(seeds) <= measured)
 
@@ -277,7 +283,7 @@ def _edges(study: Study, contrast: Contrast, evidence: Evidence, named: Mapping[
 
 
 def _edge(study: Study, contrast: Contrast, arm: str, whose: str, evidence: Evidence) -> list[str]:
-    """One clause if the arm's best setting is at an edge where the contrast reads it, else none."""
+    """Return one clause if the arm's best setting is at an edge where the contrast reads it, else none."""
     places: dict[str, None] = {}
     for condition in _conditions(study, contrast):
         tuned = evidence.tuned.get((arm, condition))

@@ -1,7 +1,7 @@
-"""The outcomes of claims and papers: their words, colours, marks and order, in one table.
+"""The outcomes of claims and papers: their texts, colours, marks and order, in one table.
 
-The verdict rule decides which outcome a claim has; this module says how every reader sees it. It imports the
-standard library only.
+The verdict rule decides the outcome of a claim; this module decides how it is shown everywhere. It imports
+only the standard library.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shown:
-    """How one outcome is shown.
+    """The presentation of one outcome.
 
     Attributes:
-        key: the outcome as ``verdict`` and the documents have it.
-        words: for people; ``{scale}`` is replaced by the scale of the study.
-        own: the answer when users compare results of their own; "" where that cannot happen.
-        colour: on the terminal.
-        icon: of the chip on a page; also the name of its colour there.
+        key: the outcome in verdicts and documents.
+        words: the text for readers; `{scale}` is replaced by the scale of the study.
+        own: the text when users compare results of their own; "" where that cannot happen.
+        colour: the colour on the terminal.
+        icon: the icon of the chip on a page; also the name of its colour there.
         mark: plotly's symbol for a claim in the ledger's figure; "" where there is no effect to draw.
-        claim, paper: can a claim, or a paper, have this outcome?
+        claim, paper: whether a claim, or a paper, can have this outcome.
     """
 
     key: str
@@ -57,7 +57,7 @@ _SAID = OUTCOMES | {row.own: row for row in _ROWS if row.own}
 
 
 def shown(word: str) -> Shown:
-    """The row of an outcome, or of the answer about a user's own results; an unknown word shows itself.
+    """Return the row of an outcome, by its key or its text for own results; an unknown word shows itself.
 
     >>> shown("cannot tell").key, shown("new").words
     ('inconclusive', 'new')
@@ -66,7 +66,7 @@ def shown(word: str) -> Shown:
 
 
 def outcome_words(word: str, scale: str = "desk") -> str:
-    """An outcome in words, and the answer about a user's own results as it is.
+    """Return the text of an outcome; a text about own results is returned unchanged.
 
     >>> outcome_words("contradicted"), outcome_words("smaller"), outcome_words("cannot tell")
     ('contradicted at desk scale', 'smaller than asked for', 'cannot tell')
@@ -75,7 +75,7 @@ def outcome_words(word: str, scale: str = "desk") -> str:
 
 
 def own_words(outcome: str) -> str:
-    """What an outcome is called when users compare results of their own.
+    """Return the text of an outcome when users compare results of their own.
 
     >>> own_words("smaller")
     'better, by less than you asked'

@@ -1,7 +1,7 @@
-"""Hold a replication against what was published: effects with their intervals, not words.
+"""Compare a replication with what was published: effects with their intervals, not outcomes.
 
-Two runs of one study may fall on two sides of a line of decision at almost the same effect, and may share a
-word at effects that differ. So every claim's mean, and every control's, is compared with its published one.
+Two runs of one study may have different outcomes at almost the same effect, and the same outcome at different
+effects. So the mean of every claim, and of every control, is compared with the published one.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ LEVEL = 0.95  # of all comparisons together
 def compare_effects(
     published: Sequence[Mapping[str, Any]], replicated: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """One row per claim, and per control of both runs: the two effects, and whether they agree.
+    """Return one row per claim, and per control of both runs: the two effects, and whether they agree.
 
-    Effects agree if the interval of their difference (Welch's t, unequal variances) holds 0; the levels are
-    shared out, so that all comparisons hold together with 95 % confidence. Claims without seeds (exact, cost)
-    agree if their outcomes are the same. What is missing in the replication does not agree.
+    Effects agree if the interval of their difference (Welch's t, unequal variances) contains 0. A Bonferroni
+    correction gives all intervals together 95 % confidence. Claims without seeds (exact, cost) agree if their
+    outcomes are the same. A claim or control that the replication lacks does not agree.
 
     Args:
-        published, replicated: claims' documents, with every seed's contrast in ``d``.
+        published, replicated: claims' documents, with every seed's contrast in `d`.
     """
     after = {claim["name"]: claim for claim in replicated}
     pairs: list[tuple[Mapping[str, Any], str, Mapping[str, Any], Mapping[str, Any]]] = []
@@ -51,14 +51,14 @@ def compare_effects(
 
 
 def _control(claim: Mapping[str, Any], arm: str) -> Mapping[str, Any]:
-    """The claim's contrast with a control, also where the rule did not ask it."""
+    """Return the claim's contrast with a control, whether or not the control was judged."""
     asked = {control["arm"]: control for control in claim.get("controls") or ()}
     measured = {control["arm"]: control for control in claim.get("against") or ()}
     return {**measured.get(arm, {}), **asked.get(arm, {})}
 
 
 def agrees(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Do the effects of all primary claims agree, and those of their controls?"""
+    """Return whether the effects of all primary claims and of their controls agree."""
     return bool(rows) and all(row["agrees"] for row in rows if row["primary"])
 
 
@@ -80,7 +80,7 @@ def _has_spread(judged: Mapping[str, Any]) -> bool:
 def _difference(
     before: Mapping[str, Any], now: Mapping[str, Any], level: float, *, statistical: bool
 ) -> dict[str, Any]:
-    """How far the effects lie apart, the interval of that, and whether it holds 0."""
+    """Return the difference of two effects, its interval, and whether that contains 0."""
     old, new = _contrasts(before), _contrasts(now)
     if not statistical or len(old) < 2 or len(new) < 2:
         same = not statistical and before["outcome"] == now.get("outcome")

@@ -1,4 +1,4 @@
-"""What a cell function sees: its settings, its split of the data and its generators, all from the seed.
+"""The argument of a cell function: its settings, its split of the data and its generators, all from the seed.
 
 This module decides what a cell computes, so it counts in every study's fingerprint.
 """
@@ -26,7 +26,7 @@ Kind: TypeAlias = Literal["tune", "report", "stage", "exact", "exact-control", "
 
 @dataclass(frozen=True)
 class Run:
-    """What a cell function gets: settings by name, the seed's generators, the split, the stages' outputs.
+    """The argument of a cell function: settings by name, the seed's generators, the split, stages' outputs.
 
     Settings are looked up in this order: hyperparameters, condition, arm, scale.
 
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def tuning(self) -> bool:
-        """Is this a trial, judged on validation rows (or a stage that trials share)?"""
+        """Return whether this is a trial, judged on validation rows, or a stage that trials share."""
         return self.kind == "tune" or (self.kind == "stage" and self.instance == "tune")
 
     def __getitem__(self, name: str) -> Any:
@@ -64,27 +64,27 @@ class Run:
         return self.settings.get(name, default)
 
     def rng(self, name: str) -> np.random.Generator:
-        """A NumPy generator for one use; the same in every arm of a seed."""
+        """Return a NumPy generator for one use; it is the same in every arm of a seed."""
         return np.random.default_rng(child_sequence(self.seed, name))
 
     def generator(self, name: str) -> torch.Generator:
-        """A CPU ``torch.Generator`` for one use; the same in every arm of a seed."""
+        """Return a CPU `torch.Generator` for one use; it is the same in every arm of a seed."""
         import torch
 
         return torch.Generator().manual_seed(self.torch_seed(name))
 
     def torch_seed(self, name: str) -> int:
-        """A seed for ``torch.manual_seed``, say before building a net: ``run.torch_seed("init")``."""
+        """Return a seed for `torch.manual_seed`, say before building a net: `run.torch_seed("init")`."""
         return int(child_sequence(self.seed, name).generate_state(1, np.uint64)[0] >> 1)
 
     def split(
         self, y: np.ndarray | None, *, train: int, test: int, validation: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Stratified row numbers ``(fit, held_out)``, drawn by the seed and equal across arms.
+        """Return stratified row numbers `(fit, held_out)`, drawn by the seed and equal across arms.
 
-        A report cell fits on ``train`` rows and is judged on ``test`` others. A tuning cell never sees the
-        test rows: ``validation`` rows (default: a quarter) come out of the training rows, and it fits on
-        the rest.
+        A report cell fits on `train` rows and is judged on `test` others. A tuning cell never sees the test
+        rows: its `validation` rows (default: a quarter) come out of the training rows, and it fits on the
+        rest.
         """
         if y is None:
             raise StudyError("these data have no labels to split by")
@@ -110,7 +110,7 @@ class Run:
 
 
 def run_of(study: Study, cell: Cell, inputs: Mapping[str, Mapping[str, np.ndarray]], device: str) -> Run:
-    """The settings of a cell, merged."""
+    """Return the `Run` of a cell, with its settings merged."""
     settings: dict[str, Any] = dict(study.scales[cell.scale])
     if cell.kind in ("tune", "report"):
         settings |= dict(study.arm(cell.arm).settings)
@@ -121,7 +121,7 @@ def run_of(study: Study, cell: Cell, inputs: Mapping[str, Mapping[str, np.ndarra
 
 
 def seed_global_generators(run: Run, name: str) -> None:
-    """Seed the global generators of torch, NumPy and Python for whatever a cell draws without asking.
+    """Seed the global generators of torch, NumPy and Python, which a cell may use unknowingly.
 
     Cells of a worker share them, so a cell's draws would otherwise depend on the cells before it.
     """

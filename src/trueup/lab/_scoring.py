@@ -24,9 +24,9 @@ class Metric:
     Args:
         name: key in the dictionary that the cell function returns.
         higher: True if larger is better.
-        worst: what NaN, an infinity or anything worse scores: chance accuracy, log of the vocabulary, ...
-        unit: shown after the number; ``"%"`` shows fractions as percentage points.
-        label: name for people; the metric's own name if left out.
+        worst: the score of NaN, an infinity or anything worse: chance accuracy, log of the vocabulary, ...
+        unit: shown after the number; `"%"` shows fractions as percentage points.
+        label: name in reports; by default `name`.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Metric:
             )
 
     def score(self, value: float) -> tuple[float, bool]:
-        """``(score, diverged)``: the value itself, or ``worst`` where it is not finite or worse than that.
+        """Return `(score, diverged)`: the value itself, or `worst` where it is not finite or worse than that.
 
         >>> Metric("accuracy", higher=True, worst=0.1).score(float("nan"))
         (0.1, True)
@@ -54,7 +54,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a cell returned, sorted; metrics are scored, and every number is finite."""
+    """The sorted result of a cell; metrics are scored, and every number is finite."""
 
     diverged: bool
     numbers: dict[str, float] = field(default_factory=dict)
@@ -65,11 +65,10 @@ class Scored:
 def score(metrics: Sequence[Metric], returned: Mapping[str, Any]) -> Scored:
     """Sort what a cell function returned into numbers, series and arrays, and score its metrics.
 
-    A series keeps its gaps: whatever is not finite in it becomes NaN.
+    A series keeps its gaps: values that are not finite become NaN.
 
     Raises:
-        StudyError: for a metric that is missing, a value that is no number, series or array, or too much of
-            them.
+        StudyError: if a metric is missing, a value is no number, series or array, or the result is too large.
 
     >>> scored = score([Metric("loss", higher=False, worst=2.3)], {"loss": float("inf"), "steps": 7})
     >>> scored.diverged, scored.numbers
@@ -116,12 +115,12 @@ def score(metrics: Sequence[Metric], returned: Mapping[str, Any]) -> Scored:
 
 
 def plain(value: Any) -> Any:
-    """A NumPy scalar, or a 0-d array or tensor, as Python's own, for JSON."""
+    """Return a NumPy scalar, or a 0-d array or tensor, as a Python number, for JSON."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def as_number(value: object) -> float | None:
-    """A Python float for numbers, 0-d arrays and tensors; ``None`` for anything else."""
+    """Return a Python float for numbers, 0-d arrays and tensors; `None` for anything else."""
     if isinstance(value, (bool, np.bool_)):
         return float(value)
     if isinstance(value, (int, float, np.integer, np.floating)):

@@ -1,4 +1,4 @@
-"""Seeds: which ones a verdict may use, and the named generators that a seed opens.
+"""The seeds that a verdict may use, and the named generators that derive from a seed.
 
 Seeds 0-99 are for development and tuning. Published seeds come from a hash, so that nobody picks them.
 """
@@ -13,12 +13,12 @@ DEVELOPMENT = range(100)
 
 
 def tuning_seeds(n: int) -> list[int]:
-    """The first ``n`` development seeds."""
+    """Return the first `n` development seeds."""
     return list(range(n))
 
 
 def published_seeds(slug: str, protocol: int, look: int, n: int) -> list[int]:
-    """``n`` fresh seeds of one look, drawn from sha256(slug, protocol, look) and outside 0-99.
+    """Return `n` fresh seeds of one look, drawn from sha256(slug, protocol, look) and outside 0-99.
 
     >>> published_seeds("adamp", 1, 1, 2) == published_seeds("adamp", 1, 1, 10)[:2]
     True
@@ -27,12 +27,12 @@ def published_seeds(slug: str, protocol: int, look: int, n: int) -> list[int]:
 
 
 def replicate_seeds(slug: str, protocol: int, attempt: int, look: int, n: int) -> list[int]:
-    """Seeds of the ``attempt``-th replication of a published verdict: fresh again."""
+    """Return fresh seeds of the `attempt`-th replication of a published verdict."""
     return _draw(f"{slug}/{protocol}/{look}/replicate-{attempt}", n)
 
 
 def child_sequence(seed: int, name: str) -> np.random.SeedSequence:
-    """The child generator's seed for one use (``"split"``, ``"init"``); equal across arms."""
+    """Return the seed of a child generator for one use (`"split"`, `"init"`); it is equal across arms."""
     digest = hashlib.sha256(name.encode()).digest()
     return np.random.SeedSequence([seed, *np.frombuffer(digest[:16], dtype=np.uint32).tolist()])
 

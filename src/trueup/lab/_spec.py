@@ -1,8 +1,8 @@
-"""The words of the lab: what a study is made of, checked as it is declared.
+"""The declarations of which a study consists, checked when they are made.
 
-A study file declares one :class:`Study`. Everything here is plain, frozen data; what runs it lives in
-``runner``, what judges it in ``verdict``. Names given twice, a training claim without a minimum effect, arms
-tuned with unequal effort and the like are refused here, before any time is spent.
+A study file declares one `Study`. Everything here is plain, frozen data; `_runner` runs it and `_verdict`
+judges it. Duplicate names, a training claim without a minimum effect, arms tuned with unequal effort and
+similar mistakes are refused here, before any time is spent.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Axis:
     """One tuned hyperparameter and the grid of values every arm tries.
 
     Args:
-        name: key under which the cell function finds the value, ``run["lr"]``.
+        name: key under which the cell function finds the value, `run["lr"]`.
         values: the grid; numbers in increasing order if the axis has a direction.
-        low, high: natural limits of the value (momentum below 1, say): an end of the grid that touches one
-            is no edge.
+        low, high: natural limits of the value (momentum below 1, say); an end of the grid at a limit is not
+            an edge.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Axis:
 
     @property
     def ordered(self) -> bool:
-        """Numbers have a direction in which a grid can be widened; names and single values have none."""
+        """Whether the grid can be widened: numbers have a direction, names and single values have none."""
         return len(self.values) > 1 and all(
             isinstance(v, (int, float)) and not isinstance(v, bool) for v in self.values
         )
@@ -68,10 +68,10 @@ class Condition:
     """A declared factor crossed with every arm: batch size, corruption, a learning-rate sweep.
 
     Args:
-        name: key under which the cell function finds the value, ``run["batch_size"]``.
-        values: each is run by every arm.
-        tuned_at: arms are tuned at this value alone, and keep what was best there at all others; tuned anew
-            at each value if left out. For sensitivity: what do three times the best rate do?
+        name: key under which the cell function finds the value, `run["batch_size"]`.
+        values: every arm runs each of them.
+        tuned_at: arms are tuned only at this value, and use the best setting from there at all others, which
+            measures sensitivity; by default arms are tuned at each value.
     """
 
     name: str
@@ -91,16 +91,16 @@ class Condition:
 
 @dataclass(frozen=True)
 class Arm:
-    """One thing compared.
+    """One of the things that a study compares.
 
     Args:
         name: short name used in claims, tables and results files.
-        role: ``baseline``, ``method``, ``ablation`` or ``control`` (the simplest thing that could explain
-            the gain without the paper's idea).
-        settings: passed to the cell function, over those of the scale.
-        tune: this arm's own grid, if some of its trials go to hyperparameters of its own; it must hold as
-            many trials as the study's, and no value of a shared axis that the others do not try.
-        label: one line for people.
+        role: `baseline`, `method`, `ablation` or `control` (the simplest thing that could explain the gain
+            without the paper's idea).
+        settings: passed to the cell function; they override those of the scale.
+        tune: this arm's own grid, if it has hyperparameters of its own. The grid must hold as many trials as
+            the study's, and no value of a shared axis that the others do not try.
+        label: one line for readers.
     """
 
     name: str
@@ -127,10 +127,10 @@ class Stage:
     """A cached artefact that the arms of a seed share: a teacher, a pretrained net, logits.
 
     Args:
-        name: key under which cells and later stages find it, ``run.inputs["teacher"]``.
-        build: ``build(run)`` returning a flat dictionary of arrays or tensors (``model.state_dict()``).
+        name: key under which cells and later stages find it, `run.inputs["teacher"]`.
+        build: `build(run)` returns a flat dictionary of arrays or tensors (`model.state_dict()`).
         inputs: names of earlier stages that it reads.
-        conditions: names of the conditions it depends on; built once for all values of the others.
+        conditions: names of the conditions that it depends on; it is built once for all values of the others.
     """
 
     name: str
@@ -145,20 +145,20 @@ class Stage:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statistical claim: one contrast a seed, judged by the rule in ``verdict``.
+    """A statistical claim: one contrast per seed, judged by the verdict rule.
 
     Args:
-        name: short name, referred to by ``requires``.
+        name: short name, by which `requires` refers to it.
         statement: the claim as a sentence.
-        contrast: one number a seed, positive in the claimed direction (see ``contrasts``).
+        contrast: one number per seed, positive in the claimed direction (see `difference`, `log_ratio`, ...).
         min_effect: smallest effect worth having, > 0, in the contrast's own unit (for a log ratio, the
-            minimum gain: 0.1 asks for 10 %).
-        why: why that much.
-        origin: ``paper``, ``interpretation`` (our reading of what must follow) or ``post_hoc`` (thought of
-            after seeing data: never primary).
-        primary: counts for the paper's verdict.
-        requires: claims without which the question does not arise.
-        controls: control arms a reproduced gain must also beat; all control arms if left out.
+            minimum gain: 0.1 is 10 %).
+        why: the reason for this minimum effect.
+        origin: `paper`, `interpretation` (our reading of what must follow) or `post_hoc` (added after seeing
+            data, and never primary).
+        primary: True if the claim counts for the paper's verdict.
+        requires: earlier claims without which the question does not arise.
+        controls: control arms that a reproduced gain must also beat; by default all control arms.
     """
 
     name: str
@@ -190,13 +190,13 @@ class ExactClaim:
     """A claim that holds or does not: no seeds, no interval; one failing instance contradicts it.
 
     Args:
-        name, statement, origin, primary, requires: as for :class:`Claim`.
-        deviation: ``deviation(**instance)`` returning how far the instance is from the claim, >= 0.
+        name, statement, origin, primary, requires: as for `Claim`.
+        deviation: `deviation(**instance)` returns how far the instance is from the claim, >= 0.
         instances: name -> arguments.
-        tolerance: the claim holds where ``deviation <= tolerance`` (NaN never does).
-        negative_control: same arguments; something for which the claim must *fail*, or the verdict is
-            ``invalid``: a predicate that nothing breaks shows nothing.
-        control_label: what the negative control is, in words.
+        tolerance: the claim holds where `deviation <= tolerance` (NaN never does).
+        negative_control: a function of the same arguments, for something on which the claim must *fail*. If
+            it does not, the verdict is `invalid`, since a claim that nothing breaks shows nothing.
+        control_label: a description of the negative control.
     """
 
     name: str
@@ -223,8 +223,8 @@ class ExactClaim:
 class CostClaim:
     """A claim about time: interleaved rounds, run alone with no other worker.
 
-    ``prepare()`` returns ``(ours, peer)``, two callables; the claim is that ours takes at most ``at_most``
-    times as long. Exact counts (bytes, operations) are an :class:`ExactClaim`.
+    `prepare()` returns `(ours, peer)`, two callables; the claim is that ours takes at most `at_most` times as
+    long. Exact counts (bytes, operations) are an `ExactClaim`.
     """
 
     name: str
@@ -264,12 +264,12 @@ class Figure:
     """A figure of the report, drawn from report cells.
 
     Args:
-        title, caption: for people.
+        title, caption: text for readers.
         y: a metric or a series that the cells return.
-        x: ``None`` draws one column of dots an arm; a condition's name draws ``y`` over its values; the name
-            of a series draws ``y`` against it; ``"step"`` against its index.
-        arms: which arms; all if left out.
-        log_x, log_y: logarithmic axes.
+        x: `None` draws one column of dots per arm; the name of a condition draws `y` over its values; the
+            name of a series draws `y` against it; `"step"` draws `y` against its index.
+        arms: the arms to draw; by default all.
+        log_x, log_y: True for logarithmic axes.
     """
 
     title: str
@@ -283,32 +283,32 @@ class Figure:
 
 @dataclass(frozen=True)
 class Study:
-    """A question, the arms that answer it, and the claims judged; checked as it is declared.
+    """A question, the arms that answer it, and the claims to judge; checked when it is declared.
 
     Args:
-        slug: the paper's slug, or any lower-case name for a study of your own.
+        slug: the paper's slug, or any lower-case name for your own study.
         question: one sentence.
-        metrics: what cells return; the first is the headline and, by its validation score, chooses
+        metrics: what cells return; the first is the headline, and its validation score chooses
             hyperparameters.
         arms: at least two if the study trains anything; none if all claims are exact.
-        cell: ``cell(run)`` returning a dictionary of numbers, series and small arrays (256 KB in all).
-        claims: judged claims; at most three primary.
-        scales: settings at each scale, reached as ``run["epochs"]``.
+        cell: `cell(run)` returns a dictionary of numbers, series and small arrays (256 KB in all).
+        claims: the claims to judge; at most three primary.
+        scales: settings at each scale, read as `run["epochs"]`.
         conditions: crossed with every arm.
-        tune: the grid shared by all arms, tuned for each (arm, condition), or where the condition is
-            ``tuned_at``.
+        tune: the grid shared by all arms, tuned for each (arm, condition), or at the condition's `tuned_at`.
         stages: cached artefacts, in order.
-        figures: what the report draws.
+        figures: the figures of the report.
         data: names of the data sets used (their hashes enter the fingerprint), or scale -> names.
-        tested_on: "digits with 20k parameters"; ``paper_setup``: "ImageNet, ResNet-50".
+        tested_on: the set-up of this study ("digits with 20k parameters").
+        paper_setup: the set-up of the paper ("ImageNet, ResNet-50").
         protocol: raised by hand whenever the protocol changes, which draws fresh seeds.
         protocols: for every earlier protocol number, one line on why it was changed.
-        looks: seeds and one-sided alpha of each look.
-        tuning_seeds: seeds that every trial is scored on, at least 3.
+        looks: total number of seeds and one-sided alpha of each look.
+        tuning_seeds: number of seeds on which every trial is scored, at least 3.
         timeout: seconds that one cell or stage may take, after which it is stopped and counts as failed (its
-            claims are then incomplete); a worker's first cell also reads the study in that time. ``None``
-            waits for ever. The default of half an hour holds at smoke and desk scale; at paper scale, where a
-            cell may take days, only another number is a limit.
+            claims are then incomplete); a worker's first cell also loads the study in that time. `None` is no
+            limit. The default of half an hour applies at smoke and desk scale; at paper scale, where a cell
+            may take days, only another number is a limit.
     """
 
     slug: str
@@ -358,11 +358,11 @@ class Study:
         return tuple(c for c in self.claims if isinstance(c, Claim))
 
     def data_at(self, scale: str) -> tuple[str, ...]:
-        """Names of the data sets used at one scale."""
+        """Return the names of the data sets used at one scale."""
         return tuple(self.data.get(scale, ()) if isinstance(self.data, Mapping) else self.data)
 
     def grid(self, arm: Arm, axes: Sequence[Axis] | None = None) -> list[dict[str, Value]]:
-        """Every trial of an arm, in the order listed; one empty trial if nothing is tuned."""
+        """Return every trial of an arm, in the order listed; one empty trial if nothing is tuned."""
         axes = self.axes(arm) if axes is None else axes
         return [
             dict(zip([a.name for a in axes], vs, strict=True))
@@ -373,14 +373,14 @@ class Study:
         return self.tune if arm.tune is None else arm.tune
 
     def condition_grid(self) -> list[dict[str, Value]]:
-        """Every combination of the conditions' values; one empty combination if there are none."""
+        """Return every combination of the conditions' values; one empty combination if there are none."""
         return [
             dict(zip([c.name for c in self.conditions], vs, strict=True))
             for vs in itertools.product(*(c.values for c in self.conditions))
         ]
 
     def tuning_condition(self, condition: Settings) -> dict[str, Value]:
-        """Where the arms are tuned for this combination: each ``tuned_at`` in the place of the value."""
+        """Return the combination at which arms are tuned for this one: `tuned_at` replaces the value."""
         fixed = {c.name: c.tuned_at for c in self.conditions if c.tuned_at is not None}
         return {**condition, **fixed}
 
@@ -406,7 +406,7 @@ class Study:
         if self.arms and (self.cell is None or not self.metrics):
             raise StudyError(f"{self.slug}: arms need a cell function and at least one metric")
         if len(self.arms) == 1:
-            raise StudyError(f"{self.slug}: one arm compares with nothing; add a baseline")
+            raise StudyError(f"{self.slug}: one arm has nothing to compare with; add a baseline")
         if not self.arms and self.statistical:
             raise StudyError(
                 f"{self.slug}: claim {self.statistical[0].name!r} is statistical but there are no arms"
@@ -455,11 +455,11 @@ class Study:
                 raise StudyError(f"{self.slug}: a look is (seeds >= 1, alpha in (0, 0.5)); got {(n, alpha)}")
             if n < (fewest := fewest_seeds(alpha)):
                 raise StudyError(
-                    f"{self.slug}: a look at {n} seeds can decide nothing at alpha = {alpha}: give it at "
+                    f"{self.slug}: a look at {n} seeds cannot decide anything at alpha = {alpha}: give it at "
                     f"least {fewest}"
                 )
         if [n for n, _ in self.looks] != sorted({n for n, _ in self.looks}) or not self.looks:
-            raise StudyError(f"{self.slug}: looks need growing numbers of seeds; got {self.looks}")
+            raise StudyError(f"{self.slug}: looks need increasing numbers of seeds; got {self.looks}")
 
     def _check_claims(self) -> None:
         primary = [c for c in self.claims if c.primary]
@@ -504,7 +504,7 @@ class Study:
             )
 
     def controls(self, claim: Claim) -> tuple[str, ...]:
-        """The control arms that a reproduced gain of this claim must also beat."""
+        """Return the control arms that a reproduced gain of this claim must also beat."""
         if claim.controls is not None:
             return claim.controls
         claimed = claim.contrast.methods

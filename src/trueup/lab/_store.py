@@ -1,13 +1,13 @@
-"""The store: one SQLite file that keeps every finished cell, written whole or not at all.
+"""Store every finished cell in one SQLite file, atomically.
 
-A row is a cell under one fingerprint (its code, data and settings), so a stored result is found again only
-while it is still what the code would compute; rows under older fingerprints stay, and never pass for current.
-Verdicts are not stored: they are recomputed from cells.
+A row is a cell under one fingerprint (its code, data and settings), so that a stored result is found only
+while it is still what the code would compute. Rows under older fingerprints stay, and are never taken as
+current. Verdicts are not stored: they are recomputed from cells.
 
-Each row carries a sha256 of all that it says. A row that does not match it, or cannot be read, is damaged:
-a warning names its cell, and the cell counts as missing, so that the next run computes it again.
+Each row holds a sha256 of its content. A row that does not match it, or cannot be read, is damaged: a warning
+names its cell, and the cell counts as missing, so that the next run computes it again.
 
-Several runs may write at once. SQLite's write-ahead log lets readers and one writer work side by side, and
+Several runs may write at once. SQLite's write-ahead log allows readers and one writer at the same time, and
 each cell is one transaction: whatever kills a run, the cells stored before are intact.
 """
 
@@ -32,7 +32,7 @@ import numpy as np
 from trueup.lab._cell import Cell, CellResult, Items
 
 SCHEMA = 2
-_APPLICATION = 0x74727570  # "trup": marks the file as ours among SQLite files
+_APPLICATION = 0x74727570  # "trup": marks the SQLite file as ours
 _BUSY_SECONDS = 60.0
 _PAGE = 256
 
@@ -86,7 +86,7 @@ CREATE TABLE runs (
 );
 """
 
-# From schema 1, whose rows are taken as they are.
+# From schema 1, whose rows are not changed.
 _MIGRATION = """
 ALTER TABLE cells ADD COLUMN cpu_seconds REAL NOT NULL DEFAULT 0;
 ALTER TABLE cells ADD COLUMN checksum TEXT NOT NULL DEFAULT '';
@@ -106,22 +106,22 @@ FROM cells JOIN environments ON environments.id = cells.environment
 
 
 class StoreError(RuntimeError):
-    """The store cannot be opened, read or written; the message says why and how to mend it."""
+    """The store cannot be opened, read or written; the message says why and how to fix it."""
 
 
 class Store:
     """Finished cells by fingerprint, in one SQLite file.
 
-    Use it in the thread that made it. Large artefacts of stages lie beside it, in the folder ``artefacts``.
+    Use it in the thread that opened it. Large artefacts of stages are in the folder `artefacts` beside it.
 
     Args:
-        path: the file; made, with its folder, if it is not there.
-        create: ``False`` for a store that must exist.
-        readonly: never write, for a report on a read-only disk, say. A store that is not there is then an
-            empty one, and one of an older schema is read from a copy in memory.
+        path: the file; created, with its folder, if it does not exist.
+        create: False for a store that must exist.
+        readonly: True to never write, for example on a read-only disk. A missing store is then empty, and one
+            of an older schema is read from a copy in memory.
 
     Raises:
-        StoreError: if the file is no store, is of a newer schema, is damaged, or cannot be written.
+        StoreError: if the file is not a store, has a newer schema, is damaged, or cannot be written.
 
     Example:
         >>> import tempfile
@@ -136,11 +136,11 @@ class Store:
         self.path = Path(path).expanduser().absolute()
         self.artefacts = self.path.with_name(self.path.name + ".artefacts")
         self._environments: dict[str, int] = {}
-        self._told: set[int] = set()  # damaged rows that a warning has named
+        self._warned: set[int] = set()  # damaged rows that a warning has named
         if self.path.is_dir():
             raise StoreError(f"{self.path} is a folder; name a file, such as {self.path / 'cells.sqlite'}")
         if not create and not self.path.exists():
-            raise StoreError(f"there is no store at {self.path}; `trueup run` makes one, or name another")
+            raise StoreError(f"there is no store at {self.path}; `trueup run` creates one, or name another")
         with self._explained():
             if not readonly:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,9 +160,9 @@ class Store:
             raise
 
     def get(self, fingerprint: str) -> CellResult | None:
-        """The stored result of a cell, ``None`` if there is none; a failed one is returned like any other.
+        """Return the stored result of a cell, failed ones included; `None` if there is none.
 
-        A damaged one is none: a warning names it, and the cell is to be run again.
+        A damaged result counts as none, and a warning names it.
         """
         with self._explained():
             row = self._row(fingerprint)
@@ -172,13 +172,13 @@ class Store:
     def put(self, fingerprint: str, cell: Cell, result: CellResult) -> None:
         """Store one result, in one transaction.
 
-        The first result that is not ``failed`` stays (a second run computed the same); a failed or damaged
-        one is replaced by whatever comes later.
+        The first result that is not `failed` stays (a second run computed the same); a failed or damaged
+        result is replaced by any later one.
 
         Raises:
-            StoreError: if it cannot be written (a full disk, say); the store is then as it was.
-            ValueError: for what cannot be stored: a number that is not finite, an array of objects, a text
-                that is no valid Unicode.
+            StoreError: if it cannot be written (a full disk, say); the store is then unchanged.
+            ValueError: if it cannot be stored: a number that is not finite, an array of objects, text that is
+                not valid Unicode.
         """
         bad = sorted(name for name, value in result.numbers.items() if not math.isfinite(value))
         if bad:
@@ -213,7 +213,7 @@ class Store:
                 self._connection.execute("DELETE FROM cells WHERE fingerprint = ?", (fingerprint,))
                 self._connection.execute(_PUT, (*values, environment))
                 self._add_checksums()
-        # only now is the row, and with it the number, certain to be in the file
+        # only now is the row, and with it the number, in the file
         self._environments[document] = environment
 
     def forget(self, fingerprint: str) -> None:
@@ -222,9 +222,9 @@ class Store:
             self._connection.execute("DELETE FROM cells WHERE fingerprint = ?", (fingerprint,))
 
     def cells(self, study: str, scale: str | None = None) -> Iterator[tuple[str, Cell, CellResult]]:
-        """``(fingerprint, cell, result)`` of all cells of a study, oldest first, stale ones too.
+        """Yield `(fingerprint, cell, result)` of all cells of a study, oldest first, stale ones too.
 
-        Damaged ones are left out, with a warning.
+        Damaged cells are left out, with a warning.
         """
         wanted = "WHERE study = ? AND (? IS NULL OR scale = ?) AND cells.id > ? ORDER BY cells.id LIMIT ?"
         last = 0
@@ -242,20 +242,20 @@ class Store:
             last = page[-1]["id"]
 
     def studies(self) -> list[tuple[str, str]]:
-        """``(study, scale)`` of everything stored, sorted."""
+        """Return the `(study, scale)` of everything stored, sorted."""
         with self._explained():
             rows = self._connection.execute("SELECT DISTINCT study, scale FROM cells ORDER BY study, scale")
             return [(row["study"], row["scale"]) for row in rows]
 
     def note_protocol(self, study: str, scale: str, protocol: int) -> None:
-        """Remember that this protocol was run, so that the ledger can say how many were tried."""
+        """Record that this protocol was run, so that the ledger can count how many were tried."""
         with self._transaction():
             self._connection.execute(
                 "INSERT OR IGNORE INTO protocols VALUES (?, ?, ?, ?)", (study, scale, protocol, _now())
             )
 
     def protocols(self, study: str, scale: str) -> list[int]:
-        """Protocol numbers run so far, in increasing order."""
+        """Return the protocol numbers run so far, in increasing order."""
         with self._explained():
             rows = self._connection.execute(
                 "SELECT protocol FROM protocols WHERE study = ? AND scale = ? ORDER BY protocol",
@@ -266,7 +266,7 @@ class Store:
     def note_run(
         self, study: str, scale: str, kind: str, name: str, seeds: int | None, device: str = "cpu"
     ) -> None:
-        """Remember where the study's code is, and with which options it was last run, for the report."""
+        """Record the location of the study's code and the options of its last run, for the report."""
         with self._transaction():
             self._connection.execute(
                 "INSERT OR REPLACE INTO runs (study, scale, kind, name, seeds, device) "
@@ -275,7 +275,7 @@ class Store:
             )
 
     def runs(self) -> list[dict[str, Any]]:
-        """The last run of each study and scale: ``study, scale, kind, name, seeds, device``."""
+        """Return the last run of each study and scale: `study, scale, kind, name, seeds, device`."""
         with self._explained():
             rows = self._connection.execute("SELECT * FROM runs ORDER BY study, scale").fetchall()
         for row in rows:
@@ -284,7 +284,7 @@ class Store:
         return [dict(row) for row in rows]
 
     def close(self) -> None:
-        """Close the file; a closed store stays closed."""
+        """Close the file; a closed store cannot be used again."""
         self._connection.close()
 
     def __enter__(self) -> Store:
@@ -302,9 +302,9 @@ class Store:
         self._connection.text_factory = _decoded
 
     def _connect_readonly(self) -> None:
-        """Open the file for reading. SQLite wants to make files beside one in WAL mode, which may be refused.
+        """Open the file for reading, even where SQLite cannot create the files that WAL mode needs.
 
-        Without those files nobody is writing, and the file can be read as it is.
+        If those files do not exist, no process is writing, and the file can be read as immutable.
         """
         address = f"{self.path.as_uri()}?mode=ro"
         self._connect(address, uri=True)
@@ -321,15 +321,14 @@ class Store:
             self._connect(f"{address}&immutable=1", uri=True)
 
     def _prepare(self) -> None:
-        """Check that the file is a store of ours; make the tables in an empty one, and renew an older one."""
+        """Check that the file is a store; create the tables of an empty one, and migrate an older one."""
         self._check_schema()
-        # Readers and one writer side by side; with NORMAL a killed process loses nothing, a power cut at most
-        # the last cells.
+        # With NORMAL a killed process loses nothing, and a power cut at most the last cells.
         self._write_ahead()
         self._connection.execute("PRAGMA synchronous = NORMAL")
-        # Also to learn now, not after an hour of cells, that the file cannot be written.
+        # Also fails now, and not after an hour of cells, if the file cannot be written.
         with self._transaction():
-            self._renew()
+            self._migrate()
 
     def _prepare_readonly(self) -> None:
         if self._check_schema() < SCHEMA:
@@ -338,11 +337,11 @@ class Store:
             file.backup(self._connection)
             file.close()
             with self._transaction():
-                self._renew()
+                self._migrate()
         self._connection.execute("PRAGMA query_only = 1")
 
-    def _renew(self) -> None:
-        """Bring the tables to this schema; another process may have done so since they were looked at."""
+    def _migrate(self) -> None:
+        """Migrate the tables to this schema; another process may have done so since they were checked."""
         version = self._check_schema()
         if version < SCHEMA:
             for statement in (_TABLES if version == 0 else _MIGRATION).split(";"):
@@ -352,7 +351,7 @@ class Store:
         self._add_checksums()
 
     def _write_ahead(self) -> None:
-        """Switch the file to WAL. SQLite itself gives up at once if another process reads it just then."""
+        """Switch the file to WAL. SQLite fails at once, without waiting, if another process is reading it."""
         deadline = time.monotonic() + _BUSY_SECONDS
         while True:
             try:
@@ -381,7 +380,7 @@ class Store:
 
     # -- rows ----------------------------------------------------------------------------------------------
     def _environment(self, document: str) -> int:
-        """The number of an environment, kept once however many cells share it."""
+        """Return the number of an environment, which is stored once for all cells that share it."""
         if document not in self._environments:
             self._connection.execute("INSERT OR IGNORE INTO environments (document) VALUES (?)", (document,))
             row = self._connection.execute("SELECT id FROM environments WHERE document = ?", (document,))
@@ -389,14 +388,14 @@ class Store:
         return self._environments[document]
 
     def _portable(self, path: str) -> str:
-        """Artefacts are named relative to their folder, so that a store can be moved."""
+        """Return the path of an artefact relative to its folder, so that a store can be moved."""
         here = path and Path(path).parent == self.artefacts
         return Path(path).name if here else path
 
     def _number(self, value: object) -> int:
-        """SQLite does not check its types."""
+        """Return a value that must be an integer, since SQLite does not check types."""
         if not isinstance(value, int):
-            raise StoreError(f"{self.path}: {_mend('SQLITE_CORRUPT')}")
+            raise StoreError(f"{self.path}: {_advice('SQLITE_CORRUPT')}")
         return value
 
     def _row(self, fingerprint: str) -> sqlite3.Row | None:
@@ -404,7 +403,7 @@ class Store:
         return cast("sqlite3.Row | None", found)
 
     def _add_checksums(self) -> None:
-        """Complete the rows that have no checksum: new ones, and those of an older trueup."""
+        """Add the checksum to rows that have none: new rows, and those of an older trueup."""
         rows = self._connection.execute("SELECT id FROM cells WHERE checksum = ''").fetchall()
         for (number,) in rows:
             row = self._connection.execute(_SELECT + "WHERE cells.id = ?", (number,)).fetchone()
@@ -414,14 +413,14 @@ class Store:
                 )
 
     def _read(self, row: sqlite3.Row) -> tuple[Cell, CellResult] | None:
-        """What a row says; ``None``, with a warning, if it is damaged."""
+        """Return the content of a row; `None`, with a warning, if it is damaged."""
         try:
             if row["checksum"] == _checksum(row):
                 return _cell(row), self._result(row)
-        except Exception:  # whatever JSON, zipfile and NumPy make of damaged content
+        except Exception:  # JSON, zipfile and NumPy may raise anything on damaged content
             pass
-        if row["id"] not in self._told:
-            self._told.add(row["id"])
+        if row["id"] not in self._warned:
+            self._warned.add(row["id"])
             warnings.warn(
                 f"{self.path}: the stored cell {row['study']} {row['scale']} {row['arm']} seed {row['seed']} "
                 "is damaged and is not used: `trueup run` computes it again; if there are many, restore a "
@@ -448,7 +447,7 @@ class Store:
     # -- errors --------------------------------------------------------------------------------------------
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All of the block or nothing. The write lock is taken first: a reader may fail to get it later."""
+        """Run a block as one transaction. It takes the write lock first, which may fail later."""
         with self._explained():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -461,26 +460,26 @@ class Store:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn what SQLite and the file system say into what a person can do."""
+        """Turn errors of SQLite and the file system into messages that say what to do."""
         try:
             yield
         except sqlite3.Error as error:
             name = getattr(error, "sqlite_errorname", "")
-            raise StoreError(f"{self.path}: {_mend(name)} (SQLite: {error})") from error
-        # SQLite's message quotes damaged bytes, or a damaged table has values that ours never hold
+            raise StoreError(f"{self.path}: {_advice(name)} (SQLite: {error})") from error
+        # SQLite's message may quote damaged bytes, and a damaged table may hold values of other types
         except (UnicodeDecodeError, TypeError, IndexError) as error:
-            raise StoreError(f"{self.path}: {_mend('SQLITE_CORRUPT')}") from error
+            raise StoreError(f"{self.path}: {_advice('SQLITE_CORRUPT')}") from error
         except OSError as error:
-            raise StoreError(f"cannot make or open {self.path}: {error.strerror or error}") from error
+            raise StoreError(f"cannot create or open {self.path}: {error.strerror or error}") from error
 
 
-def _mend(name: str) -> str:
-    """What an SQLite error means here, by its name; extended names carry a suffix."""
+def _advice(name: str) -> str:
+    """Say what an SQLite error means and how to fix it, by its name; extended names have a suffix."""
     meanings = {
         "SQLITE_FULL": "the disk is full; cells stored before are safe: free some space and run again",
-        "SQLITE_IOERR": "the disk does not read or write; cells stored before are safe: is it full or gone?",
-        "SQLITE_READONLY": "cannot be written: mend its permissions and its folder's, or name another store",
-        "SQLITE_CANTOPEN": "cannot be opened or made: mend the folder's permissions, or name another store",
+        "SQLITE_IOERR": "the disk fails (is it full or gone?); cells stored before are safe: run again later",
+        "SQLITE_READONLY": "cannot be written: fix its permissions and its folder's, or name another store",
+        "SQLITE_CANTOPEN": "cannot be opened or created: fix the folder's permissions, or name another store",
         "SQLITE_NOTADB": "is not a store; name another file",
         "SQLITE_CORRUPT": "is damaged: restore a copy, or move it away and run again",
         "SQLITE_BUSY": f"another program has kept it locked for {_BUSY_SECONDS:.0f} s: end that one first",
@@ -492,7 +491,7 @@ def _mend(name: str) -> str:
 
 
 def _checksum(row: sqlite3.Row) -> str:
-    """The sha256 of all that a row says, whatever type damage has given to a value."""
+    """Return the sha256 of a row's content, whatever type damage has given to a value."""
     digest = hashlib.sha256()
     for name in (*_COLUMNS.split(", "), "environment_document"):
         value = row[name]
@@ -502,7 +501,7 @@ def _checksum(row: sqlite3.Row) -> str:
 
 
 def _decoded(text: bytes) -> str:
-    """SQLite does not check its texts: bytes that are no UTF-8 are for the checksum to find."""
+    """Decode text of any bytes: SQLite does not check its texts, and the checksum finds damage."""
     return text.decode("utf-8", "surrogateescape")
 
 
@@ -525,12 +524,12 @@ def _items(text: str) -> Items:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no NaN and no infinity: a gap in a series is null."""
+    """Return None for NaN and infinities, which JSON lacks: a gap in a series is null."""
     return value if math.isfinite(value) else None
 
 
 def _packed(arrays: Mapping[str, np.ndarray]) -> bytes | None:
-    """``.npz`` bytes: the names, then the arrays. Objects, which would need pickle, are refused."""
+    """Return `.npz` bytes: the names, then the arrays. Objects, which would need pickle, are refused."""
     if not arrays:
         return None
     stream = io.BytesIO()

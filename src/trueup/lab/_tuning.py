@@ -2,13 +2,14 @@
 
 A winner at the edge of a shared axis widens that axis once, for every arm. An arm with axes of its own gets
 as many new trials as the others (`extra_trials`). If the winner is still at the edge, the arm may be better
-than it looks, and the verdict says so (``verdict.with_edges``).
+than it appears, and the verdict says so (`with_edges`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -17,14 +18,15 @@ import numpy as np
 
 from trueup.lab._scoring import Metric
 from trueup.lab._seeds import replicate_seeds
-from trueup.lab._spec import Axis, Value
+from trueup.lab._spec import Axis, Study, Value
 
 Side: TypeAlias = Literal["low", "high"]
+ArmAt: TypeAlias = tuple[str, tuple[tuple[str, Value], ...]]  # an arm and a condition
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting and its validation scores, one a tuning seed."""
+    """One setting and its validation scores, one per tuning seed."""
 
     hyper: Mapping[str, Value]
     scores: tuple[float, ...]
@@ -45,7 +47,7 @@ class Tuned:
 
 
 def choose(trials: Sequence[Trial], metric: Metric) -> Trial:
-    """The trial with the best mean score; of those equal to rounding the first listed."""
+    """Return the trial with the best mean score; of those equal to rounding, the first listed."""
     sign = 1 if metric.higher else -1
     top = max(sign * trial.mean for trial in trials)
     return next(trial for trial in trials if sign * trial.mean >= top - 1e-12 * max(1.0, abs(top)))
@@ -53,9 +55,9 @@ def choose(trials: Sequence[Trial], metric: Metric) -> Trial:
 
 @dataclass(frozen=True)
 class RunnerUp:
-    """The second-best trial: how far its mean is behind the winner's, and how sure that is.
+    """The second-best trial, and how far its mean is behind the winner's.
 
-    ``standard_error`` is that of the mean difference, seed by seed; ``None`` with a single seed.
+    `standard_error` is that of the mean difference, paired by seed; `None` with a single seed.
     """
 
     hyper: Mapping[str, Value]
@@ -64,7 +66,7 @@ class RunnerUp:
 
 
 def runner_up(tuned: Tuned, metric: Metric) -> RunnerUp | None:
-    """The trial that would have won without the winner; ``None`` if there is no other.
+    """Return the trial that would have won without the winner; `None` if there is no other.
 
     >>> trials = (Trial({"lr": 0.1}, (0.8, 0.9)), Trial({"lr": 1.0}, (0.7, 0.9)))
     >>> round(runner_up(Tuned(trials, {"lr": 0.1}), Metric("acc", higher=True, worst=0.0)).behind, 6)
@@ -81,7 +83,7 @@ def runner_up(tuned: Tuned, metric: Metric) -> RunnerUp | None:
 
 
 def edges(axes: Sequence[Axis], winner: Mapping[str, Value]) -> dict[str, Side]:
-    """The ordered axes at whose end the winner sits, and which end; natural limits are no edges."""
+    """Return the ordered axes at whose end the winner is, and which end; natural limits are no edges."""
     found: dict[str, Side] = {}
     for axis in axes:
         if not axis.ordered:
@@ -95,7 +97,7 @@ def edges(axes: Sequence[Axis], winner: Mapping[str, Value]) -> dict[str, Side]:
 
 
 def widen(axis: Axis, sides: set[Side]) -> Axis:
-    """One more value at each side: by the grid's own ratio if all values are > 0, else by its step.
+    """Add one value at each side: by the grid's own ratio if all values are > 0, else by its step.
 
     >>> widen(Axis("lr", (0.1, 0.3)), {"high"}).values
     (0.1, 0.3, 0.9)
@@ -114,6 +116,45 @@ def widen(axis: Axis, sides: set[Side]) -> Axis:
     return replace(axis, values=tuple(values))
 
 
+def widened_grids(
+    study: Study, axes: Mapping[ArmAt, tuple[Axis, ...]], trials: Mapping[ArmAt, list[Trial] | None]
+) -> tuple[dict[ArmAt, tuple[Axis, ...]], dict[ArmAt, list[dict[str, Value]]]]:
+    """Widen the shared axes at whose edge a winner is, for every arm of its condition.
+
+    Args:
+        axes, trials: those of every arm and condition, from the first round.
+
+    Returns:
+        The axes and the grids of every arm and condition for the second round.
+    """
+    shared = {axis.name for axis in study.tune}
+    hit: defaultdict[tuple[object, str], set[Side]] = defaultdict(set)
+    for (arm, condition), own in trials.items():
+        if own:
+            winner = choose(own, study.metrics[0])
+            for name, side in edges(axes[arm, condition], winner.hyper).items():
+                if name in shared:
+                    hit[condition, name].add(side)
+
+    def grow(own: Sequence[Axis], condition: object) -> tuple[Axis, ...]:
+        return tuple(widen(axis, hit[condition, axis.name]) if axis.ordered else axis for axis in own)
+
+    wider = {(arm, condition): grow(own, condition) for (arm, condition), own in axes.items()}
+    grids = {key: study.grid(study.arm(key[0]), own) for key, own in wider.items()}
+    for condition in {condition for _, condition in axes}:
+        if len({len(grids[arm.name, condition]) for arm in study.arms}) == 1:
+            continue
+        # the grid of an arm with axes of its own would hold another number of trials
+        grown = grow(study.tune, condition)
+        for own_arm in (arm for arm in study.arms if arm.tune is not None):
+            key = own_arm.name, condition
+            wider[key], extra = extra_trials(
+                axes[key], trials[key] or (), study.tune, grown, study.metrics[0]
+            )
+            grids[key] = study.grid(own_arm) + extra
+    return wider, grids
+
+
 def extra_trials(
     axes: Sequence[Axis],
     trials: Sequence[Trial],
@@ -129,7 +170,7 @@ def extra_trials(
     widened axis gets no new trials.
 
     Args:
-        axes, trials: the arm's, from the first round.
+        axes, trials: those of the arm, from the first round.
         shared, wider: the study's axes before and after they are widened.
 
     Returns:
@@ -155,7 +196,7 @@ def extra_trials(
 
 
 def _with_next(axis: Axis, before: Axis, after: Axis) -> Axis:
-    """The arm's values of an axis, and at each widened side as many more as the axis got there."""
+    """Add to the arm's values of an axis, at each widened side, as many as the shared axis got there."""
     values, old, new = list(axis.values), list(before.values), list(after.values)
     below, above = new.index(old[0]), len(new) - 1 - new.index(old[-1])
     first, last = new.index(values[0]), new.index(values[-1])
@@ -166,5 +207,5 @@ def _with_next(axis: Axis, before: Axis, after: Axis) -> Axis:
 
 
 def replicate_tuning_seeds(slug: str, protocol: int, attempt: int, n: int) -> list[int]:
-    """Tuning seeds of the ``attempt``-th replication of a published verdict: fresh, and outside 0-99."""
+    """Return tuning seeds of the `attempt`-th replication of a published verdict: fresh, and outside 0-99."""
     return replicate_seeds(f"{slug}/tuning", protocol, attempt, 0, n)

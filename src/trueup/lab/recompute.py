@@ -1,25 +1,24 @@
-"""Compute given cells of a study anew: ``python -m trueup.lab.recompute REQUEST.json RESPONSE.json``.
+"""Compute given cells of a study again: `python -m trueup.lab.recompute REQUEST.json RESPONSE.json`.
 
-``certify`` runs this module twice, in a checkout of the published commit and in the present one, and compares
-the two responses. So it is an interface between commits: fields may be added to it, and none may change its
-meaning.
+`certify` runs this module twice, in a checkout of the published commit and in the present one, and compares
+the two responses. It is therefore an interface between commits: fields may be added to it, but none may
+change its meaning.
 
 The request is an object with
 
-- ``slug`` of a paper, or ``file``, the path of a study of one's own;
-- ``scale``, ``threads``, ``device``, ``workers``;
-- ``cells``: objects with ``kind``, ``arm``, ``condition``, ``hyper``, ``seed`` and ``instance``, as evidence
-  has them.
+- `slug` of a paper, or `file`, the path of a user's own study;
+- `scale`, `threads`, `device`, `workers`;
+- `cells`: objects with `kind`, `arm`, `condition`, `hyper`, `seed` and `instance`, as in the evidence.
 
 The response is an object with
 
-- ``package``: the folder of the trueup that computed; ``fingerprint``: of the study's code;
-- ``environment``: what decides the last bits;
-- ``cells``: in the order of the request, its fields and ``status``, ``numbers``, ``series`` (of cost claims),
-  ``sha256`` of all that the cell returned, ``error`` and ``seconds``.
+- `package`: the folder of the trueup that computed the cells; `fingerprint`: that of the study's code;
+- `environment`: what decides the last bits;
+- `cells`: in the order of the request, the fields of each and `status`, `numbers`, `series` (of cost claims),
+  `sha256` of everything that the cell returned, `error` and `seconds`.
 
-While it runs, it prints a line for every finished cell: ``cell`` or ``stage``, the status, the cell in words.
-What cannot be run at all is said on the error output, with exit code 2.
+For every finished cell, the module prints a line: `cell` or `stage`, the status, and a description. If
+nothing can be run, it prints the reason to standard error and exits with code 2.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from trueup.lab._runner import Options
 
 
 class _Lines:
-    """Progress as lines that a program reads."""
+    """Progress as lines for a program to read."""
 
     def phase(self, name: str, total: int, reused: int) -> None:
         pass
@@ -51,7 +50,7 @@ class _Lines:
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The response to a request."""
+    """Return the response to a request."""
     ref = (
         StudyRef("file", request["file"])
         if "file" in request
@@ -81,7 +80,7 @@ def _record(cell: Cell, result: CellResult) -> dict[str, Any]:
 
 
 def main(request: str, response: str) -> None:
-    """Answer the request in one file by a response in another, which is written whole or not at all."""
+    """Answer the request in one file by a response in another, which is written atomically."""
     document = answer(json.loads(Path(request).read_text(encoding="utf-8")))
     atomic_write(Path(response), lambda file: file.write(json.dumps(document).encode()))
 

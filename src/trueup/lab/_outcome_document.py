@@ -1,169 +1,30 @@
-"""From cells to an outcome: every claim judged, and everything a reader needs, as one JSON document.
+"""Write what a run of a study found as one JSON document: the outcome document.
 
-The document is what the terminal, the report, the ledger and the CSV files read. It is computed from stored
-cells each time; no verdict is stored as truth.
+The terminal, the report, the ledger and the CSV files read this document. It is computed from stored cells
+each time; no verdict is stored as truth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from typing import Any
 
 from trueup.lab import _sentences as sentences
 from trueup.lab import _verdict as verdict
 from trueup.lab._cell import CellResult, Items
 from trueup.lab._contrasts import Contrast
-from trueup.lab._measured import Evidence, Looks, MeasuredClaim, MeasuredContrast, ReportKey, measure
+from trueup.lab._judging import Judged, judge_claims
+from trueup.lab._measured import Evidence, ReportKey, measure
 from trueup.lab._power import more_seeds
 from trueup.lab._scoring import Metric
 from trueup.lab._spec import AnyClaim, Claim, ExactClaim, Figure, Study
 from trueup.lab._tuning import Tuned, runner_up
-from trueup.lab._verdict import Judgement
 
 FORMAT = 1
 
 
-@dataclass(frozen=True)
-class Judged:
-    """One claim's judgement, or a control's, with what it rests on.
-
-    ``statistical`` is the judgement before controls, requirements and edges are looked at.
-    """
-
-    claim: MeasuredClaim
-    judgement: Judgement
-    statistical: Judgement
-    look: int = 0
-    seeds: tuple[int, ...] = ()
-    links: tuple[Judgement, ...] = ()
-    controls: Mapping[str, Judged] = field(default_factory=dict)
-
-    @property
-    def survives(self) -> verdict.Survival | None:
-        return verdict.survival([control.judgement for control in self.controls.values()])
-
-    @property
-    def wants_more_seeds(self) -> bool:
-        """Would another look help? Only what seeds can mend counts."""
-        if self.claim.kind != "statistical" or self.judgement.outcome in ("incomplete", "invalid"):
-            return False
-        return verdict.wants_look(self.statistical, self.links) or self.survives == "undecided"
-
-
-def judge_claims(claims: Sequence[MeasuredClaim], looks: Looks) -> list[Judged]:
-    """Judge every claim of a study by the verdict rule, in order."""
-    judged: dict[str, Judged] = {}
-    for claim in claims:
-        result = _JUDGES[claim.kind](claim, looks)
-        judgement = verdict.with_controls(
-            result.judgement, {arm: control.judgement for arm, control in result.controls.items()}
-        )
-        required = {name: judged[name].judgement.outcome for name in claim.requires}
-        judgement = verdict.with_requirements(judgement, required)
-        if claim.contrast is not None:
-            judgement = verdict.with_edges(
-                judgement, _edges(claim.contrast, replace(result, judgement=judgement))
-            )
-        judged[claim.name] = replace(result, judgement=judgement)
-    return list(judged.values())
-
-
-def undecided(study: Study, evidence: Evidence) -> bool:
-    """Does a primary claim, or one that a primary claim requires, want the next look?"""
-    judged = {j.claim.name: j for j in judge_claims(measure(study, evidence), evidence.looks)}
-    wanted: set[str] = set()
-    for claim in reversed(study.claims):  # a claim requires earlier ones only
-        if claim.primary or claim.name in wanted:
-            wanted |= {claim.name, *claim.requires}
-    return any(judged[name].wants_more_seeds for name in wanted)
-
-
-def _statistical(claim: MeasuredClaim, looks: Looks) -> Judged:
-    assert claim.contrast is not None
-    decided = _over_looks(claim, claim.contrast, claim.margin, looks)
-    outcome = decided.judgement.outcome
-    if outcome not in ("reproduced", "smaller"):
-        return decided
-    # a gain below the minimum effect need only be one over its controls too
-    margin = 0.0 if outcome == "smaller" else claim.margin
-    controls = {
-        arm: _over_looks(claim, contrast, margin, looks, control=True)
-        for arm, contrast in claim.controls.items()
-    }
-    return replace(decided, controls=controls)
-
-
-def _over_looks(
-    claim: MeasuredClaim, contrast: MeasuredContrast, margin: float, looks: Looks, control: bool = False
-) -> Judged:
-    """Judge over the looks begun, with the seeds of the last look that was needed."""
-    each = (_at_look(contrast, margin, looks, number, control) for number in range(1, 1 + len(looks)))
-    look, judgement, links = verdict.over_looks(each)
-    return Judged(claim, judgement, judgement, look, _seeds(looks, look), links)
-
-
-def _at_look(
-    contrast: MeasuredContrast, margin: float, looks: Looks, look: int, control: bool
-) -> tuple[Judgement, tuple[Judgement, ...]]:
-    """The judgements of a contrast and of its links at one look; only a claim's own can be refused."""
-    alpha, n = looks[look - 1][0], len(_seeds(looks, look))
-    if len(contrast.d[0]) < n:
-        assert contrast.trouble is not None
-        outcome, note = contrast.trouble
-        return Judgement(outcome, note, margin=margin, alpha=alpha), ()
-    vary = control or contrast.values_vary[look - 1]
-    whole, *links = (
-        verdict.judge(d[:n], margin, alpha, test, values_vary=vary)
-        for d, test in zip(contrast.d, contrast.tests, strict=True)
-    )
-    return (verdict.of_links(links, whole) if links else whole), tuple(links)
-
-
-def _seeds(looks: Looks, look: int) -> tuple[int, ...]:
-    """All seeds of the first ``look`` looks."""
-    return tuple(seed for _, seeds in looks[:look] for seed in seeds)
-
-
-def _edges(contrast: MeasuredContrast, judged: Judged) -> list[tuple[verdict.Outcome, verdict.Edges]]:
-    """The arms at an edge for every link, or for the claim itself; the controls asked count as rivals."""
-    controls = tuple(
-        clause
-        for arm in judged.controls
-        for edges in judged.claim.controls[arm].edges
-        for clause in edges.rivals
-    )
-    outcomes = [link.outcome for link in judged.links] or [judged.judgement.outcome]
-    return [
-        (outcome, verdict.Edges(edges.methods, edges.rivals + controls))
-        for outcome, edges in zip(outcomes, contrast.edges, strict=False)
-    ]
-
-
-def _exact(claim: MeasuredClaim, looks: Looks) -> Judged:
-    if claim.missing:
-        judgement = Judgement("incomplete", f"instance {claim.missing} did not run")
-    else:
-        judgement = Judgement(*verdict.exact(claim.deviations, claim.negative, claim.margin))
-    return Judged(claim, judgement, judgement)
-
-
-def _cost(claim: MeasuredClaim, looks: Looks) -> Judged:
-    if claim.rounds is None:
-        judgement = Judgement("incomplete", "the rounds did not run")
-    else:
-        judgement = verdict.judge(claim.rounds, claim.margin)
-    # rounds stand where seeds stand elsewhere
-    return Judged(claim, judgement, judgement, seeds=tuple(range(1, 1 + judgement.n)))
-
-
-_JUDGES = {"statistical": _statistical, "exact": _exact, "cost": _cost}
-
-
-# -- the document --------------------------------------------------------------------------------------------
-
-
-def document(
+def outcome_document(
     study: Study,
     evidence: Evidence,
     *,
@@ -175,14 +36,14 @@ def document(
     cost: Mapping[str, Any],
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The outcome document of one study at one scale; every value is plain JSON.
+    """Write the outcome document of one study at one scale, in plain JSON.
 
     Args:
-        target: what `trueup run` takes to run the study: its slug, or the file it was read from.
-        published: were the seeds those of the protocol (so that the verdict may enter the ledger)?
-        seeds_note: which seeds they were, in words.
+        target: the argument of `trueup run` for this study: its slug, or the file it was read from.
+        published: True if the seeds are the protocol's, so that the verdict may enter the ledger.
+        seeds_note: a phrase that says which seeds were used.
         protocols: protocol numbers run so far at this scale.
-        cost, provenance: filled by the runner.
+        cost, provenance: counts, times and environment of the run.
     """
     judged = judge_claims(measure(study, evidence), evidence.looks) if scale != "smoke" else []
     claims = [
@@ -204,7 +65,7 @@ def document(
         "seeds_note": seeds_note,
         "protocols": [
             {"protocol": n, "changed_because": study.protocols.get(n, "")}
-            for n in sorted({*protocols, *range(1, study.protocol + 1)})  # this store may be younger
+            for n in sorted({*protocols, *range(1, study.protocol + 1)})  # run elsewhere too
         ],
         "verdict": verdict_document(judged, claims, scale, scope),
         "claims": claims,
@@ -247,7 +108,7 @@ def document(
 def verdict_document(
     judged: Sequence[Judged], claims: Sequence[Mapping[str, Any]], scale: str, scope: str
 ) -> dict[str, Any]:
-    """A paper's verdict, from its claims as judged and as documents."""
+    """Write a paper's verdict, from its claims as judged and as documents."""
     primary = [j for j in judged if j.claim.primary]
     outcome = verdict.of_paper([j.judgement.outcome for j in primary])
     survivals = {j.survives for j in primary if j.survives is not None}
@@ -261,7 +122,7 @@ def verdict_document(
 
 
 def describe(study: Study, claim: AnyClaim) -> dict[str, Any]:
-    """Describe a claim, before anything is judged."""
+    """Write the part of a claim's document that its declaration determines."""
     out: dict[str, Any] = {
         "name": claim.name,
         "statement": claim.statement,
@@ -292,7 +153,7 @@ def describe(study: Study, claim: AnyClaim) -> dict[str, Any]:
 
 
 def claim_document(described: Mapping[str, Any], judged: Judged, scale: str) -> dict[str, Any]:
-    """A claim's document: what it says, what was measured, what the rule makes of it, and the sentences."""
+    """Write a claim's document: its declaration, its measurements, its judgement and its sentences."""
     claim, judgement = judged.claim, judged.judgement
     out = dict(described) | judgement.to_dict(judged.seeds)
     if claim.contrast is not None:
@@ -314,7 +175,7 @@ def claim_document(described: Mapping[str, Any], judged: Judged, scale: str) -> 
                 {"arm": arm, "look": control.look, **control.judgement.to_dict(control.seeds)}
                 for arm, control in judged.controls.items()
             ],
-            # of every control, asked or not: a replication may ask others
+            # every control, judged or not: a replication may judge others
             "against": [
                 {"arm": arm, "d": [{"seed": s, "d": x} for s, x in zip(judged.seeds, c.d[0], strict=False)]}
                 for arm, c in claim.controls.items()
@@ -336,7 +197,7 @@ def claim_document(described: Mapping[str, Any], judged: Judged, scale: str) -> 
 
 
 def unit_of(study: Study, contrast: Contrast) -> dict[str, Any]:
-    """How people read a contrast's numbers: ``scale``, ``unit``, and the ``scale_factor`` to multiply by."""
+    """Return how to show a contrast's numbers: `scale`, `unit`, and the `scale_factor` to multiply by."""
     unit = study.metric(contrast.metric).unit if contrast.metric and contrast.scale == "difference" else ""
     percent = unit == "%"
     return {

@@ -11,14 +11,15 @@ from trueup.lab import _contrasts as contrasts
 from trueup.lab import _runner as runner
 from trueup.lab._cell import CellResult, items
 from trueup.lab._engine import StudyRef
+from trueup.lab._judging import judge_claims, undecided
 from trueup.lab._measured import Evidence, MeasuredClaim, measure
-from trueup.lab._outcome import document, judge_claims, undecided
+from trueup.lab._outcome_document import outcome_document
 from trueup.lab._store import Store
 from trueup.lab._tuning import Tuned
 
 
 def judged(study, evidence):
-    """Every claim judged; what it was measured by survives being written as JSON."""
+    """Judge every claim, and check that its measurements survive being written as JSON."""
     measured = measure(study, evidence)
     assert [MeasuredClaim.from_json(json.loads(json.dumps(m.to_json()))) for m in measured] == measured
     return judge_claims(measured, evidence.looks)
@@ -175,8 +176,8 @@ def claim(contrast, name="gain", *, primary=True, **changes):
 def evidence(made, gains, *, looks=1, edges=(), broken=(), diverged=(), noise=NOISE):
     """Report cells with these gains per arm, or per arm and condition.
 
-    ``edges``, ``broken`` and ``diverged`` name arms with a condition: at the grid's edge; left out;
-    diverged at the first seed.
+    `edges`, `broken` and `diverged` name arms with a condition: at the grid's edge; left out; diverged at the
+    first seed.
     """
     found = Evidence(looks=[(0.005, list(range(10))), (0.02, list(range(10, 20)))][:looks])
     for i, arm in enumerate(made.arms):
@@ -195,16 +196,16 @@ def evidence(made, gains, *, looks=1, edges=(), broken=(), diverged=(), noise=NO
     return found
 
 
-def told(made, found):
-    """The outcome document."""
-    return document(
+def as_document(made, found):
+    """Return the outcome document."""
+    return outcome_document(
         made, found, scale="desk", target="hand", published=False, seeds_note="", protocols=[1], cost={},
         provenance={},
     )  # fmt: skip
 
 
 def said(made, found):
-    """Outcome and note of the last claim."""
+    """Return outcome and note of the last claim."""
     judgement = judged(made, found)[-1].judgement
     return judgement.outcome, judgement.note
 
@@ -333,7 +334,7 @@ def test_a_control_is_judged_and_shown_beside_an_edge_and_a_missing_problem():
         (study(claim(gain(), controls=None)), {"edges": [("plain", "bad")]}),
         (study(base, claim(gain(), controls=None, requires=("ill",))), {}),
     ):
-        document_ = told(made, evidence(made, GAIN, **found))
+        document_ = as_document(made, evidence(made, GAIN, **found))
         claim_ = document_["claims"][-1]
         assert (claim_["outcome"], claim_["survives"]) == ("inconclusive", "survives")
         assert [(c["arm"], c["outcome"]) for c in claim_["controls"]] == [("twin", "reproduced")]
@@ -401,7 +402,7 @@ def test_a_control_of_a_spread_explains_the_smaller_spread_alone():
     made = study(claim(contrasts.spread("ours", "plain", "score", "c", best=1), controls=None), c=(1, 3))
     (result,) = judged(made, evidence(made, {("plain", 3): -2.0, "twin": -5.0}))
     assert (result.judgement.outcome, result.survives) == ("reproduced", "explained")
-    (claim_,) = told(made, evidence(made, {("plain", 3): -2.0}))["claims"]
+    (claim_,) = as_document(made, evidence(made, {("plain", 3): -2.0}))["claims"]
     assert [link["n"] for link in claim_["links"]] == [10, 10]
     assert claim_["links"][1]["test"] == "non-inferiority"
     assert len(claim_["links"][1]["d"]) == len(claim_["controls"][0]["d"]) == 10
@@ -442,11 +443,11 @@ def test_a_control_that_equals_the_method_bit_for_bit_explains_its_gain(ours):
 def test_every_control_stands_beside_the_seeds_that_it_rests_on():
     made = study(claim(gain(), controls=("twin",)))
     found = evidence(made, {"ours": 1.0, "twin": 0.5}, looks=2)
-    (claim_,) = told(made, found)["claims"]
+    (claim_,) = as_document(made, found)["claims"]
     assert (claim_["look"], [x["seed"] for x in claim_["d"]]) == (1, list(range(10)))
     (control,) = claim_["controls"]
     assert (control["look"], [x["seed"] for x in control["d"]]) == (2, list(range(20)))
-    decided = told(made, evidence(made, GAIN, looks=2))["claims"][0]["controls"][0]
+    decided = as_document(made, evidence(made, GAIN, looks=2))["claims"][0]["controls"][0]
     assert (decided["look"], [x["seed"] for x in decided["d"]]) == (1, list(range(10)))
 
 
@@ -489,7 +490,7 @@ def test_a_second_look_settles_the_sign_of_a_contradiction(shift, expected):
     noise = NOISE.copy()
     noise[2, 10:] += shift  # at the second look ours is better
     found = evidence(made, {}, looks=2, noise=noise)
-    (claim_,) = told(made, found)["claims"]
+    (claim_,) = as_document(made, found)["claims"]
     assert (claim_["outcome"], claim_["look"], claim_["n"], claim_["level"]) == (expected, 2, 20, 0.96)
     assert (claim_["note"] == "opposite") == (shift < 0)
 
@@ -501,22 +502,22 @@ def test_a_secondary_claim_is_judged_on_the_looks_that_a_primary_one_needed():
     # the headline is clear and the other open: one look, at which the other stays open
     one = evidence(made, {"mid": 2.0, "ours": 0.5})
     assert not undecided(made, one)
-    assert [(c["outcome"], c["look"]) for c in told(made, one)["claims"]] == [
+    assert [(c["outcome"], c["look"]) for c in as_document(made, one)["claims"]] == [
         ("reproduced", 1),
         ("inconclusive", 1),
     ]
     # the headline is open: both go on, and what the first look had decided stands
     two = {"mid": 0.5, "ours": 1.0}
     assert undecided(made, evidence(made, two))
-    assert [c["look"] for c in told(made, evidence(made, two, looks=2))["claims"]] == [2, 1]
+    assert [c["look"] for c in as_document(made, evidence(made, two, looks=2))["claims"]] == [2, 1]
     both = {"mid": 0.5, "ours": 0.5}
-    assert [c["look"] for c in told(made, evidence(made, both, looks=2))["claims"]] == [2, 2]
+    assert [c["look"] for c in as_document(made, evidence(made, both, looks=2))["claims"]] == [2, 2]
 
 
 def test_papers_whose_gains_are_all_smaller_say_so():
     made = study(claim(gain()), claim(gain("mid", "plain"), "middle"))
     verdicts = [
-        told(made, evidence(made, {"ours": ours, "mid": mid}))["verdict"]["outcome"]
+        as_document(made, evidence(made, {"ours": ours, "mid": mid}))["verdict"]["outcome"]
         for ours, mid in [(0.25, 0.25), (0.25, -1.0), (0.25, 1.0)]
     ]
     assert verdicts == ["smaller", "smaller", "partly"]
@@ -527,13 +528,13 @@ def test_papers_whose_gains_are_all_smaller_say_so():
 
 def test_a_claim_says_how_skewed_its_seeds_are_and_which_divergence_they_may_miss():
     made = study(claim(gain(at={"c": "good"})))
-    (clean,) = told(made, evidence(made, GAIN, diverged=[("plain", "bad"), ("mid", "good")]))["claims"]
+    (clean,) = as_document(made, evidence(made, GAIN, diverged=[("plain", "bad"), ("mid", "good")]))["claims"]
     assert clean["diverged"] == {}
     assert clean["missable_divergence"] == pytest.approx(1 - 0.05**0.1)
     assert -2 < clean["skew"] < 2
-    (dirty,) = told(made, evidence(made, GAIN, diverged=[("plain", "good")]))["claims"]
+    (dirty,) = as_document(made, evidence(made, GAIN, diverged=[("plain", "good")]))["claims"]
     assert (dirty["diverged"], dirty["missable_divergence"]) == ({"plain": 1}, None)
-    (constant,) = told(made, evidence(made, GAIN, noise=ALIKE))["claims"]
+    (constant,) = as_document(made, evidence(made, GAIN, noise=ALIKE))["claims"]
     assert constant["skew"] is None
-    (none,) = told(made, evidence(made, GAIN, broken=[("ours", "good")]))["claims"]
+    (none,) = as_document(made, evidence(made, GAIN, broken=[("ours", "good")]))["claims"]
     assert (none["skew"], none["missable_divergence"]) == (None, None)
