@@ -24,9 +24,11 @@ from trueup.lab import _sentences as sentences
 from trueup.lab._outcomes import ORDER, outcome_words, shown
 from trueup.lab.ledger import event_words, q_values, replications, times_published
 from trueup.lab.report import _export as export
-from trueup.lab.report import _figures as figures
 from trueup.lab.report import _phrases as phrases
 from trueup.lab.report import _summaries as summaries
+from trueup.lab.report._dots import arms_figure, claim_figure
+from trueup.lab.report._forest import ledger_figure
+from trueup.lab.report._lines import figure_panels, tuning_figure
 
 Doc: TypeAlias = Mapping[str, Any]
 
@@ -94,7 +96,7 @@ def write_report(
         own=own,
         summary=summaries.head(known),
         ran=any(row["source"] for row in everything),
-        figure=figures.of_ledger(everything),
+        figure=ledger_figure(everything),
         order=ORDER,
     )
     _write(index, page)
@@ -124,9 +126,9 @@ def write_comparison(path: str | os.PathLike[str], comparison: Doc) -> Path:
         .render(
             comparison=claim,
             study=study,
-            figure=figures.of_claim({"name": "comparison", "kind": "statistical"} | claim),
+            figure=claim_figure({"name": "comparison", "kind": "statistical"} | claim),
             arms=summaries.arms_table(study),
-            arm_figures=[(m, figures.of_arms(study, m)) for m in study["metrics"]],
+            arm_figures=[(m, arms_figure(study, m)) for m in study["metrics"]],
             provenance=_provenance(claim.get("provenance") or {}),
         )
     )
@@ -174,7 +176,7 @@ def _write_study(
     failed = [c for c in study["cells"] if c.get("status") == "failed"]
     diverged = [c for c in study["cells"] if c.get("status") == "diverged"]
     troubles = bool(failed or diverged or study["failures"])
-    drawn = [(spec, figures.of_spec(spec, study)) for spec in study["figures"]]
+    drawn = [(spec, figure_panels(spec, study)) for spec in study["figures"]]
     drawn = [(spec, panels) for spec, panels in drawn if panels]
     arms = summaries.arms_table(study)
     tuning = [entry for entry in study["tuning"] if entry["trials"]]
@@ -203,12 +205,12 @@ def _write_study(
         troubles=troubles,
         failed=failed,
         diverged=diverged,
-        claims=[(claim, figures.of_claim(claim, study["scale"])) for claim in claims],
+        claims=[(claim, claim_figure(claim, study["scale"])) for claim in claims],
         arms=arms,
-        arm_figures=[(m, figures.of_arms(study, m)) for m in study["metrics"]],
+        arm_figures=[(m, arms_figure(study, m)) for m in study["metrics"]],
         figures=drawn,
         tuning=tuning,
-        tuning_figure=figures.of_tuning(study),
+        tuning_figure=tuning_figure(study),
         provenance=_provenance(study["provenance"]),
     )
     if outcome is not None:

@@ -117,6 +117,17 @@ def condition_text(condition: Doc) -> str:
     return ", ".join(f"{name} {value_text(value)}" for name, value in condition.items())
 
 
+def condition_combinations(outcome: Doc) -> list[dict[str, Any]]:
+    """List every combination of conditions that has a cell, in the order of the cells."""
+    if not outcome.get("conditions"):
+        return [{}]
+    found: dict[str, dict[str, Any]] = {}
+    for cell in outcome.get("cells") or []:
+        condition = dict(cell.get("condition") or {})
+        found.setdefault(repr(sorted(condition.items())), condition)
+    return list(found.values()) or [{}]
+
+
 def arms_table(outcome: Doc) -> list[dict[str, Any]]:
     """One row an arm and condition: seeds, diverged, failed, settings, each metric with its interval."""
     groups: dict[tuple[str, str], list[Doc]] = {}
