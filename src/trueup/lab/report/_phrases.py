@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,15 +33,6 @@ TESTS: dict[str, str] = {
     "equivalence": "equivalence: the difference stays within the minimum effect, either way",
     "non-inferiority": "non-inferiority: not worse by as much as the minimum effect",
 }
-
-
-def scoped(sentence: str, scale: str = "desk") -> str:
-    """The sentence, in which every "contradicted" is followed by the scale it was found at.
-
-    >>> scoped("All claims: contradicted.")
-    'All claims: contradicted at desk scale.'
-    """
-    return re.sub(r"\bcontradicted\b(?! at \w+ scale)", f"contradicted at {scale} scale", sentence or "")
 
 
 def displayed(value: float | None, claim: Mapping[str, Any]) -> float | None:

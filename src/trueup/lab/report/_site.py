@@ -265,7 +265,6 @@ def _environment(inline: bool = False) -> Environment:
         pairs=phrases.pairs,
         percent=formatting.percent,
         plural=formatting.plural,
-        scoped=phrases.scoped,
         sentence=_sentence,
         script_json=lambda document: Markup(export.script_json(document)),
         value_text=phrases.value_text,
