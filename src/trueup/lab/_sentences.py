@@ -283,7 +283,7 @@ _NOTES = {  # the verdict rule's notes, as people read them
 def _with_head(outcome: str, claim: ClaimDocument, scale: str) -> str:
     """Put the verdict before what was found, unless it says itself that all is as claimed."""
     found = _finding(claim)
-    unlabelled = [arm for arm in claim.get("arms") or [] if _label(claim, arm) == arm]
+    unlabelled = [f"{arm} " for arm in claim.get("arms") or [] if _label(claim, arm) == arm]
     started = found if found.startswith(tuple(unlabelled)) else _capital(found)
     if outcome == "reproduced":
         return f"{started}."

@@ -110,15 +110,18 @@ def test_a_gain_below_the_minimum_has_a_chip_of_its_own(tmp_path: Path) -> None:
         "Tested on digits with 20k parameters; the paper used ImageNet, ResNet-50.",
         "Both primary claims smaller than asked for (slower-norm, lower-loss).",
         "The question:",
-        "smaller than the factor of 1.4 asked for.",
-        "smaller than the 0.03 asked for.",
+        "Smaller than asked for at desk scale: AdamP is 19.",
+        "10 seeds; minimum effect a factor of 1.4; lower is better.",
+        "Smaller than asked for at desk scale: AdamP is ahead of Adam in loss by 0.0",
         "Against its control, the gain holds: AdamP beats scaled Adam by",
+        "10 seeds; minimum effect 0.03; lower is better.",
         "These seeds are strongly skewed",
         "the dashed line is the minimum effect (0.03; 0 against a control).",
         "10 seeds without a divergence do not exclude one in 4 runs.",
     ]
-    places = [seen.text.replace("\xa0", " ").index(part) for part in parts]
-    assert places == sorted(places)
+    place, words = 0, seen.text.replace("\xa0", " ")
+    for part in parts:  # in this order
+        place = words.index(part, place)
     assert seen.text.count("Tested on") == 1
     index = row(tmp_path, "layer-norm")
     assert 'data-order="2" data-search="smaller"' in index
@@ -590,7 +593,7 @@ def test_a_report_can_be_written_again(tmp_path: Path) -> None:
     other = tmp_path / "notes.txt"
     other.write_text("mine")
     write_report(tmp_path, [made.study() | made.contradicted() | {"slug": "adamp"}], made.PAPERS, {})
-    assert "Two teachers do worse" in page(tmp_path, "adamp.html").text
+    assert "two teachers lose against one" in page(tmp_path, "adamp.html").text
     assert other.read_text() == "mine"
 
 
