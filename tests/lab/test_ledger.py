@@ -503,7 +503,7 @@ def test_the_full_table_has_a_row_per_available_paper(tmp_path, publish, outcome
     head, rule, toy, guess = ledger.full_table({"toy": entry | {"verdict": verdict}}, PAPERS).splitlines()
     assert head.count("|") == rule.count("|") == guess.count("|") == 5
     if outcome == "reproduced":
-        assert toy.startswith("| [toy](methods/toy.md) | **reproduced** | survives | ours beats plain ")
+        assert toy.startswith("| [toy](methods/toy.md) | **reproduced** | survives | Ours beats plain ")
     else:  # the verdict stands in its own column, not in the sentence
         words = "**contradicted at desk scale** | survives | Ours \\| theirs is behind."
         assert toy == f"| [toy](methods/toy.md) | {words} |"
