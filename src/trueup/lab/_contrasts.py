@@ -1,8 +1,8 @@
 """Contrasts: one number per seed, positive in the claimed direction.
 
 The seed is the statistical unit, so a contrast first reduces all cells of a seed (arms, conditions, nets) to
-one number; the verdict rule then judges these numbers. The constructors below cover what papers claim; `custom`
-takes any function of a seed's cells.
+one number; the verdict rule then judges these numbers. The constructors below cover what papers claim;
+`custom` takes any function of a seed's cells.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class SeedCells:
     """Results of the report cells of one seed, looked up by arm and condition.
 
     Args:
-        cells: `(arm, condition, numbers, series)` per cell, its numbers scored; the condition is a dictionary.
+        cells: `(arm, condition, numbers, series)` per cell; numbers are scored, conditions dictionaries.
         higher: metric name -> whether larger is better.
     """
 
@@ -57,7 +57,7 @@ class SeedCells:
         return float(np.mean([numbers[metric] for _, numbers, _ in self.select(arm, at)]))
 
     def sweep(self, arm: str, metric: str, over: str, at: At | None = None) -> tuple[list[Any], list[float]]:
-        """Return the values of a condition, in increasing order, and the metric at each, the others averaged."""
+        """Return the sorted values of a condition, and the metric at each, averaged over the others."""
         groups: dict[Any, list[float]] = {}
         for condition, numbers, _ in self.select(arm, at):
             groups.setdefault(condition[over], []).append(numbers[metric])
@@ -69,7 +69,7 @@ class SeedCells:
         found = self.select(arm, at)
         if len(found) > 1:
             raise LookupError(
-                f"series {name!r} of {arm!r} is in {len(found)} cells; name every condition in `at`"
+                f"{arm!r} has series {name!r} in {len(found)} cells; name every condition in `at`"
             )
         return list(found[0][2][name])
 

@@ -1,7 +1,7 @@
 """Power of the t-test: how many seeds an effect needs, and which effect a number of seeds can find.
 
 The verdict rule also needs a sign-flip test, which costs some power: ten seeds find an effect of 1.16
-standard deviations in more than 80 % of studies at .025, and in about 60 % (by the t-test alone 66 %) at .005.
+standard deviations in over 80 % of studies at .025, and in about 60 % at .005 (66 % by the t-test alone).
 """
 
 from __future__ import annotations

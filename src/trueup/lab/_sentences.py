@@ -1,8 +1,8 @@
 """Judgements as sentences: what came out, by how much, how sure, and on what.
 
-Every function takes plain values or a claim of the outcome document (a dictionary) and returns text; no
-number is computed here that the verdict rule has not produced. Intervals carry their true level, and
-"contradicted" always carries the scale, because a small study speaks for small studies.
+Every function takes plain values or a claim of the outcome document (a dictionary) and returns text; it shows
+only numbers of the verdict rule. Intervals come with their true level, and a contradiction with the scale of
+the study, because a small study speaks for small studies only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trueup.lab._outcomes import OUTCOMES, outcome_words
 
 ClaimDocument: TypeAlias = Mapping[str, Any]
 
-SKEWED = 1.0  # beyond it, a page warns
+SKEWED = 1.0  # a page warns of larger skewness
 _SPREAD = re.compile(r"spread over (?P<over>.+): (?P<other>.+) - (?P<steadier>.+), (?P<metric>.+)")
 
 
@@ -28,8 +28,8 @@ def ratio(mean: float, low: float | None, high: float | None, *, higher: bool | 
     """Say a log ratio: its size, its interval, and the factor that goes beside a percentage.
 
     Args:
-        mean, low, high: log ratios, positive where the claimed arm is better.
-        higher: is larger better? If not, a positive log ratio is a reduction.
+        mean, low, high: log ratios, positive if the claimed arm is better.
+        higher: whether larger is better. If not, a positive log ratio is a reduction.
 
     >>> ratio(math.log(2.486 / 1.996), 0.2107, 0.2280, higher=False)
     ('19.7 % lower', '19.0 % to 20.4 % lower', '1.25')
@@ -38,23 +38,23 @@ def ratio(mean: float, low: float | None, high: float | None, *, higher: bool | 
     >>> ratio(math.log(3), math.log(2), math.log(4), higher=True)
     ('3 times as high', '2 to 4 times', '')
     """
-    turn = -1 if higher is False else 1
-    sign = -1 if turn * mean < 0 else 1
-    # in the direction of the mean, the interval's ends from the least to the most
-    ends = [] if low is None or high is None else sorted(sign * turn * v for v in (low, high))
+    direction = -1 if higher is False else 1
+    sign = -1 if direction * mean < 0 else 1
+    # the interval's ends, from the smaller to the larger change in the direction of the mean
+    ends = [] if low is None or high is None else sorted(sign * direction * v for v in (low, high))
     values = [min(max(v, -700.0), 700.0) for v in (abs(mean), *ends)]
     if sign > 0 and max(values) >= math.log(2):
         size, *texts = _rounded([math.exp(v) for v in values])
         return f"{size} times as high", f"{' to '.join(texts)} times" if texts else "", ""
     size, *texts = _rounded([sign * 100 * math.expm1(sign * v) for v in values])
-    way = {1: "higher", -1: "lower"}
+    words = {1: "higher", -1: "lower"}
     interval = ""
     if texts:
         least, most = (text.removeprefix(MINUS) for text in texts)
-        ways = [way[-sign if text.startswith(MINUS) else sign] for text in texts]
-        interval = f"{least} %{'' if ways[0] == ways[1] else ' ' + ways[0]} to {most} % {ways[1]}"
+        first, last = (words[-sign if text.startswith(MINUS) else sign] for text in texts)
+        interval = f"{least} %{'' if first == last else ' ' + first} to {most} % {last}"
     factor = math.exp(values[0])
-    return f"{size} % {way[sign]}", interval, number(factor, 3 if factor >= 1.1 else 4)
+    return f"{size} % {words[sign]}", interval, number(factor, 3 if factor >= 1.1 else 4)
 
 
 def amount(
@@ -80,10 +80,11 @@ def amount(
 
 
 def contrast_label(part: ClaimDocument, higher: bool | None = None) -> str:
-    """Name a contrast in the order of the number drawn, which is positive where the claim holds.
+    """Name a contrast in the order of the number drawn, which is positive if the claim holds.
 
     Args:
-        part: a claim, or a link of one; ``higher``: of the metric, where ``part`` does not say.
+        part: a claim, or a link of one.
+        higher: of the metric, if `part` does not say.
 
     >>> contrast_label({"contrast": "adamp / adamw, growth", "arms": ["adamp", "adamw"], "higher": False})
     'adamw / adamp, growth'
@@ -156,7 +157,7 @@ def control_sentence(claim: ClaimDocument) -> str:
 
 
 def warnings(claim: ClaimDocument) -> list[str]:
-    """What to keep in mind when reading a claim's numbers.
+    """List what to keep in mind when reading a claim's numbers.
 
     >>> warnings({"skew": 0.3}), len(warnings({"skew": -1.4}))
     ([], 1)
@@ -165,13 +166,13 @@ def warnings(claim: ClaimDocument) -> list[str]:
     if skew is None or abs(skew) <= SKEWED:
         return []
     return [
-        "These seeds are strongly skewed; the rule's false wins rise to about 9 % where one arm alone is "
-        "skewed (exponential), 16 to 30 % (lognormal). Look at the dots."
+        "These seeds are strongly skewed. If one arm alone is skewed, the rule's false wins rise to about "
+        "9 % (exponential) or 16 to 30 % (lognormal). Look at the dots."
     ]
 
 
 def divergence_sentence(claim: ClaimDocument) -> str:
-    """How rare a divergence the seeds could have missed; empty where that is not known.
+    """Say how rare a divergence the seeds could have missed; empty if that is not known.
 
     >>> divergence_sentence({"n": 10, "missable_divergence": 0.2589})
     '10 seeds without a divergence do not exclude one in 4 runs.'
@@ -251,7 +252,8 @@ def paper_details(
 
 
 def scope_sentence(tested_on: str, paper_setup: str) -> str:
-    """
+    """Say what a study was tested on, and what the paper used.
+
     >>> scope_sentence("digits with a 5k-parameter network", "ImageNet")
     'Tested on digits with a 5k-parameter network; the paper used ImageNet.'
     """
@@ -261,7 +263,8 @@ def scope_sentence(tested_on: str, paper_setup: str) -> str:
 
 
 def more_seeds_sentence(more: int) -> str:
-    """
+    """Say how many seeds would decide a claim.
+
     >>> more_seeds_sentence(14)
     'about 14 more fresh seeds would decide an effect of this size'
     """
@@ -281,7 +284,7 @@ _NOTES = {  # the verdict rule's notes, as people read them
 
 
 def _with_head(outcome: str, claim: ClaimDocument, scale: str) -> str:
-    """Put the verdict before what was found, unless it says itself that all is as claimed."""
+    """Put the verdict before what was found, unless all is as claimed."""
     found = _finding(claim)
     unlabelled = [f"{arm} " for arm in claim.get("arms") or [] if _label(claim, arm) == arm]
     started = found if found.startswith(tuple(unlabelled)) else _capital(found)
@@ -297,7 +300,7 @@ def _without_result(claim: ClaimDocument) -> bool:
 
 
 def _finding(claim: ClaimDocument) -> str:
-    """What came out, in short: without seeds and minimum effect."""
+    """Say what came out, in short: without seeds and minimum effect."""
     statement = str(claim["statement"]).strip().rstrip(".")
     if _without_result(claim):
         return claim.get("note") or statement
@@ -322,7 +325,7 @@ def _finding(claim: ClaimDocument) -> str:
 
 
 def _measured_as(claim: ClaimDocument) -> str:
-    """What the number of a claim is, if it compares neither two arms nor two spreads nor several steps."""
+    """Name the number of a claim that compares neither two arms nor two spreads, and has no steps."""
     contrast = claim.get("contrast") or ""
     if claim["kind"] != "statistical" or claim.get("links") or _pair(claim) or _SPREAD.fullmatch(contrast):
         return ""
@@ -330,7 +333,7 @@ def _measured_as(claim: ClaimDocument) -> str:
 
 
 def _reasons(claim: ClaimDocument, sentence: str) -> list[str]:
-    """Why a claim is not reproduced, unless its sentence says so, and what would decide it."""
+    """Say why a claim is not reproduced, unless its sentence does, and what would decide it."""
     note = claim.get("note") or ""
     reasons = []
     if claim["outcome"] != "reproduced" and note and note not in sentence:
@@ -344,7 +347,7 @@ def _reasons(claim: ClaimDocument, sentence: str) -> list[str]:
 
 
 def _headline(outcome: str, claims: Sequence[ClaimDocument]) -> ClaimDocument | None:
-    """The primary claim that the paper's sentence is on: one with its outcome, statistical if possible."""
+    """Choose the primary claim for the paper's sentence: one with its outcome, statistical if possible."""
     primary = [claim for claim in claims if claim["primary"]]
     if not primary:
         return None
@@ -356,7 +359,7 @@ def _headline(outcome: str, claims: Sequence[ClaimDocument]) -> ClaimDocument | 
 
 
 def _controlled(primary: Sequence[ClaimDocument], headline: ClaimDocument, control: str) -> str:
-    """What the controls made of the gains, which are named unless the first sentence is on them."""
+    """Say whether the gains survive, and name them unless the first sentence is on them."""
     asked = [claim for claim in primary if claim.get("survives") is not None]
     found = [claim for claim in asked if claim["survives"] == control]
     several = len(found) > 1
@@ -365,7 +368,7 @@ def _controlled(primary: Sequence[ClaimDocument], headline: ClaimDocument, contr
         gain += f" of {' and '.join(claim['name'] for claim in found)}"
     survive = "survive their controls" if several else "survives its control"
     if any(claim["outcome"] not in ("reproduced", "smaller") for claim in found):
-        # found, and then left open for another reason, such as an arm at its grid's edge
+        # the gain was found and then left open for another reason, such as an arm at its grid's edge
         lead = f"Against {'their controls' if several else 'its control'}, {gain}"
         verb = {
             "survives": "hold" if several else "holds",
@@ -448,7 +451,7 @@ def _measured(judged: ClaimDocument, claim: ClaimDocument, shown: set[str], riva
 
 
 def _relation(judged: ClaimDocument) -> str:
-    """The words between two arms: "beats" is kept for what the rule has found."""
+    """Choose the words between two arms; "beats" is only for a gain that the rule has found."""
     if judged["mean"] < 0:
         return "is behind"
     won = judged["outcome"] == "reproduced" and judged.get("test") != "non-inferiority"
@@ -456,7 +459,7 @@ def _relation(judged: ClaimDocument) -> str:
 
 
 def _margin(judged: ClaimDocument, claim: ClaimDocument) -> str:
-    """The margin in words: "minimum effect 0.2 points"; empty if any gain counts."""
+    """Say the margin: "minimum effect 0.2 points"; empty if any gain counts."""
     margin, test = judged.get("margin", claim.get("margin")), judged.get("test") or "superiority"
     if not margin:
         return ""
@@ -469,14 +472,14 @@ def _margin(judged: ClaimDocument, claim: ClaimDocument) -> str:
 
 
 def _size(margin: float, claim: ClaimDocument) -> str:
-    """A margin with its unit: "0.2 points", "a factor of 1.1"."""
+    """Format a margin with its unit: "0.2 points", "a factor of 1.1"."""
     if claim.get("scale") == "log":
         return f"a factor of {number(math.exp(min(margin, 700.0)))}"
     return amount(margin, **{k: claim[k] for k in ("scale", "unit", "scale_factor") if claim.get(k)})
 
 
 def _steps(claim: ClaimDocument) -> list[str]:
-    """Every step of an ordering, or both parts of a spread claim, numbered."""
+    """List the steps of an ordering, or both parts of a spread claim, numbered."""
     links = claim.get("links") or []
     beside_spread = bool(links) and _SPREAD.fullmatch(links[0].get("text") or "") is not None
     steps = []
@@ -486,14 +489,14 @@ def _steps(claim: ClaimDocument) -> list[str]:
             name = " over ".join(_label(claim, arm) for arm in pair) if pair else link["text"]
             steps.append(f"Step {step}: {name}: {link.get('note') or outcome_words(link['outcome'])}")
         else:
-            # beside a spread stands how the two arms do where they are tuned
+            # the second part of a spread claim compares the arms where they are tuned
             where = "at the best setting " if beside_spread and step > 1 else ""
             steps.append(f"Step {step}: {where}{_measured(link, claim, {'level', 'margin'})}")
     return steps
 
 
 def _instances(claim: ClaimDocument) -> str:
-    """How many instances of an exact claim hold."""
+    """Count the instances of an exact claim that hold."""
     count, failing = len(claim["instances"]), sum(not i["holds"] for i in claim["instances"])
     if failing:
         return f"fails for {failing} of {plural(count, 'instance')}"
@@ -501,7 +504,7 @@ def _instances(claim: ClaimDocument) -> str:
 
 
 def _deviations(claim: ClaimDocument) -> str:
-    """How far the instances of an exact claim are off, and whether its negative control breaks it."""
+    """Say how far an exact claim's instances are off, and whether its negative control breaks it."""
     worst = max(math.inf if i["deviation"] is None else float(i["deviation"]) for i in claim["instances"])
     text = f"largest deviation {number(worst, 2)}, tolerance {number(claim['tolerance'], 2)}"
     control = claim.get("negative_control")
@@ -512,7 +515,7 @@ def _deviations(claim: ClaimDocument) -> str:
 
 
 def _cost(claim: ClaimDocument) -> str:
-    """The time of ours as a multiple of the peer's; the contrast is log(bound x peer / ours)."""
+    """Say our time as a multiple of the peer's; the contrast is log(bound x peer / ours)."""
     values = [v for v in (claim["mean"], claim.get("high"), claim.get("low")) if v is not None]
     size, *ends = _rounded([claim["at_most"] * math.exp(-v) for v in values])
     interval = f" ({percent(claim['level'])} interval {' to '.join(ends)})" if ends else ""
@@ -520,7 +523,7 @@ def _cost(claim: ClaimDocument) -> str:
 
 
 def _control(control: ClaimDocument, claim: ClaimDocument) -> str:
-    """Compare with one control; in short if at the seeds that the claim rests on."""
+    """Compare with one control; briefly if the claim and the control have the same seeds."""
     rival = _label(claim, control["arm"])
     if control.get("mean") is None:
         return f"{rival}: {control.get('note') or control['outcome']}"
@@ -530,7 +533,7 @@ def _control(control: ClaimDocument, claim: ClaimDocument) -> str:
 
 
 def _tally(primary: Sequence[ClaimDocument], scale: str) -> str:
-    """How many claims came out how: "2 of 3 primary claims reproduced (a, b), 1 inconclusive (c)"."""
+    """Count the outcomes: "2 of 3 primary claims reproduced (a, b), 1 inconclusive (c)"."""
     groups: dict[str, list[str]] = {}
     for claim in primary:
         groups.setdefault(claim["outcome"], []).append(claim["name"])
@@ -548,7 +551,7 @@ def _tally(primary: Sequence[ClaimDocument], scale: str) -> str:
 
 
 def _pair(part: ClaimDocument) -> tuple[str, str] | None:
-    """The two arms of a contrast that simply compares two."""
+    """Return the two arms of a contrast that simply compares two."""
     text, arms = part.get("contrast") or part.get("text") or "", part.get("arms") or []
     if len(arms) != 2 or not text.startswith((f"{arms[0]} - {arms[1]}, ", f"{arms[0]} / {arms[1]}, ")):
         return None
@@ -556,7 +559,7 @@ def _pair(part: ClaimDocument) -> tuple[str, str] | None:
 
 
 def _subject(claim: ClaimDocument) -> str:
-    """The arm whose gain is claimed: the better of two, the last of an ordering."""
+    """Return the arm whose gain is claimed: the better of two, the last of an ordering."""
     arms = list(claim.get("arms") or [])
     if claim.get("links"):
         return _label(claim, claim["links"][-1]["arms"][0])
@@ -564,13 +567,13 @@ def _subject(claim: ClaimDocument) -> str:
 
 
 def _label(claim: ClaimDocument, arm: str) -> str:
-    """An arm by its label, in quotation marks where it holds more than words."""
+    """Return an arm's label, in quotation marks if it contains more than words."""
     label = (claim.get("labels") or {}).get(arm) or arm
     return label if re.fullmatch(r"\w[\w .+/-]*", label) else f"“{label}”"
 
 
 def _scaled(mean: float, low: float | None, high: float | None, claim: ClaimDocument) -> tuple[str, str]:
-    """``("0.6 points", "0.3 to 0.9")``; the interval is "" if there is none."""
+    """Format an effect and its interval: `("0.6 points", "0.3 to 0.9")`; no interval is ""."""
     factor = 1 if claim.get("scale") == "correlation" else claim.get("scale_factor") or 1
     values = [v * factor for v in (mean, low, high) if v is not None]
     size, *ends = _rounded(values)
@@ -579,13 +582,13 @@ def _scaled(mean: float, low: float | None, high: float | None, claim: ClaimDocu
 
 
 def _rounded(values: Sequence[float]) -> list[str]:
-    """A mean, and the two ends of its interval if it has one, rounded alike."""
+    """Round a mean, and the two ends of its interval if it has one, alike."""
     mean, low, high = values if len(values) == 3 else (values[0], None, None)
     return list(rounded(mean, low, high))[: len(values)]
 
 
 def _unit(size: str, unit: str) -> str:
-    """The unit after a number: " points" ("%" means percentage points), " point" after 1."""
+    """Return the unit after a number: " points" ("%" means percentage points), " point" after 1."""
     unit = "points" if unit == "%" else unit
     return f" {'point' if (size, unit) == ('1', 'points') else unit}" if unit else ""
 

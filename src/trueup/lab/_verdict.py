@@ -3,8 +3,8 @@
 It takes contrasts `d` (one per seed, positive in the claimed direction), a margin `m` and a one-sided
 `alpha`. "Above" needs both a t-test and a sign-flip permutation test to agree, so that neither a heavy tail
 nor a few seeds decide alone. Two looks together give 1.3 to 2.3 % false wins if the spread is symmetric or
-both arms are skewed alike, but 9 % if one arm alone is exponential, 16 to 30 % if it is lognormal, and more if the method
-diverges in a few runs out of a hundred: ten clean seeds do not show that.
+both arms are skewed alike, but 9 % if one arm alone is exponential, 16 to 30 % if it is lognormal, and more
+if the method diverges in a few runs out of a hundred: ten clean seeds do not show that.
 """
 
 from __future__ import annotations
