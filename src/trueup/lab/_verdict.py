@@ -59,18 +59,8 @@ class Judgement:
 
     def to_dict(self, seeds: Sequence[Hashable]) -> dict[str, Any]:
         """Return plain JSON as in the outcome document, each contrast with its seed."""
-        return {
-            "outcome": self.outcome,
-            "note": self.note,
-            "test": self.test,
-            "margin": self.margin,
-            "alpha": self.alpha,
-            "level": self.level,
-            "n": self.n,
-            "mean": self.mean,
-            "low": self.low,
-            "high": self.high,
-            "pvalue": self.pvalue,
+        names = ("outcome", "note", "test", "margin", "alpha", "level", "n", "mean", "low", "high", "pvalue")
+        return {name: getattr(self, name) for name in names} | {
             "d": [{"seed": seed, "d": d} for seed, d in zip(seeds, self.d, strict=False)],
             "wins": sum(d > 0 for d in self.d),
             "losses": sum(d < 0 for d in self.d),

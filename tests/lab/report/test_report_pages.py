@@ -176,7 +176,7 @@ def test_a_study_of_ones_own_names_its_file_and_no_paper(tmp_path: Path) -> None
     assert """trueup run '/data/o'"'"'neil/my study.py' --scale smoke""" in text
     assert "claimed by the paper" not in text
     assert "our reading of the paper" not in text
-    assert "thought of after seeing data" in text
+    assert "added after seeing the data" in text
     write_report(tmp_path, [made.study()], made.PAPERS, {})
     papers = page(tmp_path, "adamp.html").text
     assert "claimed by the paper" in papers

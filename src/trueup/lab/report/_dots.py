@@ -56,9 +56,7 @@ def claim_figure(claim: Doc, scale: str = "desk") -> Figure | None:
     """
     if claim.get("kind") == "exact":
         return _exact(claim)
-    rows = []
-    links = claim.get("links") or []
-    if links:
+    if links := claim.get("links") or []:
         rows = [
             _contrast(contrast_label(link, claim.get("higher")) or f"part {i}", link, claim, scale)
             for i, link in enumerate(links, 1)
@@ -146,9 +144,7 @@ def _exact(claim: Doc) -> Figure | None:
         for name, items, color, symbol in groups
         if items
     ]
-    title = (
-        "deviation (left of the dashed line: holds)" if tolerance else "deviation (only 0 holds: far left)"
-    )
+    title = f"deviation ({'left of the dashed line: holds' if tolerance else 'only 0 holds: far left'})"
     return dot_rows(rows, title, log=True, zero=None)
 
 
@@ -212,27 +208,11 @@ def dot_rows(rows: Sequence[Row], title: str, *, log: bool = False, zero: float 
                 "showarrow": False, "bgcolor": "var(--page)", "borderpad": 1,
             }
         )  # fmt: skip
-        data.append(
-            {
-                "type": "scatter", "mode": "markers", "showlegend": False, "name": label(row.label),
-                "x": compact(x for x, _ in row.dots),
-                "y": _jitter(y, len(row.dots)),
-                "text": [label(t) for _, t in row.dots], "hovertemplate": "%{text}<extra></extra>",
-                "marker": {
-                    "symbol": row.symbol, "size": 8, "color": row.color, "opacity": 0.55,
-                },
-            }
-        )  # fmt: skip
+        dot = {"symbol": row.symbol, "size": 8, "color": row.color, "opacity": 0.55}
+        cross = {"symbol": "x-thin", "size": 8, "line": {"width": 2, "color": row.color}}
+        data.append(_points(row, row.dots, y, dot))
         if row.crosses:
-            data.append(
-                {
-                    "type": "scatter", "mode": "markers", "showlegend": False, "name": label(row.label),
-                    "x": compact(x for x, _ in row.crosses),
-                    "y": _jitter(y, len(row.crosses)),
-                    "text": [label(t) for _, t in row.crosses], "hovertemplate": "%{text}<extra></extra>",
-                    "marker": {"symbol": "x-thin", "size": 8, "line": {"width": 2, "color": row.color}},
-                }
-            )  # fmt: skip
+            data.append(_points(row, row.crosses, y, cross))
         if row.mean is not None and len(row.dots) + len(row.crosses) != 1:
             data.append(_mean(row, y))
     tallest = max(len(textwrap.wrap(row.label, LABEL)) for row in rows)
@@ -253,9 +233,15 @@ def dot_rows(rows: Sequence[Row], title: str, *, log: bool = False, zero: float 
     }
 
 
-def _jitter(y: float, count: int) -> list[float]:
-    """Return heights that keep neighbouring dots of a row apart."""
-    return [round(y + 0.06 * (i % 5 - 2), 3) for i in range(count)]
+def _points(row: Row, points: Sequence[tuple[float, str]], y: float, marker: Figure) -> Figure:
+    return {
+        "type": "scatter", "mode": "markers", "showlegend": False, "name": label(row.label),
+        "x": compact(x for x, _ in points),
+        # heights that keep neighbouring dots apart
+        "y": [round(y + 0.06 * (i % 5 - 2), 3) for i in range(len(points))],
+        "text": [label(text) for _, text in points], "hovertemplate": "%{text}<extra></extra>",
+        "marker": marker,
+    }  # fmt: skip
 
 
 def _mean(row: Row, y: float) -> Figure:

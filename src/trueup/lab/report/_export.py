@@ -53,23 +53,15 @@ def script_json(document: Any) -> str:
 def cells_csv(outcome: Mapping[str, Any]) -> str:
     """Format the report cells, one row each: arm, conditions, hyperparameters, seed, status, metrics."""
     cells: Sequence[Mapping[str, Any]] = outcome.get("cells") or []
-    conditions = _keys(cell.get("condition") or {} for cell in cells)
-    hyper = _keys(cell.get("hyper") or {} for cell in cells)
-    numbers = _keys(cell.get("numbers") or {} for cell in cells)
-    header = ["arm", *conditions, *hyper, "seed", "status", *numbers, "seconds"]
-    rows = [
-        [
-            cell.get("arm"),
-            *((cell.get("condition") or {}).get(k) for k in conditions),
-            *((cell.get("hyper") or {}).get(k) for k in hyper),
-            cell.get("seed"),
-            cell.get("status"),
-            *((cell.get("numbers") or {}).get(k) for k in numbers),
-            cell.get("seconds"),
-        ]
-        for cell in cells
-    ]
-    return _csv(header, rows)
+    names = {p: _keys(cell.get(p) or {} for cell in cells) for p in ("condition", "hyper", "numbers")}
+    header = ["arm", *names["condition"], *names["hyper"], "seed", "status", *names["numbers"], "seconds"]
+
+    def row(cell: Mapping[str, Any]) -> list[Any]:
+        found = {p: [(cell.get(p) or {}).get(name) for name in names[p]] for p in names}
+        settings, outcome = [*found["condition"], *found["hyper"]], [cell.get("seed"), cell.get("status")]
+        return [cell.get("arm"), *settings, *outcome, *found["numbers"], cell.get("seconds")]
+
+    return _csv(header, map(row, cells))
 
 
 LEDGER_COLUMNS = (
