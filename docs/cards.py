@@ -119,7 +119,7 @@ def _verdicts(paper: papers.Paper, entry: dict[str, Any] | None) -> str:
     details = verdict.get("details") or [f"{scope[:1].upper()}{scope[1:]}."] * bool(scope)
     parts = [" ".join([f"**{verdict['sentence']}**", *details])]
     for claim in entry["claims"]:
-        text = " ".join(filter(None, (claim["sentence"], claim.get("control_sentence"))))
+        text = " ".join(filter(None, (claim["sentence"], claim["control_sentence"], *claim["details"])))
         parts.append(_claim(claim["name"], claim["outcome"], claim["primary"], claim["origin"], text))
     tried, provenance = len(entry["protocols"]), entry["provenance"]
     stale = "; the code has changed since" if code_fingerprint(ref) != provenance["fingerprint"] else ""

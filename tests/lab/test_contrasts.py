@@ -161,7 +161,7 @@ def test_what_is_no_gain_has_no_control() -> None:
 def test_a_ratio_needs_positive_values() -> None:
     zero = cells(("a", {}, {"loss": 0.0}), ("b", {}, {"loss": 1.0}))
     for pair in (("a", "b"), ("b", "a")):
-        with pytest.raises(ValueError, match=r"needs values > 0, got .*: use difference"):
+        with pytest.raises(ValueError, match=r"needs values > 0; got .*: use difference"):
             contrasts.log_ratio(*pair, "loss").value(zero)
 
 

@@ -21,9 +21,9 @@ from trueup.lab._runner import Options
 from trueup.lab._store import Store
 
 PAPERS = [
-    SimpleNamespace(slug="toy", state="available", reconstructed=False),
-    SimpleNamespace(slug="guess", state="available", reconstructed=True),
-    SimpleNamespace(slug="later", state="planned", reconstructed=False),
+    SimpleNamespace(slug="toy", area="nn", state="available", reconstructed=False),
+    SimpleNamespace(slug="guess", area="text", state="available", reconstructed=True),
+    SimpleNamespace(slug="later", area="nn", state="planned", reconstructed=False),
 ]
 
 
@@ -472,7 +472,7 @@ def _full(*paths):
     raise OSError(28, "No space left on device")
 
 
-def test_the_readme_table_is_renewed_between_its_marks(tmp_path, publish, monkeypatch):
+def test_the_readmes_summary_is_renewed_between_its_marks(tmp_path, publish, monkeypatch):
     path, readme = tmp_path / "ledger.json", tmp_path / "README.md"
     publish()
     readme.write_text(f"head\n{ledger.MARK}\nold\n{ledger.MARK}\ntail\n")
@@ -481,11 +481,8 @@ def test_the_readme_table_is_renewed_between_its_marks(tmp_path, publish, monkey
     assert text.startswith("head\n")
     assert text.endswith("\ntail\n")
     assert "old" not in text
-    assert "| `toy` | **reproduced** | survives |" in text
-    assert "| `guess`, reconstructed | not published yet | | |" in text
-    assert "| All " not in text  # one primary claim: its own sentence, without the verdict's head
-    assert "| Ours beats" in text or "| ours beats" in text or "| Ours " in text
-    assert "1 more" in text
+    assert "2 of 3 papers are available; verdicts: 1 reproduced." in text
+    assert "| `nn` | 1 of 2 | 1 reproduced |\n| `text` | 1 of 1 |  |" in text
     monkeypatch.setattr("os.replace", _full)
     with pytest.raises(ledger.LedgerError, match="cannot write"):
         ledger.renew_readme(readme, {}, PAPERS)
@@ -494,6 +491,23 @@ def test_the_readme_table_is_renewed_between_its_marks(tmp_path, publish, monkey
     readme.write_text("no marks")
     with pytest.raises(ledger.LedgerError, match="twice"):
         ledger.renew_readme(readme, ledger.read(path), PAPERS)
+
+
+@pytest.mark.parametrize("outcome", ["reproduced", "contradicted"])
+def test_the_full_table_has_a_row_per_available_paper(tmp_path, publish, outcome):
+    publish()
+    entry = entry_of(tmp_path)
+    verdict = entry["verdict"] | {"outcome": outcome}
+    if outcome == "contradicted":
+        verdict["sentence"] = "Contradicted at desk scale: ours | theirs is behind."
+    head, rule, toy, guess = ledger.full_table({"toy": entry | {"verdict": verdict}}, PAPERS).splitlines()
+    assert head.count("|") == rule.count("|") == guess.count("|") == 5
+    if outcome == "reproduced":
+        assert toy.startswith("| [toy](methods/toy.md) | **reproduced** | survives | Ours beats plain ")
+    else:  # the verdict stands in its own column, not in the sentence
+        words = "**contradicted at desk scale** | survives | Ours \\| theirs is behind."
+        assert toy == f"| [toy](methods/toy.md) | {words} |"
+    assert guess == "| [guess](methods/guess.md), reconstructed | not published yet | | |"
 
 
 def test_the_shipped_ledger_reads_and_the_readme_shows_it():

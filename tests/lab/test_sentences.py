@@ -9,6 +9,7 @@ import pytest
 
 from trueup.lab import _formatting as formatting
 from trueup.lab import _sentences as sentences
+from trueup.lab import _verdict as verdict
 
 CLAIM: dict[str, Any] = {
     "name": "accuracy",
@@ -39,107 +40,184 @@ WORSE = {"mean": -0.006, "low": -0.009, "high": 0.001, "outcome": "contradicted"
 PLAIN = {"unit": "", "scale_factor": 1}
 
 
-def told(**changes: Any) -> str:
+def sentence_of(**changes: Any) -> str:
     return sentences.claim_sentence(CLAIM | changes, "desk")
 
 
-STATISTICAL: list[tuple[dict[str, Any], str]] = [
+def details_of(**changes: Any) -> list[str]:
+    return sentences.claim_details(CLAIM | changes)
+
+
+STATISTICAL: list[tuple[dict[str, Any], str, list[str]]] = [
     (
         {},
-        "adamp beats adam in test acc by 0.6 points "
-        "(95 % interval 0.3 to 0.9, 10 seeds; minimum effect 0.2): reproduced.",
+        "adamp beats adam in test acc by 0.6 points (95 % interval 0.3 to 0.9).",
+        ["10 seeds; minimum effect 0.2 points."],
     ),
     (
         {"labels": {"adamp": "AdamP", "adam": "Adam"}, "metric": "", "unit": "%", "level": 0.99},
-        "AdamP beats Adam by 0.6 points (99 % interval 0.3 to 0.9, 10 seeds; minimum effect 0.2): "
-        "reproduced.",
+        "AdamP beats Adam by 0.6 points (99 % interval 0.3 to 0.9).",
+        ["10 seeds; minimum effect 0.2 points."],
+    ),
+    (  # a label that begins like its arm gets a capital, the name of an arm does not
+        {"labels": {"adamp": "adamp with decay"}, "metric": ""},
+        "Adamp with decay beats adam by 0.6 points (95 % interval 0.3 to 0.9).",
+        ["10 seeds; minimum effect 0.2 points."],
     ),
     (
         WORSE,
-        "adamp is behind adam in test acc by 0.6 points (95 % interval −0.1 to 0.9, 10 seeds; "
-        "minimum effect 0.2): contradicted at desk scale: opposite.",
+        "Contradicted at desk scale: adamp is behind adam in test acc by 0.6 points "
+        "(95 % interval −0.1 to 0.9).",
+        ["The effect goes the other way.", "10 seeds; minimum effect 0.2 points."],
+    ),
+    (
+        {"outcome": "contradicted", "mean": 0.001, "low": 0.0, "high": 0.002, "note": verdict.SIGN_OPEN},
+        "Contradicted at desk scale: adamp is ahead of adam in test acc by 0.1 points "
+        "(95 % interval 0.0 to 0.2).",
+        [
+            "A gain of the minimum effect or more is excluded, a smaller one is not.",
+            "10 seeds; minimum effect 0.2 points.",
+        ],
     ),
     (
         {"outcome": "inconclusive", "more_seeds": 14, "level": 0.96},
-        "adamp is ahead of adam in test acc by 0.6 points (96 % interval 0.3 to 0.9, 10 seeds; minimum "
-        "effect 0.2): inconclusive; about 14 more fresh seeds would decide an effect of this size.",
+        "Inconclusive at desk scale: adamp is ahead of adam in test acc by 0.6 points "
+        "(96 % interval 0.3 to 0.9).",
+        [
+            "About 14 more fresh seeds would decide an effect of this size.",
+            "10 seeds; minimum effect 0.2 points.",
+        ],
     ),
     (
         {"outcome": "inconclusive", "note": "uneven seeds", "more_seeds": 1},
-        "adamp is ahead of adam in test acc by 0.6 points (95 % interval 0.3 to 0.9, 10 seeds; minimum "
-        "effect 0.2): inconclusive: uneven seeds; about 1 more fresh seed would decide an effect of this "
-        "size.",
+        "Inconclusive at desk scale: adamp is ahead of adam in test acc by 0.6 points "
+        "(95 % interval 0.3 to 0.9).",
+        [
+            "The seeds are uneven, and the two tests disagree.",
+            "About 1 more fresh seed would decide an effect of this size.",
+            "10 seeds; minimum effect 0.2 points.",
+        ],
     ),
     (
         {"mean": 0.0, "low": -0.002, "high": 0.002, "outcome": "inconclusive"},
-        "adamp equals adam in test acc on average "
-        "(95 % interval −0.2 to 0.2, 10 seeds; minimum effect 0.2): inconclusive.",
+        "Inconclusive at desk scale: adamp equals adam in test acc on average (95 % interval −0.2 to 0.2).",
+        ["10 seeds; minimum effect 0.2 points."],
+    ),
+    (  # nor is an arm behind by 0.0 points
+        {"mean": -0.00001, "low": -0.002, "high": 0.00198, "outcome": "inconclusive"},
+        "Inconclusive at desk scale: adamp equals adam in test acc on average (95 % interval −0.2 to 0.2).",
+        ["10 seeds; minimum effect 0.2 points."],
     ),
     (
         {"n": 1, "low": None, "high": None, "outcome": "inconclusive", "note": "too few seeds"},
-        "adamp is ahead of adam in test acc by 0.6 points (1 seed; minimum effect 0.2): "
-        "inconclusive: too few seeds.",
+        "Inconclusive at desk scale: adamp is ahead of adam in test acc by 0.6 points.",
+        ["So few seeds decide nothing.", "1 seed; minimum effect 0.2 points."],
     ),
     (
         {"mean": None, "outcome": "incomplete", "note": "a cell of adam at seed 3 is failed"},
-        "AdamP is more accurate than Adam: incomplete: a cell of adam at seed 3 is failed.",
+        "Incomplete at desk scale: a cell of adam at seed 3 is failed.",
+        [],
     ),
     # a log ratio: per cent below a factor of two
     (
         PLAIN
         | {"scale": "log", "contrast": "adamp / adam, test_acc"}
         | {"mean": 0.0953, "low": 0.0488, "high": 0.1398, "margin": 0.0488},
-        "adamp is 10 % higher than adam in test acc (a factor of 1.1; 95 % interval 5 % to 15 % higher, "
-        "10 seeds; minimum effect a factor of 1.05): reproduced.",
+        "adamp is 10 % higher than adam in test acc (a factor of 1.1; 95 % interval 5 % to 15 % higher).",
+        ["10 seeds; minimum effect a factor of 1.05."],
     ),
     (
         PLAIN
         | {"scale": "log", "contrast": "adamp / adam, test_acc"}
         | {"mean": -1.0986, "low": -1.3863, "high": -0.6931, "margin": 0.0953}
         | {"outcome": "contradicted", "note": "opposite"},
-        "adamp is 67 % lower than adam in test acc (a factor of 3; 95 % interval 50 % to 75 % lower, "
-        "10 seeds; minimum effect a factor of 1.1): contradicted at desk scale: opposite.",
+        "Contradicted at desk scale: adamp is 67 % lower than adam in test acc "
+        "(a factor of 3; 95 % interval 50 % to 75 % lower).",
+        ["The effect goes the other way.", "10 seeds; minimum effect a factor of 1.1."],
     ),
-    # no direction, or no margin to beat
+    # an equivalence says how large the difference is, and which way only where that matters
     (
         {"test": "equivalence", "mean": -0.0002, "low": -0.001, "high": 0.0006},
-        "adamp and adam differ in test acc by −0.02 points (95 % interval −0.10 to 0.06, 10 seeds; "
-        "up to 0.2 either way is allowed): reproduced.",
+        "adamp and adam differ in test acc by 0.02 points, within the 0.2 points allowed "
+        "(95 % interval −0.06 to 0.10).",
+        ["10 seeds; up to 0.2 points either way is allowed."],
+    ),
+    (
+        {"test": "equivalence", "outcome": "contradicted", "mean": -0.006, "low": -0.009, "high": -0.003}
+        | {"note": "the difference is larger than the margin"},
+        "Contradicted at desk scale: adamp and adam differ in test acc by 0.6 points, adam ahead "
+        "(95 % interval 0.3 to 0.9).",
+        [
+            "The difference is larger than the margin.",
+            "10 seeds; up to 0.2 points either way is allowed.",
+        ],
+    ),
+    (
+        {"test": "equivalence", "outcome": "inconclusive"},
+        "Inconclusive at desk scale: adamp and adam differ in test acc by 0.6 points, adamp ahead "
+        "(95 % interval 0.3 to 0.9).",
+        ["10 seeds; up to 0.2 points either way is allowed."],
     ),
     (
         {"test": "non-inferiority", "mean": -0.001, "low": -0.0015, "high": -0.0005},
-        "adamp is behind adam in test acc by 0.10 points (95 % interval 0.05 to 0.15, 10 seeds; "
-        "up to 0.2 behind is allowed): reproduced.",
+        "adamp is behind adam in test acc by 0.10 points, within the 0.2 points allowed "
+        "(95 % interval 0.05 to 0.15).",
+        ["10 seeds; up to 0.2 points behind is allowed."],
+    ),
+    (
+        {"test": "non-inferiority"},
+        "adamp is ahead of adam in test acc by 0.6 points (95 % interval 0.3 to 0.9).",
+        ["10 seeds; up to 0.2 points behind is allowed."],
     ),
     # what is no comparison of two arms keeps its sign
     (
         PLAIN
         | {"scale": "correlation", "contrast": "kendall of score and acc, nets", "arms": ["nets"]}
         | {"statement": "Scores rank nets", "mean": 0.62, "low": 0.5, "high": 0.74, "margin": 0.3},
-        "Scores rank nets: kendall of score and acc, nets is 0.62 "
-        "(95 % interval 0.50 to 0.74, 10 seeds; minimum effect 0.3): reproduced.",
+        "Scores rank nets: 0.62 (95 % interval 0.50 to 0.74).",
+        ["10 seeds; minimum effect 0.3; measured as kendall of score and acc, nets."],
+    ),
+    (
+        PLAIN
+        | {"contrast": "end - start, nets", "arms": ["nets"], "statement": "Nets improve", "higher": False}
+        | WORSE,
+        "Contradicted at desk scale. Nets improve: −0.006 (95 % interval −0.009 to 0.001).",
+        [
+            "The effect goes the other way.",
+            "10 seeds; minimum effect 0.002; measured as end - start, nets.",
+        ],
     ),
     (
         PLAIN
         | {"contrast": "spread over lr: adam - adamp, acc", "statement": "AdamP is steadier"}
         | {"mean": -0.6, "low": -0.9, "high": -0.3, "outcome": "inconclusive"},
-        "AdamP is steadier: acc of adamp varies by 0.6 more over lr than that of adam "
-        "(95 % interval 0.3 to 0.9, 10 seeds; minimum effect 0.002): inconclusive.",
-    ),
-    (
-        PLAIN | {"contrast": "", "arms": [], "test": "equivalence", "margin": 1.0},
-        "AdamP is more accurate than Adam: the contrast is 0.006 "
-        "(95 % interval 0.003 to 0.009, 10 seeds; up to 1 either way is allowed): reproduced.",
+        "Inconclusive at desk scale: acc of adamp varies by 0.6 more over lr than that of adam "
+        "(95 % interval 0.3 to 0.9).",
+        ["10 seeds; minimum effect 0.002."],
     ),
 ]
 
 
-@pytest.mark.parametrize(("changes", "sentence"), STATISTICAL, ids=[s for _, s in STATISTICAL])
-def test_statistical_claims(changes: dict[str, Any], sentence: str) -> None:
-    assert told(**changes) == sentence
+@pytest.mark.parametrize(("changes", "sentence", "details"), STATISTICAL, ids=[s for _, s, _ in STATISTICAL])
+def test_statistical_claims(changes: dict[str, Any], sentence: str, details: list[str]) -> None:
+    assert sentence_of(**changes) == sentence
+    assert details_of(**changes) == details
 
 
-def test_an_ordering_tells_every_link() -> None:
+def test_in_one_line_seeds_and_minimum_effect_stand_in_brackets() -> None:
+    """As the comparison of a user's own results shows them."""
+    assert sentences.body(CLAIM | {"measure": "loss", "higher": False}) == (
+        "adamp beats adam in loss (lower is better) by 0.6 points "
+        "(95 % interval 0.3 to 0.9, 10 seeds; minimum effect 0.2 points)"
+    )
+    assert sentences.body(CLAIM | RATIO).endswith("minimum effect a factor of 1.1; lower is better)")
+
+
+def test_the_rules_notes_are_put_into_words() -> None:
+    assert {verdict.OPPOSITE, verdict.SIGN_OPEN} <= set(sentences._NOTES)
+
+
+def test_an_ordering_lists_every_link() -> None:
     def link(better: str, worse: str, **changes: Any) -> dict[str, Any]:
         keys = ("test", "margin", "level", "n", "mean", "low", "high", "outcome", "note")
         shared = {k: CLAIM[k] for k in keys}
@@ -159,20 +237,23 @@ def test_an_ordering_tells_every_link() -> None:
         link("adapted", "ghost", outcome="inconclusive"),
         link("x", "y", mean=None, outcome="incomplete", note="not run"),
     ]
-    sentence = told(
-        statement="Each step helps.",
-        links=links,
-        labels={"scaled": "+ rate"},
-        outcome="contradicted",
-        note="step 2 does not hold",
-    )
-    assert sentence == (
-        "Each step helps (95 % intervals, 10 seeds): "
-        "(1) “+ rate” beats large by 0.6 points (0.3 to 0.9; minimum effect 0.2); "
-        "(2) ghost is behind “+ rate” by 0.6 points (0.3 to 0.9; up to 0.2 behind is allowed); "
-        "(3) adapted is ahead of ghost by 0.6 points (0.3 to 0.9; minimum effect 0.2); "
-        "(4) x over y: not run: contradicted at desk scale: step 2 does not hold."
-    )
+    ordering: dict[str, Any] = {
+        "statement": "Each step helps.",
+        "links": links,
+        "labels": {"scaled": "+ rate"},
+        "outcome": "contradicted",
+        "note": "step 2 does not hold",
+    }
+    assert sentence_of(**ordering) == "Contradicted at desk scale. Each step helps: step 2 does not hold."
+    assert details_of(**ordering) == [
+        "10 seeds.",
+        "Step 1: “+ rate” beats large by 0.6 points (95 % interval 0.3 to 0.9; minimum effect 0.2 points).",
+        "Step 2: ghost is behind “+ rate” by 0.6 points (95 % interval 0.3 to 0.9; up to 0.2 points "
+        "behind is allowed).",
+        "Step 3: adapted is ahead of ghost by 0.6 points (95 % interval 0.3 to 0.9; minimum effect 0.2 "
+        "points).",
+        "Step 4: x over y: not run.",
+    ]
 
 
 def test_an_ordering_with_one_seed_has_no_intervals() -> None:
@@ -185,11 +266,14 @@ def test_an_ordering_with_one_seed_has_no_intervals() -> None:
         "mean": 0.006,
         "outcome": "inconclusive",
     }
-    sentence = told(links=[link], statement="b wins", outcome="inconclusive", note="too few seeds")
-    assert sentence == (
-        "b wins (1 seed): (1) b is ahead of a by 0.6 points (minimum effect 0.2): "
-        "inconclusive: too few seeds."
+    ordering = {"links": [link], "statement": "b wins", "outcome": "inconclusive", "n": 1}
+    assert sentence_of(**ordering, note="too few seeds") == (
+        "Inconclusive at desk scale. B wins: too few seeds."
     )
+    assert details_of(**ordering, note="too few seeds") == [
+        "1 seed.",
+        "Step 1: b is ahead of a by 0.6 points (minimum effect 0.2 points).",
+    ]
 
 
 def exact(*deviations: float | None, broken: bool = True, **changes: Any) -> dict[str, Any]:
@@ -210,37 +294,47 @@ def exact(*deviations: float | None, broken: bool = True, **changes: Any) -> dic
     } | changes
 
 
+BREAKS = "the negative control (raw parts) breaks it."
+
+
 @pytest.mark.parametrize(
-    ("claim", "sentence"),
+    ("claim", "sentence", "details"),
     [
         (
             exact(0.0, 4e-14, 1e-15, 0.0),
-            "No reference changes it: holds for all 4 instances (largest deviation 4e-14, tolerance 1e-8); "
-            "the negative control (raw parts) breaks it: reproduced.",
+            "No reference changes it: holds for all 4 instances.",
+            [f"Largest deviation 4e-14, tolerance 1e-8; {BREAKS}"],
         ),
         (
             exact(0.0, 0.25, outcome="contradicted", note="does not hold for i1"),
-            "No reference changes it: fails for 1 of 2 instances (largest deviation 0.25, tolerance 1e-8); "
-            "the negative control (raw parts) breaks it: contradicted at desk scale: does not hold for i1.",
+            "Contradicted at desk scale. No reference changes it: fails for 1 of 2 instances.",
+            ["Does not hold for i1.", f"Largest deviation 0.25, tolerance 1e-8; {BREAKS}"],
         ),
         (
             exact(None, outcome="contradicted"),
-            "No reference changes it: fails for 1 of 1 instance (largest deviation infinity, "
-            "tolerance 1e-8); the negative control (raw parts) breaks it: contradicted at desk scale.",
+            "Contradicted at desk scale. No reference changes it: fails for 1 of 1 instance.",
+            [f"Largest deviation infinity, tolerance 1e-8; {BREAKS}"],
+        ),
+        (
+            exact(0.0, broken=False),
+            "No reference changes it: holds for the one instance.",
+            ["Largest deviation 0, tolerance 1e-8."],
         ),
         (
             exact(0.0, broken=False, outcome="invalid", note="the negative control does not break the claim"),
-            "No reference changes it: holds for the one instance (largest deviation 0, tolerance 1e-8): "
-            "invalid: the negative control does not break the claim.",
+            "Invalid at desk scale: the negative control does not break the claim.",
+            [],
         ),
         (
             exact(0.0, None, outcome="incomplete", note="instance i1 did not run"),
-            "No reference changes it: incomplete: instance i1 did not run.",
+            "Incomplete at desk scale: instance i1 did not run.",
+            [],
         ),
     ],
 )
-def test_exact_claims(claim: dict[str, Any], sentence: str) -> None:
+def test_exact_claims(claim: dict[str, Any], sentence: str, details: list[str]) -> None:
     assert sentences.claim_sentence(claim, "desk") == sentence
+    assert sentences.claim_details(claim) == details
 
 
 COST = {
@@ -259,9 +353,10 @@ COST = {
 }
 
 
-def test_cost_claims_are_told_as_times_of_the_peer() -> None:
-    measured = "AdamP is cheap: {} times the peer's time (95 % interval {}, 21 rounds; at most 2 allowed)"
-    assert sentences.claim_sentence(COST, "desk") == measured.format("1.6", "1.4 to 1.8") + ": reproduced."
+def test_cost_claims_are_multiples_of_the_peers_time() -> None:
+    measured = "AdamP is cheap: {} times the peer's time (95 % interval {})."
+    assert sentences.claim_sentence(COST, "desk") == measured.format("1.6", "1.4 to 1.8")
+    assert sentences.claim_details(COST) == ["21 rounds; at most 2 is allowed."]
     slow = COST | {
         "mean": -0.2231,
         "low": -0.3567,
@@ -270,10 +365,11 @@ def test_cost_claims_are_told_as_times_of_the_peer() -> None:
         "note": "opposite",
     }
     assert sentences.claim_sentence(slow, "desk") == (
-        measured.format("2.50", "2.22 to 2.86") + ": contradicted at desk scale."
+        "Contradicted at desk scale. " + measured.format("2.50", "2.22 to 2.86")
     )
+    assert sentences.claim_details(slow) == ["21 rounds; at most 2 is allowed."]
     open_ = COST | {"outcome": "inconclusive", "note": "uneven seeds"}
-    assert sentences.claim_sentence(open_, "desk").endswith("inconclusive: uneven rounds.")
+    assert sentences.claim_details(open_)[0] == "The rounds are uneven, and the two tests disagree."
 
 
 def control(arm: str, **changes: Any) -> dict[str, Any]:
@@ -290,7 +386,7 @@ def control(arm: str, **changes: Any) -> dict[str, Any]:
             "survives",
             [control("decay")],
             "The gain survives its control: adamp beats decay by 0.6 points "
-            "(95 % interval 0.3 to 0.9, 20 seeds; minimum effect 0.2).",
+            "(95 % interval 0.3 to 0.9, 20 seeds; minimum effect 0.2 points).",
         ),
         (
             "explained",
@@ -299,8 +395,9 @@ def control(arm: str, **changes: Any) -> dict[str, Any]:
                 control("noise", mean=-0.006, low=-0.009, high=-0.003, outcome="contradicted"),
             ],
             "A control explains the gain: adamp beats decay by 0.6 points "
-            "(95 % interval 0.3 to 0.9, 20 seeds; minimum effect 0.2); adamp is behind noise by 0.6 points "
-            "(95 % interval 0.3 to 0.9, 20 seeds; minimum effect 0.2).",
+            "(95 % interval 0.3 to 0.9, 20 seeds; minimum effect 0.2 points); "
+            "adamp is behind noise by 0.6 points "
+            "(95 % interval 0.3 to 0.9, 20 seeds; minimum effect 0.2 points).",
         ),
         (
             "undecided",
@@ -325,16 +422,16 @@ def test_the_gain_that_a_control_explains_is_that_of_the_arm_claimed() -> None:
     assert "the method beats decay" in sentences.control_sentence(CLAIM | asked | {"arms": []})
 
 
-def test_a_control_at_the_claims_own_seeds_is_told_briefly() -> None:
+def test_a_control_at_the_claims_own_seeds_is_short() -> None:
     asked = {"survives": "survives", "controls": [control("decay", d=[{}] * 10)]}
-    told_briefly = "The gain survives its control: adamp beats decay by 0.6 points (0.3 to 0.9)."
-    assert sentences.control_sentence(CLAIM | asked) == told_briefly
+    short = "The gain survives its control: adamp beats decay by 0.6 points (0.3 to 0.9)."
+    assert sentences.control_sentence(CLAIM | asked) == short
 
 
-def test_the_measure_says_which_direction_is_better_where_it_is_not_more() -> None:
+def test_the_details_say_where_lower_is_better() -> None:
     loss = {"measure": "test loss", "higher": False}
-    assert told(**loss).startswith("adamp beats adam in test loss (lower is better) by")
-    assert told(measure="test accuracy", higher=True).startswith("adamp beats adam in test accuracy by")
+    assert sentence_of(**loss).startswith("adamp beats adam in test loss by")
+    assert details_of(**loss) == ["10 seeds; minimum effect 0.2 points; lower is better."]
 
 
 @pytest.mark.parametrize(
@@ -345,7 +442,7 @@ def test_the_measure_says_which_direction_is_better_where_it_is_not_more() -> No
         ("undecided", "Whether the gain of accuracy survives its control is undecided."),
     ],
 )
-def test_several_controlled_gains_are_told_together(control: str, detail: str) -> None:
+def test_several_controlled_gains_share_a_sentence(control: str, detail: str) -> None:
     claims = [CLAIM | {"survives": control}, CLAIM | {"name": "speed", "survives": "survives"}]
     assert detail in sentences.paper_details("reproduced", control, claims, "desk")
 
@@ -415,6 +512,12 @@ LABELLED = {"arms": ["small", "adam"], "contrast": "small - adam, acc", "labels"
             ["The effect goes the other way."],
         ),
         (
+            "reproduced",
+            [CLAIM | {"contrast": "end - start", "arms": ["adamp"]}],
+            "AdamP is more accurate than Adam: 0.6 points (95 % interval 0.3 to 0.9).",
+            ["Measured as end - start."],
+        ),
+        (
             "smaller",
             [LOST, SMALL | {"name": "gain"}],
             "Smaller than asked for at desk scale: adamp is ahead of adam in test acc by 0.10 points "
@@ -437,7 +540,7 @@ LABELLED = {"arms": ["small", "adam"], "contrast": "small - adam, acc", "labels"
         (
             "partly",
             [exact(0.0, 0.0), LOST],
-            "Partly reproduced at desk scale: No reference changes it: holds for all 2 instances.",
+            "Partly reproduced at desk scale. No reference changes it: holds for all 2 instances.",
             [
                 "1 of 2 primary claims reproduced (free), 1 contradicted at desk scale (accuracy). "
                 "The first sentence is on free."
@@ -468,7 +571,7 @@ def test_the_verdict_of_a_paper(
     assert sentences.paper_details(outcome, None, claims, "desk") == details
 
 
-def test_a_paper_is_told_in_order_what_won_its_control_and_its_scope() -> None:
+def test_a_papers_details_are_its_control_its_scope_and_a_count() -> None:
     scope = sentences.scope_sentence("digits with a 5k-parameter network", "ImageNet")
     claims = [CLAIM | {"survives": "survives"}, exact(0.0)]
     assert sentences.paper_details("reproduced", "survives", claims, "desk", scope) == [
@@ -481,12 +584,13 @@ def test_a_paper_is_told_in_order_what_won_its_control_and_its_scope() -> None:
 def test_the_first_sentence_of_an_ordering_says_which_steps_hold() -> None:
     links = [{"text": f"{b} - {a}, acc", "arms": [b, a], "outcome": "reproduced"} for a, b in ("ab", "bc")]
     ordering = CLAIM | {"statement": "Each step helps.", "links": links}
-    assert sentences.paper_sentence("reproduced", [ordering], "desk") == "Each step helps: all 2 steps hold."
+    assert sentences.paper_sentence("reproduced", [ordering], "desk") == "Each step helps: both steps hold."
+    three = ordering | {"links": [*links, links[0]]}
+    assert sentences.claim_sentence(three, "desk") == "Each step helps: all 3 steps hold."
     links[1]["outcome"] = "smaller"
-    assert sentences.body(ordering, short=True) == "Each step helps: 1 of 2 steps hold"
-    assert sentences.body(ordering | {"note": "step 2 is undecided"}, short=True).endswith(
-        "step 2 is undecided"
-    )
+    assert sentences.claim_sentence(ordering, "desk") == "Each step helps: 1 of 2 steps hold."
+    noted = ordering | {"note": "step 2 is undecided"}
+    assert sentences.claim_sentence(noted, "desk") == "Each step helps: step 2 is undecided."
 
 
 def test_smoke_has_no_verdict() -> None:
@@ -498,6 +602,7 @@ def test_smoke_has_no_verdict() -> None:
 def test_contradicted_is_always_followed_by_its_scale(scale: str) -> None:
     texts = [
         sentences.claim_sentence(LOST, scale),
+        sentences.claim_sentence(spread_claim(outcome="contradicted", note="step 2 does not hold"), scale),
         sentences.paper_sentence("contradicted", [LOST], scale),
         *sentences.paper_details("contradicted", None, [LOST, LOST], scale)[1:],
         *sentences.paper_details("partly", None, [CLAIM, LOST], scale),
@@ -528,22 +633,20 @@ RATIO = {
 
 def test_a_gain_where_lower_is_better_is_a_reduction() -> None:
     """Means of 1.996 against 2.486 are 20 % lower, not 24.6 % better."""
-    assert told(**RATIO) == (
-        "AdamP is 19.7 % lower than AdamW in growth (a factor of 1.25; "
-        "99 % interval 19.0 % to 20.4 % lower, 10 seeds; minimum effect a factor of 1.1; lower is better): "
-        "reproduced."
+    sentence = (
+        "AdamP is 19.7 % lower than AdamW in growth (a factor of 1.25; 99 % interval 19.0 % to 20.4 % lower)."
     )
-    assert sentences.paper_sentence("reproduced", [CLAIM | RATIO], "desk") == (
-        "AdamP is 19.7 % lower than AdamW in growth (a factor of 1.25; "
-        "99 % interval 19.0 % to 20.4 % lower; lower is better)."
-    )
+    assert sentence_of(**RATIO) == sentence
+    assert details_of(**RATIO) == ["10 seeds; minimum effect a factor of 1.1; lower is better."]
+    assert sentences.paper_sentence("reproduced", [CLAIM | RATIO], "desk") == sentence
     worse = {"mean": -0.2231, "low": -0.2624, "high": 0.0488, "outcome": "inconclusive"}
-    assert told(**RATIO | worse).startswith(
-        "AdamP is 25 % higher than AdamW in growth (a factor of 1.25; 99 % interval 5 % lower to 30 % higher,"
+    assert sentence_of(**RATIO | worse) == (
+        "Inconclusive at desk scale: AdamP is 25 % higher than AdamW in growth "
+        "(a factor of 1.25; 99 % interval 5 % lower to 30 % higher)."
     )
 
 
-def test_a_control_is_told_as_a_reduction_too() -> None:
+def test_a_gain_over_a_control_is_a_reduction_too() -> None:
     measured = {k: RATIO[k] for k in ("mean", "low", "high", "level")}
     asked = CLAIM | RATIO | {"survives": "survives", "controls": [control("decay", **measured)]}
     assert "AdamP is 19.7 % lower than decay (a factor of 1.25; 99 %" in sentences.control_sentence(asked)
@@ -551,11 +654,11 @@ def test_a_control_is_told_as_a_reduction_too() -> None:
 
 def test_a_large_ratio_is_a_factor() -> None:
     large = {"higher": True, "mean": math.log(3), "low": math.log(2), "high": math.log(4)}
-    assert told(**RATIO | large).startswith(
-        "AdamP is 3 times as high as AdamW in growth (99 % interval 2 to 4 times, 10 seeds; minimum"
+    assert sentence_of(**RATIO | large) == (
+        "AdamP is 3 times as high as AdamW in growth (99 % interval 2 to 4 times)."
     )
     equal = {"mean": 0.0, "low": -0.1, "high": 0.1, "outcome": "inconclusive"}
-    assert told(**RATIO | equal).startswith("AdamP equals AdamW in growth on average (a factor of 1; 99 %")
+    assert ": AdamP equals AdamW in growth on average (a factor of 1; 99 %" in sentence_of(**RATIO | equal)
 
 
 @pytest.mark.parametrize(
@@ -586,20 +689,18 @@ def test_the_label_of_a_link_takes_the_direction_of_its_claim() -> None:
 # -- a gain below the minimum effect
 
 
-def test_a_gain_below_the_minimum_says_what_was_asked() -> None:
+def test_a_gain_below_the_minimum_says_what_the_minimum_is() -> None:
     assert sentences.claim_sentence(SMALL, "desk") == (
-        "adamp is ahead of adam in test acc by 0.10 points (95 % interval 0.05 to 0.15, 10 seeds): "
-        "smaller than the 0.2 points asked for."
+        "Smaller than asked for at desk scale: adamp is ahead of adam in test acc by 0.10 points "
+        "(95 % interval 0.05 to 0.15)."
     )
+    assert sentences.claim_details(SMALL) == ["10 seeds; minimum effect 0.2 points."]
     ratio = SMALL | RATIO | {"margin": 0.2624}
-    assert sentences.claim_sentence(ratio, "desk").endswith(
-        "10 seeds; lower is better): smaller than the factor of 1.3 asked for."
-    )
     assert sentences.paper_details("smaller", None, [ratio], "desk") == [
         "The minimum effect is a factor of 1.3."
     ]
     chain = SMALL | {"links": [{"text": "b - a, acc", "arms": ["b", "a"], "outcome": "smaller", "note": ""}]}
-    assert sentences.ending(chain, "desk") == "a real gain, but smaller than asked for"
+    assert sentences.paper_details("smaller", None, [chain], "desk") == []
 
 
 @pytest.mark.parametrize("outcome", ["smaller", "inconclusive"])
@@ -629,28 +730,29 @@ def spread_claim(**changes: Any) -> dict[str, Any]:
     return CLAIM | PLAIN | known | {"higher": False} | changes
 
 
-def test_a_spread_claim_tells_both_its_parts() -> None:
-    assert sentences.claim_sentence(spread_claim(), "desk") == (
-        "LN is steadier (95 % intervals, 10 seeds): "
-        "(1) test NLL of LN varies by 0.006 less over lr than that of BN (0.003 to 0.009; "
-        "minimum effect 0.002); "
-        "(2) at the best setting LN is behind BN by 0.0010 (0.0005 to 0.0015; "
-        "up to 0.002 behind is allowed): reproduced."
-    )
-    assert sentences.paper_sentence("reproduced", [spread_claim()], "desk") == (
-        "LN is steadier: test NLL of LN varies by 0.006 less over lr than that of BN "
-        "(95 % interval 0.003 to 0.009)."
-    )
+def test_a_spread_claim_lists_both_its_parts() -> None:
+    sentence = "Test NLL of LN varies by 0.006 less over lr than that of BN (95 % interval 0.003 to 0.009)."
+    assert sentences.claim_sentence(spread_claim(), "desk") == sentence
+    assert sentences.paper_sentence("reproduced", [spread_claim()], "desk") == sentence
+    assert sentences.claim_details(spread_claim()) == [
+        "10 seeds; lower is better.",
+        "Step 1: test NLL of LN varies by 0.006 less over lr than that of BN "
+        "(95 % interval 0.003 to 0.009; minimum effect 0.002).",
+        "Step 2: at the best setting LN is behind BN by 0.0010 "
+        "(95 % interval 0.0005 to 0.0015; up to 0.002 behind is allowed).",
+    ]
 
 
 def test_a_spread_claim_that_its_second_part_decides_says_so() -> None:
     claim = spread_claim(outcome="contradicted", note="step 2 does not hold")
-    assert sentences.body(claim, short=True) == "LN is steadier: step 2 does not hold"
+    assert sentences.claim_sentence(claim, "desk") == (
+        "Contradicted at desk scale. LN is steadier: step 2 does not hold."
+    )
     claim["links"][0]["outcome"] = "contradicted"
-    assert "varies by 0.006 less" in sentences.body(claim, short=True)
+    assert "varies by 0.006 less" in sentences.claim_sentence(claim, "desk")
 
 
-def test_a_control_of_a_spread_is_told_as_a_spread() -> None:
+def test_a_gain_over_a_control_of_a_spread_is_a_spread() -> None:
     asked = spread_claim(survives="survives", controls=[control("decay")])
     assert sentences.control_sentence(asked) == (
         "The gain survives its control: test NLL of LN varies by 0.006 less over lr than that of decay "
@@ -674,8 +776,8 @@ def test_strongly_skewed_seeds_are_a_warning() -> None:
 
 
 def test_how_rare_a_divergence_could_have_been_missed() -> None:
-    told = sentences.divergence_sentence({"n": 20, "missable_divergence": 0.139})
-    assert told == "20 seeds without a divergence do not exclude one in 8 runs."
+    sentence = sentences.divergence_sentence({"n": 20, "missable_divergence": 0.139})
+    assert sentence == "20 seeds without a divergence do not exclude one in 8 runs."
     assert (
         sentences.divergence_sentence(CLAIM)
         == sentences.divergence_sentence({"missable_divergence": None})
@@ -704,15 +806,14 @@ def test_numbers(value: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("mean", "low", "high", "text"),
     [
-        (0.61234, 0.3141, 0.9201, "by 0.61 (95 % interval 0.31 to 0.92,"),
-        (612.34, 314.1, 920.1, "by 612 (95 % interval 314 to 920,"),
-        (6123.4, 3141.0, 9201.0, "by 6,123 (95 % interval 3,141 to 9,201,"),
-        (1e-9, 0.5e-9, 1.5e-9, "by 1e-9 (95 % interval 5e-10 to 1.5e-9,"),
-        (0.2, 0.2, 0.2, "by 0.2 (95 % interval 0.2 to 0.2,"),
-        (0.04, -0.004, 0.084, "by 0.040 (95 % interval −0.004 to 0.084,"),
-        (0.4, -0.0001, 0.8001, "by 0.4 (95 % interval 0.0 to 0.8,"),
+        (0.61234, 0.3141, 0.9201, "by 0.61 (95 % interval 0.31 to 0.92)."),
+        (612.34, 314.1, 920.1, "by 612 (95 % interval 314 to 920)."),
+        (6123.4, 3141.0, 9201.0, "by 6,123 (95 % interval 3,141 to 9,201)."),
+        (1e-9, 0.5e-9, 1.5e-9, "by 1e-9 (95 % interval 5e-10 to 1.5e-9)."),
+        (0.2, 0.2, 0.2, "by 0.2 (95 % interval 0.2 to 0.2)."),
+        (0.04, -0.004, 0.084, "by 0.040 (95 % interval −0.004 to 0.084)."),
+        (0.4, -0.0001, 0.8001, "by 0.4 (95 % interval 0.0 to 0.8)."),
     ],
 )
 def test_mean_and_interval_are_rounded_alike(mean: float, low: float, high: float, text: str) -> None:
-    sentence = told(mean=mean, low=low, high=high, metric="", **PLAIN)
-    assert sentence.startswith(f"adamp beats adam {text}")
+    assert sentence_of(mean=mean, low=low, high=high, metric="", **PLAIN) == f"adamp beats adam {text}"

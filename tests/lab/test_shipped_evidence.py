@@ -15,8 +15,8 @@ def test_the_published_verdict_follows_from_its_evidence(slug):
     document = evidence.read(slug)
     verdict, claims = evidence.rejudge(document)
     assert verdict == ENTRIES[slug]["verdict"]
-    outcomes = {claim["name"]: claim["outcome"] for claim in claims}
-    assert outcomes == {claim["name"]: claim["outcome"] for claim in ENTRIES[slug]["claims"]}
+    for claim, kept in zip(claims, ENTRIES[slug]["claims"], strict=True):
+        assert kept == {part: claim[part] for part in kept}
     assert document["protocol"] == ENTRIES[slug]["protocol"]
     published = [event for event in ENTRIES[slug]["history"] if event["event"] == "published"]
     assert document["commit"] == published[-1]["commit"]

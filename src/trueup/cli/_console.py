@@ -72,7 +72,7 @@ def print_claims(outcome: dict[str, Any], *, standing: Standing = "published") -
     for claim in outcome["claims"]:
         mark = "" if claim["primary"] else " [dim](secondary)[/]"
         console.print(f"  {chip(claim['outcome'], scale=outcome['scale'])}  [bold]{claim['name']}[/]{mark}")
-        for text in (claim["sentence"], claim.get("control_sentence", "")):
+        for text in (claim["sentence"], claim["control_sentence"], " ".join(claim["details"])):
             if text:
                 print_indented(escape(text))
         for text in warnings(claim):

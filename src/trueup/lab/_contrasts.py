@@ -1,8 +1,8 @@
 """Contrasts: one number per seed, positive in the claimed direction.
 
-The seed is the statistical unit, so a contrast first brings all cells of a seed (arms, conditions, nets)
-together into one number; ``verdict`` then judges these numbers. The constructors below cover what papers
-claim; `custom` takes any function of a seed's cells.
+The seed is the statistical unit, so a contrast first reduces all cells of a seed (arms, conditions, nets) to
+one number; the verdict rule then judges these numbers. The constructors below cover what papers claim;
+`custom` takes any function of a seed's cells.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ At: TypeAlias = Mapping[str, Any]
 
 
 class SeedCells:
-    """What the report cells of one seed returned, looked up by arm and condition.
+    """Results of the report cells of one seed, looked up by arm and condition.
 
     Args:
-        cells: ``(arm, condition)`` pairs with the cell's scored numbers and its series; the condition is a
-            dictionary.
-        higher: metric name -> is larger better?
+        cells: `(arm, condition, numbers, series)` per cell; numbers are scored, conditions dictionaries.
+        higher: metric name -> whether larger is better.
     """
 
     def __init__(
@@ -37,13 +36,13 @@ class SeedCells:
         self._higher = dict(higher)
 
     def sign(self, metric: str) -> float:
-        """+1 if larger is better, -1 if smaller is."""
+        """Return +1 if larger is better, -1 if smaller is."""
         return 1.0 if self._higher[metric] else -1.0
 
     def select(
         self, arm: str, at: At | None = None
     ) -> list[tuple[At, Mapping[str, float], Mapping[str, Any]]]:
-        """The cells of an arm, at the conditions named in ``at`` (all of the others)."""
+        """Select the cells of an arm at the conditions that `at` names, over all others."""
         found = [
             (condition, numbers, series)
             for name, condition, numbers, series in self._cells
@@ -54,11 +53,11 @@ class SeedCells:
         return found
 
     def mean(self, arm: str, metric: str, at: At | None = None) -> float:
-        """The metric, averaged over the conditions that ``at`` leaves open."""
+        """Average the metric over the conditions that `at` leaves open."""
         return float(np.mean([numbers[metric] for _, numbers, _ in self.select(arm, at)]))
 
     def sweep(self, arm: str, metric: str, over: str, at: At | None = None) -> tuple[list[Any], list[float]]:
-        """``(values of the condition, metric)``, the other conditions averaged, in increasing order."""
+        """Return the sorted values of a condition, and the metric at each, averaged over the others."""
         groups: dict[Any, list[float]] = {}
         for condition, numbers, _ in self.select(arm, at):
             groups.setdefault(condition[over], []).append(numbers[metric])
@@ -66,10 +65,12 @@ class SeedCells:
         return keys, [float(np.mean(groups[k])) for k in keys]
 
     def series(self, arm: str, name: str, at: At | None = None) -> list[float]:
-        """A series of the one cell that ``arm`` and ``at`` name."""
+        """Return a series of the one cell that `arm` and `at` name."""
         found = self.select(arm, at)
         if len(found) > 1:
-            raise LookupError(f"series {name!r} of {arm!r}: {len(found)} cells; name every condition in `at`")
+            raise LookupError(
+                f"{arm!r} has series {name!r} in {len(found)} cells; name every condition in `at`"
+            )
         return list(found[0][2][name])
 
 
@@ -78,20 +79,20 @@ class Contrast:
     """One number per seed and how it is judged.
 
     Attributes:
-        value: ``value(cells)`` for the `SeedCells` of one seed; positive supports the claim.
-        test: ``superiority`` (d > m), ``equivalence`` (-m < d < m) or ``non-inferiority`` (d > -m).
-        scale: ``difference``; ``log`` (d is a log ratio and m becomes log(1 + min_effect)); ``correlation``.
-        arms: arms whose cells are needed; ``metrics``: and metrics; ``conditions``: and conditions, swept;
-            ``at``: and conditions, each at one value. No cell beyond ``at`` is needed or read.
-        series: names read beside ``metrics``; if both are empty, ``value`` may read all that a cell returns.
-        methods: arms that the claim would gain from if they were better than they look.
-        rivals: arms that the claim would lose from if they were better than they look; where an arm is
-            compared with itself, or with its equal, it is among the methods and the rivals.
-        links: the contrasts of which all must hold, in an ordering or beside a spread.
-        against: builds the same contrast with a control in place of the baseline; ``None`` where the claim
-            is no gain over something.
-        text: short words for tables, "AdamP - Adam, accuracy".
-        metric: whose unit the effect is in; "" if it has none.
+        value: `value(cells)` for the `SeedCells` of one seed; positive supports the claim.
+        test: `superiority` (d > m), `equivalence` (-m < d < m) or `non-inferiority` (d > -m).
+        scale: `difference`; `log` (d is a log ratio and m becomes log(1 + min_effect)); or `correlation`.
+        arms, metrics, conditions: names of the arms, metrics and swept conditions that are read.
+        at: conditions, each at one value; cells at other values are not read.
+        series: names read beside `metrics`; if both are empty, `value` may read all that a cell returns.
+        methods: arms that would strengthen the claim if they were better than they look.
+        rivals: arms that would weaken the claim if they were better than they look; an arm that is compared
+            with itself, or with its equal, is in both `methods` and `rivals`.
+        links: contrasts that must all hold, in an ordering or beside a spread.
+        against: builds the same contrast with a control in place of the baseline; `None` if the claim is not
+            a gain over something.
+        text: short name for tables, "AdamP - Adam, accuracy".
+        metric: whose unit the effect has; "" if it has none.
     """
 
     value: Callable[[SeedCells], float]
@@ -111,7 +112,7 @@ class Contrast:
 
 
 def difference(better: str, worse: str, metric: str, at: At | None = None) -> Contrast:
-    """How much better one arm is than another, averaged over the conditions that ``at`` leaves open.
+    """Compare two arms by difference, averaged over the conditions that `at` leaves open.
 
     >>> cells = SeedCells([("sgd", {}, {"loss": 0.5}, {}), ("adam", {}, {"loss": 0.3}, {})], {"loss": False})
     >>> round(difference("adam", "sgd", "loss").value(cells), 6)  # lower is better: 0.2 better
@@ -121,17 +122,17 @@ def difference(better: str, worse: str, metric: str, at: At | None = None) -> Co
 
 
 def equivalence(a: str, b: str, metric: str, at: At | None = None) -> Contrast:
-    """The two arms differ by less than the claim's ``min_effect``, either way."""
+    """Claim that two arms differ by less than the claim's `min_effect`, either way."""
     return _two_arms(a, b, metric, at, "equivalence")
 
 
 def non_inferiority(arm: str, reference: str, metric: str, at: At | None = None) -> Contrast:
-    """The arm is not worse than the reference by as much as the claim's ``min_effect``."""
+    """Claim that an arm is not worse than the reference by the claim's `min_effect` or more."""
     return _two_arms(arm, reference, metric, at, "non-inferiority")
 
 
 def log_ratio(better: str, worse: str, metric: str, at: At | None = None) -> Contrast:
-    """The log of how many times better one arm is; the metric must be > 0 and ``min_effect`` is a gain.
+    """Compare two arms by log ratio; the metric must be > 0 and `min_effect` is a relative gain.
 
     >>> cells = SeedCells([("a", {}, {"norm": 1.0}, {}), ("b", {}, {"norm": 2.0}, {})], {"norm": False})
     >>> round(log_ratio("a", "b", "norm").value(cells), 4)  # half the norm: log 2
@@ -142,7 +143,7 @@ def log_ratio(better: str, worse: str, metric: str, at: At | None = None) -> Con
         a, b = cells.mean(better, metric, at), cells.mean(worse, metric, at)
         if a <= 0 or b <= 0:
             raise ValueError(
-                f"log_ratio of {metric!r} needs values > 0, got {better}={a:g}, {worse}={b:g}: use difference"
+                f"log_ratio of {metric!r} needs values > 0; got {better}={a:g}, {worse}={b:g}: use difference"
             )
         return cells.sign(metric) * math.log(a / b)
 
@@ -161,10 +162,10 @@ def log_ratio(better: str, worse: str, metric: str, at: At | None = None) -> Con
 
 
 def ordering(chain: str, metric: str, at: At | None = None) -> Contrast:
-    """Several arms in order of merit, worst first: ``"large < scaled <= ghost < adapted"``.
+    """Claim an order of merit of several arms, worst first: `"large < scaled <= ghost < adapted"`.
 
-    ``a < b`` asks that b is better by more than ``min_effect``; ``a <= b`` that it is not worse by that
-    much. The gain that a control has to explain is that of the last arm.
+    `a < b` means that b is better by more than `min_effect`; `a <= b` that it is not worse by that much. The
+    gain that a control has to explain is that of the last arm.
     """
     tokens = chain.split()
     names, signs = tokens[0::2], tokens[1::2]
@@ -193,7 +194,10 @@ def ordering(chain: str, metric: str, at: At | None = None) -> Contrast:
 
 
 def monotone(arm: str, metric: str, over: str, *, improves: bool = True, at: At | None = None) -> Contrast:
-    """The metric gets better (``improves=False``: worse) at every step of a condition: the smallest step."""
+    """Claim that the metric improves (`improves=False`: gets worse) at every step of a condition.
+
+    The contrast is the smallest step.
+    """
 
     def value(cells: SeedCells) -> float:
         _, y = cells.sweep(arm, metric, over, at)
@@ -216,10 +220,10 @@ def monotone(arm: str, metric: str, over: str, *, improves: bool = True, at: At 
 def rank_correlation(
     arm: str, x: str, y: str, *, method: Literal["kendall", "spearman"] = "kendall", at: At | None = None
 ) -> Contrast:
-    """Kendall's tau (or Spearman's rho) within the seed between two series, or a condition and a metric.
+    """Correlate two series, or a condition and a metric, within the seed by Kendall's tau or Spearman's rho.
 
-    ``x`` and ``y`` name series that the cell returns (one entry a net, say); or ``x`` is a condition and
-    ``y`` a metric. A constant series correlates 0. For a negative correlation negate a series in the cell.
+    `x` and `y` name series that the cell returns (one entry per net, say); or `x` is a condition and `y` a
+    metric. A constant series has correlation 0. For a negative correlation, negate a series in the cell.
     """
 
     def value(cells: SeedCells) -> float:
@@ -244,11 +248,11 @@ def rank_correlation(
 
 
 def spread(steadier: str, other: str, metric: str, over: str, *, best: Any, at: At | None = None) -> Contrast:
-    """How much less one arm's metric varies over a sweep (largest minus smallest value) than another's.
+    """Compare how much two arms' metrics vary over a sweep (largest minus smallest value).
 
     Being evenly bad is not being robust, so two links must hold: the spread is smaller by more than
-    ``min_effect``, and at ``best``, the value of ``over`` at which the arms are tuned, ``steadier`` is not
-    worse by that much. A control has to explain the smaller spread alone.
+    `min_effect`, and at `best`, the value of `over` at which the arms are tuned, `steadier` is not worse by
+    that much. A control has to explain the smaller spread alone.
     """
     steady = _spread(steadier, other, metric, over, at)
     no_worse = non_inferiority(steadier, other, metric, {**(at or {}), over: best})
@@ -286,10 +290,10 @@ def custom(
     at: At | None = None,
     against: Callable[[str], Contrast] | None = None,
 ) -> Contrast:
-    """Any function of a seed's cells; name the arms whose cells it needs, the method first.
+    """Use any function of a seed's cells; name the arms that it reads, the method first.
 
-    The other arms are its rivals; a single arm is compared with itself. ``at`` names the conditions whose
-    cells are read, if not all.
+    The other arms are its rivals; a single arm is compared with itself. `at` restricts the conditions whose
+    cells are read.
     """
     both = test == "equivalence" or len(arms) == 1
     return Contrast(

@@ -1,8 +1,8 @@
-"""Evidence: what a published verdict rests on, cell by cell, as a file that ships with the package.
+"""Evidence: the cells behind a published verdict, as a file that ships with the package.
 
 A file holds every cell's key, numbers and a sha256 of all that it returned, and for every claim and seed the
-contrast that was judged. From it a verdict is judged again without training anything, and a later version of
-the code is held against what the published one computed.
+contrast that was judged. With it a verdict can be judged again without training anything, and a later version
+of the code compared with what the published one computed.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _PARTS = ("slug", "scale", "protocol", "commit", "plan", "looks", "tuning", "cla
 
 
 class EvidenceError(StudyError):
-    """Evidence that is missing, damaged, or of a newer trueup."""
+    """Raised for evidence that is missing, damaged, or written by a newer trueup."""
 
 
 def read(slug: str, folder: Path | None = None) -> dict[str, Any]:
-    """The evidence of a published verdict.
+    """Read the evidence of a published verdict.
 
     Raises:
         EvidenceError: if there is none, or it cannot be read.
@@ -61,12 +61,12 @@ def read(slug: str, folder: Path | None = None) -> dict[str, Any]:
 
 
 def exists(slug: str, folder: Path | None = None) -> bool:
-    """Is there evidence of this study?"""
+    """Return whether there is evidence of this study."""
     return ((folder or FOLDER) / f"{slug}.json.gz").exists()
 
 
 def write(document: Mapping[str, Any], folder: Path | None = None) -> Path:
-    """Write the evidence of a study; equal evidence makes equal files."""
+    """Write the evidence of a study; equal evidence gives equal files."""
     path = (folder or FOLDER) / f"{document['slug']}.json.gz"
     text = json.dumps({"format": FORMAT, **document}, separators=(",", ":"), ensure_ascii=False)
     data = gzip.compress(text.encode(), compresslevel=9, mtime=0)
@@ -74,20 +74,20 @@ def write(document: Mapping[str, Any], folder: Path | None = None) -> Path:
     return path
 
 
-# -- making it, and judging by it ----------------------------------------------------------------------------
+# -- making and judging --------------------------------------------------------------------------------------
 
 
 def document(
     study: Study, gathered: Evidence, cells: Mapping[Cell, CellResult], outcome: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The evidence of a run: what it declared, every cell, and what each claim was judged by.
+    """Collect the evidence of a run: its declarations, every cell, and the contrasts of each claim.
 
     Args:
-        cells: all that the run needed, stages apart: their outputs show in the cells that read them.
+        cells: all cells of the run; stages are left out, as their outputs show in the cells that read them.
         outcome: the run's outcome document, for its tuning table, provenance and scope.
 
     Raises:
-        EvidenceError: if an arm returns nothing continuous, so that an edited epsilon could hide.
+        EvidenceError: if an arm returns no continuous number, so that an edited epsilon could go unseen.
     """
     from trueup.lab._measured import measure
     from trueup.lab._outcome_document import describe
@@ -124,7 +124,7 @@ def document(
 
 
 def measured(study: Study, document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Measure the claims anew from the stored numbers; as stored if no contrast changed."""
+    """Measure the claims anew from the stored numbers; the result is as stored if no contrast changed."""
     from trueup.lab._measured import measure
 
     made = [claim.to_json() for claim in measure(study, _gathered(study, document))]
@@ -132,7 +132,7 @@ def measured(study: Study, document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def rejudge(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The paper's verdict and its claims' documents, by the present rule from the stored contrasts.
+    """Apply the present rule to the stored contrasts; return the paper's verdict and its claims' documents.
 
     Neither torch nor the study is imported.
     """
@@ -151,7 +151,7 @@ def rejudge(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str,
 
 
 def _gathered(study: Study, document: Mapping[str, Any]) -> Evidence:
-    """Rebuild what the run of this evidence had gathered, as far as contrasts can read it."""
+    """Rebuild what the run had gathered, as far as contrasts can read it."""
     from trueup.lab._cell import CellResult, items
     from trueup.lab._measured import Evidence
     from trueup.lab._tuning import Tuned
@@ -184,7 +184,7 @@ def _gathered(study: Study, document: Mapping[str, Any]) -> Evidence:
 
 
 class _Recording(dict[str, Any]):
-    """A cell's series, noting which of them are read."""
+    """A cell's series that records which of them are read."""
 
     read: set[str]
 
@@ -198,7 +198,7 @@ class _Recording(dict[str, Any]):
 
 
 def _series_read(study: Study, gathered: Evidence) -> tuple[str, ...]:
-    """The series that the study's contrasts read, found by computing them."""
+    """Find the series that the study's contrasts read, by computing them."""
     from trueup.lab._contrasts import SeedCells
 
     read: set[str] = set()
@@ -214,7 +214,7 @@ def _series_read(study: Study, gathered: Evidence) -> tuple[str, ...]:
             against = claim.contrast.against
             controls = [against(arm) for arm in study.controls(claim)] if against else []
             for contrast in (claim.contrast, *claim.contrast.links, *controls):
-                with contextlib.suppress(Exception):  # the claim then is invalid, and says so
+                with contextlib.suppress(Exception):  # such a claim is invalid, and its note says why
                     contrast.value(of_seed)
     return tuple(sorted(read))
 
@@ -230,13 +230,13 @@ def _check_continuous(study: Study, cells: Mapping[Cell, CellResult]) -> None:
         distinct = max((len({n[name] for n in numbers if name in n}) for name in names), default=0)
         if len(numbers) > 1 and distinct < 0.9 * len(numbers):
             raise EvidenceError(
-                f"{study.slug}: arm {arm!r} returns no continuous number, so that a small change of its code "
-                "could not be seen: return a loss or the norm of the weights as well"
+                f"{study.slug}: arm {arm!r} returns no continuous number, so a small change of its code "
+                "would go unseen: return a loss or the norm of the weights as well"
             )
 
 
 def to_csv(document: Mapping[str, Any]) -> str:
-    """Every cell as comma-separated values: its key, status, numbers and sha256."""
+    """Format every cell as comma-separated values: its key, status, numbers and sha256."""
     cells = document["cells"]
     columns = {
         part: list(dict.fromkeys(name for cell in cells for name in cell[part]))
@@ -262,7 +262,7 @@ def to_csv(document: Mapping[str, Any]) -> str:
 
 
 def digest(result: CellResult) -> str:
-    """The sha256 of everything a cell returned: status, numbers, series and arrays, to the last bit.
+    """Hash everything that a cell returned: status, numbers, series and arrays, to the last bit.
 
     >>> from trueup.lab._cell import CellResult
     >>> digest(CellResult("ok", {"loss": 0.1})) == digest(CellResult("ok", {"loss": 0.1 + 1e-18}))
@@ -276,12 +276,12 @@ def digest(result: CellResult) -> str:
             sha.update(f"\n{kind} {name} {json.dumps(value)}".encode("utf-8", "surrogatepass"))
     for name, array in sorted(result.arrays.items()):
         sha.update(f"\narray {name} {array.dtype.str} {array.shape}\n".encode("utf-8", "surrogatepass"))
-        sha.update(array.tobytes())  # in C order, however it lies in memory
+        sha.update(array.tobytes())  # in C order, whatever the memory layout
     return sha.hexdigest()
 
 
 def cell_record(cell: Cell, result: CellResult, series: Iterable[str] = ()) -> dict[str, Any]:
-    """Record a cell; of its series those that a contrast reads."""
+    """Record a cell, with those of its series that a contrast reads."""
     return {
         "kind": cell.kind,
         "arm": cell.arm,
@@ -301,7 +301,7 @@ def cell_record(cell: Cell, result: CellResult, series: Iterable[str] = ()) -> d
 
 
 def cell_of(document: Mapping[str, Any], record: Mapping[str, Any]) -> Cell:
-    """The cell that a record of this evidence is of."""
+    """Rebuild the cell of a record."""
     from trueup.lab._cell import Cell, items
 
     return Cell(
@@ -317,13 +317,13 @@ def cell_of(document: Mapping[str, Any], record: Mapping[str, Any]) -> Cell:
     )
 
 
-# -- what was declared ---------------------------------------------------------------------------------------
+# -- declarations --------------------------------------------------------------------------------------------
 
 
 def plan(study: Study) -> dict[str, Any]:
-    """Everything a study declares that its verdict rests on, as plain JSON; words for people are left out.
+    """Return what a study declares and its verdict depends on, as plain JSON without labels and titles.
 
-    Two studies of equal plans run the same cells and judge the same claims, as far as can be seen without
+    Two studies with equal plans run the same cells and judge the same claims, as far as can be known without
     computing a contrast.
     """
     return {
@@ -354,7 +354,7 @@ def plan(study: Study) -> dict[str, Any]:
 
 
 def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON; what has no JSON of its own goes by its name or its type."""
+    """Convert settings to JSON; a value without a JSON form is replaced by its name or type."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -411,7 +411,7 @@ def _contrast(contrast: Contrast) -> dict[str, Any]:
 
 
 def changed(study: Study, document: Mapping[str, Any]) -> str | None:
-    """Say what of a study is not as it was published; ``None`` if its plan and its contrasts are.
+    """Describe how a study differs from what was published; `None` if its plan and contrasts are the same.
 
     The contrasts are computed anew from the stored numbers.
     """
@@ -422,7 +422,7 @@ def changed(study: Study, document: Mapping[str, Any]) -> str | None:
 
 
 def _numbers(measured: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """The numbers of measured claims, without what is said in words of edges and failures."""
+    """Return the numbers of measured claims, without the texts on edges and failures."""
 
     def of(contrast: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         d = contrast["d"] if contrast else []
@@ -441,7 +441,7 @@ def _numbers(measured: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> lis
 
 
 def difference(published: Any, now: Any) -> str | None:
-    """The first place where two plain-JSON values differ, in words; ``None`` if they are equal.
+    """Describe the first place where two plain-JSON values differ; `None` if they are equal.
 
     >>> difference({"claims": [{"name": "better", "min_effect": 0.002}]},
     ...            {"claims": [{"name": "better", "min_effect": 0.001}]})
@@ -451,7 +451,7 @@ def difference(published: Any, now: Any) -> str | None:
 
 
 def _plain(value: object) -> Any:
-    """A value as it is after writing and reading: tuples are lists."""
+    """Return a value as it is after writing and reading: tuples become lists."""
     return json.loads(json.dumps(value))
 
 
@@ -472,20 +472,20 @@ def _differences(published: Any, now: Any, path: tuple[str, ...]) -> Iterator[st
         if before is not None and after is not None:
             if list(before) != list(after) and set(before) == set(after):
                 yield f"order of {_place(path)}: {list(before)} published, {list(after)} now"
-            # what has a name of its own needs no other place: "min_effect of better", not "... of claims"
+            # a name says where: "min_effect of better", not "min_effect of better of claims"
             yield from _differences(before, after, path[:-1])
             return
     yield f"{_place(path)}: {json.dumps(published)} published, {json.dumps(now)} now"
 
 
 def _by_label(items: Sequence[Any]) -> dict[str, Any] | None:
-    """The items of a list by name; ``None`` if one has none, or two have the same."""
+    """Index a list by its items' names; `None` if one has none, or two have the same."""
     named = {_label(item): item for item in items}
     return None if None in named or len(named) < len(items) else named  # type: ignore[return-value]
 
 
 def _label(item: Any) -> str | None:
-    """Return the name of an item of a list, if it has any."""
+    """Return the name of a list item, if it has one."""
     if isinstance(item, dict):
         for name in ("name", "arm", "text"):
             if name in item:

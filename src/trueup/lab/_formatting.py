@@ -1,7 +1,7 @@
 """Numbers as people read them: in sentences, on the terminal and on the report's pages.
 
-A minus is a minus sign, thousands are set apart, an interval is rounded like its mean, and a number that is
-not there is a dash.
+A minus is a minus sign, thousands are separated, an interval is rounded like its mean, and a missing number
+is a dash.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ NONE = "–"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number in at most ``digits`` significant digits; a dash where there is none.
+    """Format a number with at most `digits` significant digits; a missing one is a dash.
 
     >>> number(0.20000001), number(-1234.5), number(4e-14), number(float("inf")), number(None)
     ('0.2', '−1,234', '4e-14', 'infinity', '–')
@@ -34,7 +34,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def fixed(value: float | None, decimals: int) -> str:
-    """A number with as many decimals as are asked for; nothing but zeros has no sign.
+    """Format a number with a fixed number of decimals; zero has no sign.
 
     >>> fixed(-1234.56, 1), fixed(-0.04, 1), fixed(None, 1)
     ('−1,234.6', '0.0', '–')
@@ -46,7 +46,7 @@ def fixed(value: float | None, decimals: int) -> str:
 
 
 def rounded(mean: float, low: float | None, high: float | None) -> tuple[str, str, str]:
-    """Mean and interval, rounded alike: two digits of the interval's width, where that is readable.
+    """Round a mean and its interval alike: to two digits of the interval's width, where that is readable.
 
     >>> rounded(0.61234, 0.3141, 0.9201), rounded(0.6, 0.3, 0.9), rounded(2.0, None, None)
     (('0.61', '0.31', '0.92'), ('0.6', '0.3', '0.9'), ('2', '–', '–'))
@@ -62,7 +62,8 @@ def rounded(mean: float, low: float | None, high: float | None) -> tuple[str, st
 
 
 def plural(count: int, noun: str, many: str = "") -> str:
-    """
+    """Put a count before its noun.
+
     >>> plural(1, "seed"), plural(1200, "seed"), plural(2, "is stale", "are stale")
     ('1 seed', '1,200 seeds', '2 are stale')
     """
@@ -70,7 +71,7 @@ def plural(count: int, noun: str, many: str = "") -> str:
 
 
 def percent(level: float | None) -> str:
-    """A share as a percentage.
+    """Format a share as a percentage.
 
     >>> percent(0.95)
     '95 %'
@@ -79,7 +80,7 @@ def percent(level: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people say them.
+    """Format seconds.
 
     >>> duration(0.25), duration(75), duration(7300)
     ('0.25 s', '1 min 15 s', '2 h 2 min')
@@ -96,7 +97,7 @@ def duration(seconds: float | None) -> str:
 
 
 def memory(size: float | None) -> str:
-    """Bytes as people say them; "not measured" where there is no figure.
+    """Format bytes; "not measured" for `None`.
 
     >>> memory(3 * 2**20), memory(None)
     ('3 MB', 'not measured')

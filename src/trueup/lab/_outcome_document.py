@@ -191,7 +191,7 @@ def claim_document(described: Mapping[str, Any], judged: Judged, scale: str) -> 
                 "instances": _instances(claim.negative, claim.margin),
             },
         }
-    out["sentence"] = sentences.claim_sentence(out, scale)
+    out["sentence"], out["details"] = sentences.claim_sentence(out, scale), sentences.claim_details(out)
     out["control_sentence"] = sentences.control_sentence(out)
     return out
 

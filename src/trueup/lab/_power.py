@@ -1,7 +1,7 @@
-"""How many seeds an effect needs, and which effect a number of seeds can find: noncentral t.
+"""Power of the t-test: how many seeds an effect needs, and which effect a number of seeds can find.
 
-The rule asks a sign-flip test too, which costs a little more: an effect of 1.16 standard deviations is found
-by ten seeds in more than 80 % of studies at .025, and in about 60 % (by the t-test alone 66 %) at .005.
+The verdict rule also needs a sign-flip test, which costs some power: ten seeds find an effect of 1.16
+standard deviations in over 80 % of studies at .025, and in about 60 % at .005 (66 % by the t-test alone).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from trueup.lab._verdict import Judgement, fewest_seeds
 
 
 def power(effect_sd: float, n: int, alpha: float) -> float:
-    """Chance that a one-sided t-test on ``n`` seeds finds an effect of ``effect_sd`` standard deviations.
+    """Return the chance that a one-sided t-test on `n` seeds finds an effect, in standard deviations.
 
-    Zero where ``n`` is below the fewest seeds that can decide anything: 6 at .025, 8 at .005.
+    It is zero if `n` is below the fewest seeds that can decide anything: 6 at .025, 8 at .005.
 
     >>> round(power(1.16, 10, 0.005), 2), round(power(0.66, 20, 0.02), 2)
     (0.66, 0.77)
@@ -27,12 +27,12 @@ def power(effect_sd: float, n: int, alpha: float) -> float:
         return 0.0
     critical = stats.t.ppf(1 - alpha, n - 1)
     found = float(stats.nct.sf(critical, n - 1, effect_sd * math.sqrt(n)))
-    # NaN for an effect beyond what scipy computes: if it is above 0, it is always found.
+    # scipy gives NaN for an effect beyond what it computes; one above 0 is always found
     return float(effect_sd > 0) if math.isnan(found) else found
 
 
 def detectable(n: int, alpha: float, wanted: float = 0.8) -> float:
-    """The smallest effect, in standard deviations, found with the wanted power.
+    """Return the smallest effect, in standard deviations, that is found with the wanted power.
 
     >>> [round(detectable(n, 0.025), 2) for n in (8, 10, 20)]
     [1.16, 1.0, 0.66]
@@ -40,12 +40,12 @@ def detectable(n: int, alpha: float, wanted: float = 0.8) -> float:
     (1.33, 0.69)
     """
     if n < (fewest := fewest_seeds(alpha)):
-        raise ValueError(f"{n} seeds can decide nothing at alpha = {alpha}: give at least {fewest}")
+        raise ValueError(f"{n} seeds cannot decide anything at alpha = {alpha}: give at least {fewest}")
     return float(optimize.brentq(lambda e: power(e, n, alpha) - wanted, 1e-6, 1e3))
 
 
 def seeds_needed(effect_sd: float, alpha: float, wanted: float = 0.8, most: int = 1000) -> int | None:
-    """Seeds that find such an effect with the wanted power; ``None`` if more than ``most``.
+    """Return how many seeds find such an effect with the wanted power; `None` if more than `most`.
 
     >>> seeds_needed(1.0, 0.025)
     10
@@ -61,12 +61,12 @@ def seeds_needed(effect_sd: float, alpha: float, wanted: float = 0.8, most: int 
 
 
 def more_seeds(judgement: Judgement, links: Sequence[Judgement] = ()) -> int | None:
-    """How many seeds beyond its own an undecided judgement needs, if its effect is as it looks now.
+    """Return how many more seeds an undecided judgement needs, if its effect is as it looks now.
 
-    The effect is the distance of the mean from the nearest line of decision; an ordering needs what its most
-    demanding undecided link needs. ``None``: seeds do not help (decided, a problem that did not arise, a
-    grid's edge), a single seed says nothing of the spread, the mean lies on the line, or more than a thousand
-    seeds would be needed.
+    The effect is the distance of the mean from the nearest threshold of the rule; an ordering needs as many
+    as its most demanding undecided link. The result is `None` if seeds do not help (decided, the problem did
+    not arise, an arm at its grid's edge), if a single seed leaves the spread unknown, if the mean lies on the
+    threshold, or if it would take more than a thousand seeds.
 
     >>> from trueup.lab._verdict import judge
     >>> more_seeds(judge([1.0, -0.4, 0.9, -0.1, 0.8, -0.2], 0.1, alpha=0.025))

@@ -1,10 +1,10 @@
 """The verdict rule, and nothing else: numbers in, a judgement out.
 
-Contrasts ``d`` (one per seed, positive in the claimed direction), a margin ``m`` and a one-sided ``alpha``.
-"Above" needs both a t-test and a sign-flip permutation test to agree, so that neither a heavy tail nor a
-handful of seeds decides alone. Two looks together give 1.3 to 2.3 % false wins where the spread is symmetric
-or both arms are skewed alike, but 9 % where one arm alone is exponential, 16 to 30 % where it is lognormal,
-and more where the method diverges in a few runs out of a hundred: ten clean seeds do not show that.
+It takes contrasts `d` (one per seed, positive in the claimed direction), a margin `m` and a one-sided
+`alpha`. "Above" needs both a t-test and a sign-flip permutation test to agree, so that neither a heavy tail
+nor a few seeds decide alone. Two looks together give 1.3 to 2.3 % false wins if the spread is symmetric or
+both arms are skewed alike, but 9 % if one arm alone is exponential, 16 to 30 % if it is lognormal, and more
+if the method diverges in a few runs out of a hundred: ten clean seeds do not show that.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ SIGN_OPEN = "no gain of the minimum effect or more; a smaller one is not exclude
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the rule says of one contrast.
+    """The rule's result for one contrast.
 
-    ``level`` is the confidence level of the interval ``low`` to ``high``, 1 - 2 alpha.
-    ``pvalue`` is the larger of the two tests' p-values for the claimed direction.
+    `level` is the confidence level of the interval from `low` to `high`: 1 - 2 alpha.
+    `pvalue` is the larger of the two tests' p-values for the claimed direction.
     """
 
     outcome: Outcome
@@ -58,19 +58,9 @@ class Judgement:
         return 1 - 2 * self.alpha
 
     def to_dict(self, seeds: Sequence[Hashable]) -> dict[str, Any]:
-        """Plain JSON, each contrast beside its seed, as the outcome document has it."""
-        return {
-            "outcome": self.outcome,
-            "note": self.note,
-            "test": self.test,
-            "margin": self.margin,
-            "alpha": self.alpha,
-            "level": self.level,
-            "n": self.n,
-            "mean": self.mean,
-            "low": self.low,
-            "high": self.high,
-            "pvalue": self.pvalue,
+        """Return plain JSON as in the outcome document, each contrast with its seed."""
+        names = ("outcome", "note", "test", "margin", "alpha", "level", "n", "mean", "low", "high", "pvalue")
+        return {name: getattr(self, name) for name in names} | {
             "d": [{"seed": seed, "d": d} for seed, d in zip(seeds, self.d, strict=False)],
             "wins": sum(d > 0 for d in self.d),
             "losses": sum(d < 0 for d in self.d),
@@ -79,7 +69,7 @@ class Judgement:
 
 
 def fewest_seeds(alpha: float) -> int:
-    """Below this many seeds no sign-flip test can reach ``alpha``: 6 at .025, 8 at .005.
+    """Return the fewest seeds with which a sign-flip test can reach `alpha`: 6 at .025, 8 at .005.
 
     >>> fewest_seeds(0.025), fewest_seeds(0.02), fewest_seeds(0.005)
     (6, 6, 8)
@@ -88,7 +78,7 @@ def fewest_seeds(alpha: float) -> int:
 
 
 def constant(values: Sequence[float] | np.ndarray) -> bool:
-    """Are all values the same, to rounding?"""
+    """Return whether all values are the same, to rounding."""
     x = np.asarray(values, dtype=float)
     return bool(np.ptp(x) <= _rounding(x))
 
@@ -98,14 +88,14 @@ def _rounding(x: np.ndarray) -> float:
 
 
 def pvalues(d: np.ndarray, m: float) -> tuple[float, float]:
-    """p-values of "the mean of d is above m": t-test and sign-flip permutation test.
+    """Compute the p-values of "the mean of d is above m" by t-test and by sign-flip permutation test.
 
-    Constant contrasts have no spread for a t-test: the sign flips stand for both.
+    Constant contrasts have no variance for a t-test: the sign flips stand for both.
     """
     d = np.asarray(d, dtype=float)
     x = d - m
     if constant(d) and abs(x.mean()) <= _rounding(d):
-        return 1.0, 1.0  # what is left is rounding, and its signs say nothing
+        return 1.0, 1.0  # only rounding is left, and its signs mean nothing
     flips = stats.permutation_test(
         (x,),
         np.mean,
@@ -113,14 +103,14 @@ def pvalues(d: np.ndarray, m: float) -> tuple[float, float]:
         alternative="greater",
         n_resamples=9999,
         rng=0,
-        batch=None if len(x) <= 1000 else max(1, 1_000_000 // len(x)),  # else all at once: gigabytes
+        batch=None if len(x) <= 1000 else max(1, 1_000_000 // len(x)),  # all at once would take gigabytes
     ).pvalue
     t = flips if constant(d) else stats.ttest_1samp(x, 0, alternative="greater").pvalue
     return float(t), float(flips)
 
 
 def above(d: np.ndarray, m: float, alpha: float) -> bool:
-    """Is the mean of d above m, by both tests?"""
+    """Return whether the mean of d is above m, by both tests."""
     return max(pvalues(d, m)) <= alpha
 
 
@@ -136,11 +126,11 @@ def judge(
 
     Args:
         d: one number per seed, all finite.
-        margin: the minimum effect, > 0 (for a log ratio, log(1 + gain)); 0 asks for the sign alone.
+        margin: the minimum effect, > 0 (for a log ratio, log(1 + gain)); 0 tests the sign alone.
         alpha: one-sided level of this look.
-        test: ``superiority``, ``equivalence`` or ``non-inferiority``.
-        values_vary: do the arms' own values vary over the seeds? If not, constant contrasts are refused;
-            if so they are judged, for discrete metrics give constant differences by chance.
+        test: `superiority`, `equivalence` or `non-inferiority`.
+        values_vary: whether the arms' own values vary over the seeds. If not, constant contrasts are refused;
+            otherwise they are judged, because discrete metrics give constant differences by chance.
 
     >>> judge([0.9, 1.1, 1.0, 1.2, 0.8, 1.05, 0.95, 1.0], 0.5).outcome
     'reproduced'
@@ -179,7 +169,7 @@ def judge(
 
 
 def _with_sign(judgement: Judgement) -> Judgement:
-    """A gain known to be below the minimum effect: still a gain, a loss, or neither."""
+    """Decide whether a gain below the minimum effect is still a gain, a loss, or neither."""
     x = np.asarray(judgement.d)
     if above(x, 0, judgement.alpha):
         return replace(judgement, outcome="smaller", note="")
@@ -202,7 +192,7 @@ def _equivalence(judgement: Judgement, x: np.ndarray, m: float, alpha: float) ->
 def of_links(links: Sequence[Judgement], whole: Judgement) -> Judgement:
     """Judge an ordering, or a spread with its best setting, by its links, of which all must hold.
 
-    ``whole`` is the judgement of last against first, whose numbers are shown.
+    `whole` is the judgement of the last arm against the first; its numbers are shown.
     """
     outcomes = [link.outcome for link in links]
     pvalue = max((link.pvalue for link in links if link.pvalue is not None), default=None)
@@ -210,28 +200,28 @@ def of_links(links: Sequence[Judgement], whole: Judgement) -> Judgement:
     for unfit in ("invalid", "incomplete"):
         if unfit in outcomes:
             return replace(whole, outcome=unfit, note=links[outcomes.index(unfit)].note)
-    if broken := _numbers(outcomes, "contradicted"):
+    if broken := _places(outcomes, "contradicted"):
         return replace(whole, outcome="contradicted", note=_steps(broken, "does not hold", "do not hold"))
-    if undecided := _numbers(outcomes, "inconclusive"):
+    if undecided := _places(outcomes, "inconclusive"):
         return replace(whole, outcome="inconclusive", note=_steps(undecided, "is undecided", "are undecided"))
     return replace(whole, outcome="smaller" if "smaller" in outcomes else "reproduced")
 
 
-def _numbers(outcomes: Sequence[Outcome], wanted: Outcome) -> list[int]:
+def _places(outcomes: Sequence[Outcome], wanted: Outcome) -> list[int]:
     return [i for i, outcome in enumerate(outcomes, start=1) if outcome == wanted]
 
 
-def _steps(numbers: Sequence[int], one: str, several: str) -> str:
-    """ "step 2 is undecided", "steps 1 and 2 are undecided"."""
-    *first, last = map(str, numbers)
+def _steps(places: Sequence[int], one: str, several: str) -> str:
+    """Say "step 2 is undecided" or "steps 1 and 2 are undecided"."""
+    *first, last = map(str, places)
     return f"steps {', '.join(first)} and {last} {several}" if first else f"step {last} {one}"
 
 
 def sign_open(whole: Judgement, links: Sequence[Judgement] = ()) -> bool:
-    """Is it contradicted, and could the sign alone, at another look, make it `smaller` or `opposite`?
+    """Return whether a contradicted claim may still become `smaller` or `opposite` at another look.
 
-    An ordering has no sign of its own: of its links those that do not hold must have an open sign, and none
-    may be undecided.
+    An ordering has no sign of its own: its links that do not hold must all have an open sign, and none may be
+    undecided.
     """
     if not links:
         return whole.outcome == "contradicted" and whole.note == SIGN_OPEN
@@ -242,37 +232,37 @@ def sign_open(whole: Judgement, links: Sequence[Judgement] = ()) -> bool:
 
 
 def wants_look(whole: Judgement, links: Sequence[Judgement] = ()) -> bool:
-    """Would another look help: to decide, or to settle the sign of what is contradicted?"""
+    """Return whether another look would help: to decide, or to settle the sign of a contradicted claim."""
     return whole.outcome == "inconclusive" or sign_open(whole, links)
 
 
 def over_looks(
     looks: Iterable[tuple[Judgement, Sequence[Judgement]]],
 ) -> tuple[int, Judgement, tuple[Judgement, ...]]:
-    """``(look, judgement, links)``: what stands after several looks, each at all seeds up to then.
+    """Combine several looks, each at all seeds so far, into `(look, judgement, links)`.
 
-    What a look has decided, later ones do not change, except that they settle an open sign. No look is asked
-    for that is not wanted. Without any the claim is incomplete.
+    Later looks do not change what an earlier one has decided, except that they settle an open sign. A look is
+    only taken from the iterable if it is needed. Without any look the claim is incomplete.
     """
-    number, whole, links = 0, Judgement("incomplete", note="not run"), tuple[Judgement, ...]()
-    for number, (now, now_links) in enumerate(looks, start=1):
-        if number == 1 or whole.outcome == "inconclusive" or now.outcome in ("incomplete", "invalid"):
+    look, whole, links = 0, Judgement("incomplete", note="not run"), tuple[Judgement, ...]()
+    for look, (now, now_links) in enumerate(looks, start=1):
+        if look == 1 or whole.outcome == "inconclusive" or now.outcome in ("incomplete", "invalid"):
             whole, links = now, tuple(now_links)
         else:
             links = tuple(_settled(a, b) for a, b in zip(links, now_links, strict=True))
             whole = of_links(links, now) if links else _settled(whole, now)
         if not wants_look(whole, links):
             break
-    return number, whole, links
+    return look, whole, links
 
 
 def _settled(before: Judgement, now: Judgement) -> Judgement:
-    """The numbers of now with the outcome of before, of which only an open sign may still change."""
+    """Combine the numbers of now with the outcome of before; only an open sign may still change."""
     return _with_sign(now) if sign_open(before) else replace(now, outcome=before.outcome, note=before.note)
 
 
 def with_requirements(judgement: Judgement, required: Mapping[str, Outcome]) -> Judgement:
-    """Ask that every required claim be reproduced: without the problem there is nothing to mend."""
+    """Leave a claim open unless every claim that it requires is reproduced: no problem, nothing to solve."""
     if judgement.outcome in ("incomplete", "invalid"):
         return judgement
     for name, outcome in required.items():
@@ -293,22 +283,22 @@ def with_requirements(judgement: Judgement, required: Mapping[str, Outcome]) -> 
 
 @dataclass(frozen=True)
 class Edges:
-    """Whose best setting is still at the edge of the widened grid: a clause for every such arm."""
+    """Arms whose best setting is still at the edge of the widened grid: one clause per such arm."""
 
     methods: tuple[str, ...] = ()
     rivals: tuple[str, ...] = ()
 
     def doubts(self, outcome: Outcome) -> tuple[str, ...]:
-        """The clauses that speak against an outcome: an arm at an edge may be better than it looks."""
+        """Return the clauses that cast doubt on an outcome: an arm at an edge may be better than it looks."""
         rivals = self.rivals if outcome in ("reproduced", "smaller") else ()
         methods = self.methods if outcome in ("contradicted", "smaller") else ()
         return rivals + methods
 
 
 def with_edges(judgement: Judgement, parts: Sequence[tuple[Outcome, Edges]]) -> Judgement:
-    """Leave open what an arm at its grid's edge may turn; ``parts`` are the links, or the claim itself.
+    """Leave a claim open if an arm at its grid's edge may change it; `parts` are the links, or the claim.
 
-    One part in doubt is enough against a gain. A contradiction stands as long as one part that does not hold
+    One doubtful part is enough against a gain. A contradiction stands as long as one part that does not hold
     is beyond doubt.
     """
     if judgement.outcome == "contradicted":
@@ -327,10 +317,10 @@ def with_edges(judgement: Judgement, parts: Sequence[tuple[Outcome, Edges]]) -> 
 
 
 def survival(controls: Sequence[Judgement]) -> Survival | None:
-    """Does a gain survive its controls? ``None`` if none was asked.
+    """Decide whether a gain survives its controls; `None` without controls.
 
     Each is judged on method - control: with the claim's margin if the claim is reproduced, with margin 0 if
-    the gain is smaller than that. A control that equals the method bit for bit explains the gain.
+    the gain is smaller. A control that equals the method bit for bit explains the gain.
     """
     if not controls:
         return None
@@ -344,7 +334,7 @@ def _zero(d: Sequence[float]) -> bool:
 
 
 def with_controls(judgement: Judgement, controls: Mapping[str, Judgement]) -> Judgement:
-    """Leave the claim incomplete where a control failed, or cannot be computed: seeds do not mend that."""
+    """Leave the claim incomplete if a control failed or cannot be computed: more seeds do not help."""
     for arm, control in controls.items():
         if control.outcome in ("incomplete", "invalid"):
             return replace(judgement, outcome="incomplete", note=f"control {arm}: {control.note}")
@@ -352,12 +342,12 @@ def with_controls(judgement: Judgement, controls: Mapping[str, Judgement]) -> Ju
 
 
 def skewness(d: Sequence[float]) -> float | None:
-    """The sample skewness (third moment over the sd cubed); ``None`` below 8 seeds or without a spread."""
+    """Compute the sample skewness (third moment over sd cubed); `None` below 8 seeds or for constants."""
     return None if len(d) < 8 or constant(d) else float(stats.skew(d))
 
 
 def missable_divergence(n: int) -> float | None:
-    """The rate of divergence that ``n`` runs without any exclude with 95 % confidence.
+    """Return the rate of divergence that `n` runs without any exclude with 95 % confidence.
 
     >>> round(missable_divergence(10), 2)
     0.26
@@ -368,9 +358,9 @@ def missable_divergence(n: int) -> float | None:
 def exact(
     deviations: Mapping[str, float | None], control: Mapping[str, float | None], tolerance: float
 ) -> tuple[Outcome, str]:
-    """An exact claim: every instance within the tolerance, and the negative control not.
+    """Judge an exact claim: every instance must be within the tolerance, and the negative control must not.
 
-    ``None`` is a deviation that was not finite: it fails.
+    `None` stands for a deviation that was not finite: it fails.
     """
 
     def holds(value: float | None) -> bool:
@@ -385,7 +375,7 @@ def exact(
 
 
 def of_paper(primary: Sequence[Outcome]) -> PaperOutcome:
-    """The verdict of a paper from those of its primary claims.
+    """Combine the outcomes of the primary claims into the verdict of the paper.
 
     >>> of_paper(["reproduced", "inconclusive"]), of_paper(["smaller", "contradicted"])
     ('partly', 'smaller')

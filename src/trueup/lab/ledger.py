@@ -1,10 +1,9 @@
 """The ledger: published desk verdicts, one file shipped with the package.
 
-A verdict enters it by :func:`publish` only, from an outcome that followed the protocol on its published
-seeds. An entry keeps a history that only grows: when it was published, certified, judged again or replicated,
-from which commit, with which outcomes, and why. Functions that take a path use the shipped file if it is left
-out. An entry whose code is neither the published nor certified since is stale, and said to be so wherever it
-is shown.
+A verdict enters it through `publish` only, from an outcome that followed the protocol on its published
+seeds. The history of an entry is append-only: when it was published, certified, judged again or replicated,
+from which commit, with which outcomes, and why. Functions with a `path` use the shipped file by default. An
+entry is stale if its code was neither published nor certified since, and is marked so wherever it is shown.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from trueup._atomic_write import atomic_write
-from trueup.lab import _evidence as ships
+from trueup.lab import _evidence as evidence_files
 from trueup.lab._errors import StudyError
-from trueup.lab._outcomes import outcome_words
-from trueup.lab._sentences import paper_head
+from trueup.lab._outcomes import ORDER, outcome_words
+from trueup.lab._sentences import without_head
 
 try:
     import fcntl
@@ -35,28 +34,18 @@ Standing: TypeAlias = Literal["published", "certified", "stale"]
 
 _CLAIM_FIELDS = (
     *("name", "statement", "origin", "primary", "kind", "outcome", "note", "sentence", "control_sentence"),
-    *(
-        "survives",
-        "contrast",
-        "arms",
-        "labels",
-        "metric",
-        "measure",
-        "higher",
-        "unit",
-        "scale_factor",
-        "scale",
-    ),
-    *("mean", "low", "high", "level", "n", "min_effect", "margin", "test", "pvalue", "look", "skew"),
+    *("details", "survives", "contrast", "arms", "labels", "metric", "measure", "higher", "unit"),
+    *("scale_factor", "scale", "mean", "low", "high", "level", "n", "min_effect", "margin", "test"),
+    *("pvalue", "look", "skew"),
 )
 
 
 class LedgerError(StudyError):
-    """An outcome that may not be published, or a ledger that cannot be read or written."""
+    """Raised for an outcome that may not be published, or a ledger that cannot be read or written."""
 
 
 def read(path: Path | None = None) -> dict[str, Any]:
-    """Slug -> entry; empty if nothing is published yet.
+    """Read the ledger as slug -> entry; empty if nothing is published yet.
 
     Raises:
         LedgerError: if the file is damaged or written by a newer trueup.
@@ -115,7 +104,7 @@ def publish(
 
     Args:
         commit: of the code that computed it.
-        changed: what of the study is not as it was published under its protocol (``evidence.changed``).
+        changed: how the study differs from what was published under its protocol (`evidence.changed`).
         reason: why a protocol that was published before is published again; kept in the history.
         path, folder: the ledger, and the folder of the evidence.
 
@@ -135,51 +124,40 @@ def publish(
             f"{slug}: {', '.join(bad) or 'the verdict'} is incomplete: run `trueup run {slug}` first"
         )
     with _locked(path):
-        return _publish(outcome, evidence, commit, changed, reason, path, folder)
-
-
-def _publish(
-    outcome: Mapping[str, Any],
-    evidence: Mapping[str, Any],
-    commit: str,
-    changed: str | None,
-    reason: str,
-    path: Path | None,
-    folder: Path | None,
-) -> dict[str, Any]:
-    slug, entries = outcome["slug"], read(path)
-    new, old = entry(outcome), entries.get(slug)
-    if old is not None:
-        if _is_published(old, outcome, folder):
-            return dict(old)
-        if changed is None and ships.exists(slug, folder):
-            changed = ships.difference(ships.read(slug, folder)["plan"], evidence["plan"])
-        _check_protocol(old, outcome, changed)
-        if old["protocol"] == new["protocol"] and not reason.strip():
-            raise LedgerError(
-                f"{slug}: protocol {old['protocol']} was published before, on the same seeds: say why it is "
-                "published again (--reason), or certify it if only its code was rewritten"
-            )
-        tried = {p["protocol"]: p for p in old["protocols"]} | {p["protocol"]: p for p in new["protocols"]}
-        new["protocols"] = [tried[n] for n in sorted(tried)]
-        new["history"] = list(old.get("history", ()))
-    new["history"].append(
-        {
-            "event": "published",
-            "date": outcome["provenance"]["date"],
-            "commit": commit,
-            "protocol": outcome["protocol"],
-            "fingerprint": outcome["provenance"]["fingerprint"],
-            **_outcomes(new["verdict"], new["claims"]),
-            "reason": reason or ("first published" if old is None else "a new protocol"),
-        }
-    )
-    try:
-        ships.write({**evidence, "commit": commit}, folder)
-    except OSError as error:
-        raise LedgerError(f"cannot write the evidence of {slug}: {error.strerror or error}") from None
-    _write({**entries, slug: new}, path)
-    return new
+        entries, new = read(path), entry(outcome)
+        old = entries.get(slug)
+        if old is not None:
+            if _is_published(old, outcome, folder):
+                return dict(old)
+            if changed is None and evidence_files.exists(slug, folder):
+                before = evidence_files.read(slug, folder)["plan"]
+                changed = evidence_files.difference(before, evidence["plan"])
+            _check_protocol(old, outcome, changed)
+            if old["protocol"] == new["protocol"] and not reason.strip():
+                raise LedgerError(
+                    f"{slug}: protocol {old['protocol']} was published before, on the same seeds: say why "
+                    "it is published again (--reason), or certify it if only its code was rewritten"
+                )
+            tried = {p["protocol"]: p for p in (*old["protocols"], *new["protocols"])}
+            new["protocols"] = [tried[n] for n in sorted(tried)]
+            new["history"] = list(old.get("history", ()))
+        new["history"].append(
+            {
+                "event": "published",
+                "date": outcome["provenance"]["date"],
+                "commit": commit,
+                "protocol": outcome["protocol"],
+                "fingerprint": outcome["provenance"]["fingerprint"],
+                **_outcomes(new["verdict"], new["claims"]),
+                "reason": reason or ("first published" if old is None else "a new protocol"),
+            }
+        )
+        try:
+            evidence_files.write({**evidence, "commit": commit}, folder)
+        except OSError as error:
+            raise LedgerError(f"cannot write the evidence of {slug}: {error.strerror or error}") from None
+        _write({**entries, slug: new}, path)
+        return new
 
 
 def _outcomes(verdict: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -192,28 +170,28 @@ def _outcomes(verdict: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) -
 
 
 def _is_published(old: Mapping[str, Any], outcome: Mapping[str, Any], folder: Path | None) -> bool:
-    """Is this very verdict in the ledger, with its evidence?"""
+    """Return whether this same verdict is in the ledger, with its evidence."""
     new = entry(outcome)
     same = all(old[part] == new[part] for part in ("protocol", "verdict", "claims"))
     same = same and old["provenance"]["fingerprint"] == new["provenance"]["fingerprint"]
-    return same and ships.exists(outcome["slug"], folder)
+    return same and evidence_files.exists(outcome["slug"], folder)
 
 
 def _check_protocol(old: Mapping[str, Any], outcome: Mapping[str, Any], changed: str | None) -> None:
-    """Refuse to publish something else under a protocol number that was published."""
-    slug, number = outcome["slug"], outcome["protocol"]
-    if number < old["protocol"]:
+    """Refuse to publish something else under a protocol number that is taken."""
+    slug, protocol = outcome["slug"], outcome["protocol"]
+    if protocol < old["protocol"]:
         raise LedgerError(
-            f"{slug}: protocol {old['protocol']} is published, this is the earlier protocol {number}: "
+            f"{slug}: protocol {old['protocol']} is published, this is the earlier protocol {protocol}: "
             "raise the study's protocol number"
         )
-    if number > old["protocol"]:
+    if protocol > old["protocol"]:
         return
-    # all that an entry from before evidence shipped can be held against
-    changed = changed or ships.difference(_declared(old["claims"]), _declared(outcome["claims"]))
+    # an entry from before evidence shipped has nothing else to compare with
+    changed = changed or evidence_files.difference(_declared(old["claims"]), _declared(outcome["claims"]))
     if changed is not None:
         raise LedgerError(
-            f"{slug}: protocol {number} was published with other claims or another plan: {changed}. Raise "
+            f"{slug}: protocol {protocol} was published with other claims or another plan: {changed}. Raise "
             "the study's protocol number, which draws fresh seeds"
         )
 
@@ -226,13 +204,13 @@ def _declared(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def rejudge(slug: str, path: Path | None = None, folder: Path | None = None, *, date: str) -> dict[str, Any]:
     """Apply the present rule to the stored contrasts of a published verdict, and return the entry.
 
-    An entry that changes is written, with an event in its history that says so if an outcome changed.
+    This also renews the sentences. The history gains an event if an outcome changed.
     """
     with _locked(path):
         entries = read(path)
         _require(entries, slug)
         old = entries[slug]
-        verdict, claims = ships.rejudge(evidence_of(old, folder))
+        verdict, claims = evidence_files.rejudge(evidence_of(old, folder))
         new = {**old, "verdict": verdict, "claims": _kept(claims)}
         if _outcomes(verdict, claims) != _outcomes(old["verdict"], old["claims"]):
             event = {"event": "rejudged", "date": date, "protocol": old["protocol"]}
@@ -243,13 +221,13 @@ def rejudge(slug: str, path: Path | None = None, folder: Path | None = None, *, 
 
 
 def evidence_of(published: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
-    """The evidence that an entry rests on.
+    """Read the evidence that an entry rests on.
 
     Raises:
-        LedgerError: if what lies there is the evidence of another publication.
+        LedgerError: if the stored evidence is that of another publication.
         EvidenceError: if there is none, or it cannot be read.
     """
-    document = ships.read(published["slug"], folder)
+    document = evidence_files.read(published["slug"], folder)
     commits = [event["commit"] for event in published.get("history", ()) if event["event"] == "published"]
     pairs = [
         ("protocol", published.get("protocol", document["protocol"]), document["protocol"]),
@@ -271,20 +249,20 @@ def _require(entries: Mapping[str, Any], slug: str) -> None:
 
 
 def standing(published: Mapping[str, Any], fingerprint: str) -> Standing:
-    """Is this the published code, code that was certified since, or neither?"""
+    """Return whether this code was published, certified since, or neither (`stale`)."""
     if fingerprint not in current_fingerprints(published):
         return "stale"
     return "published" if fingerprint == published["provenance"]["fingerprint"] else "certified"
 
 
 def checkout() -> Path | None:
-    """The git checkout that the shipped ledger lies in; ``None`` for an installed package."""
+    """Return the git checkout that holds the shipped ledger; `None` for an installed package."""
     root = SHIPPED.parents[2]
     return root if (root / ".git").exists() else None
 
 
 def event_words(event: Mapping[str, Any]) -> str:
-    """An event of a history in one line.
+    """Describe an event of a history in one line.
 
     >>> event_words({"event": "rejudged", "verdict": "smaller", "protocol": 1})
     'judged again by a new rule: smaller than asked for'
@@ -296,8 +274,8 @@ def event_words(event: Mapping[str, Any]) -> str:
     if event["event"] == "rejudged":
         return f"judged again by a new rule: {outcome_words(event['verdict'])}"
     if event["event"] == "replicated":
-        said = {True: "effects agree", False: "effects differ", None: "cells failed"}[event["agrees"]]
-        return f"replication {event['attempt']}: {said}"
+        result = {True: "effects agree", False: "effects differ", None: "cells failed"}[event["agrees"]]
+        return f"replication {event['attempt']}: {result}"
     if event["event"] == "certified":
         equal = f"{event['equal_to_evidence']:,} equal the published ones"
         return f"certified{commit}: {event['cells']:,} cells computed by both codes agree, {equal}"
@@ -305,7 +283,7 @@ def event_words(event: Mapping[str, Any]) -> str:
 
 
 def last_certified(published: Mapping[str, Any]) -> str:
-    """The date on which code written since the last publication was certified; "" if it was not."""
+    """Return the date of the last certification since the last publication; "" if there is none."""
     date = ""
     for event in published.get("history", ()):
         if event["event"] in ("published", "differed"):
@@ -316,19 +294,19 @@ def last_certified(published: Mapping[str, Any]) -> str:
 
 
 def times_published(published: Mapping[str, Any]) -> int:
-    """How often the entry's protocol was published."""
+    """Count how often the entry's protocol was published."""
     events = published.get("history", ())
     return sum(e["event"] == "published" and e["protocol"] == published["protocol"] for e in events)
 
 
 def replications(published: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every replication of the entry's protocol, whatever it said."""
+    """List every replication of the entry's protocol, whatever its result."""
     events = published.get("history", ())
     return [e for e in events if e["event"] == "replicated" and e["protocol"] == published["protocol"]]
 
 
 def add_event(slug: str, event: Mapping[str, Any], path: Path | None = None) -> None:
-    """Append an event to the history of a published verdict; what is in a history stays as it is.
+    """Append an event to the history of a published verdict; earlier events stay as they are.
 
     Raises:
         LedgerError: if nothing is published under this slug.
@@ -341,9 +319,9 @@ def add_event(slug: str, event: Mapping[str, Any], path: Path | None = None) -> 
 
 
 def current_fingerprints(published: Mapping[str, Any]) -> set[str]:
-    """Fingerprints under which a verdict is current: the published code's and those certified since.
+    """Return the fingerprints under which a verdict is current: the published one and those certified since.
 
-    One that was later found to compute other numbers is not among them.
+    One that was later found to compute other numbers is left out.
     """
     current = {published["provenance"]["fingerprint"]}
     for event in published.get("history", ()):
@@ -357,7 +335,7 @@ def current_fingerprints(published: Mapping[str, Any]) -> set[str]:
 
 
 def q_values(entries: Mapping[str, Any]) -> dict[tuple[str, str], float]:
-    """Benjamini-Hochberg q-values of all published primary statistical claims, by (slug, claim)."""
+    """Compute Benjamini-Hochberg q-values of all published primary statistical claims, by (slug, claim)."""
     keys = [
         (slug, claim["name"], claim["pvalue"])
         for slug, published in entries.items()
@@ -373,43 +351,66 @@ def q_values(entries: Mapping[str, Any]) -> dict[tuple[str, str], float]:
 
 
 def readme_table(entries: Mapping[str, Any], papers: Sequence[Any]) -> str:
-    """The ledger as a Markdown table: every paper with a method, in the catalogue's order."""
-    lines = ["| paper | verdict at desk scale | its control | what came out |", "| --- | --- | --- | --- |"]
+    """Sum up the ledger in Markdown: totals, and one row per area of the catalogue."""
+    areas: dict[str, list[Any]] = {}
+    for paper in papers:
+        areas.setdefault(paper.area, []).append(paper)
+    lines = [
+        f"{_available(papers)} papers are available; verdicts: {_tally(entries, papers) or 'none yet'}.",
+        *("", "| area | available | verdicts |", "| --- | --- | --- |"),
+        *(f"| `{name}` | {_available(part)} | {_tally(entries, part)} |" for name, part in areas.items()),
+        "",
+        "Every verdict and what came out: `trueup ledger`, the page *Ledger* of the site (`make docs`), "
+        "or [as data](src/trueup/ledger.json).",
+    ]
+    return "\n".join(lines)
+
+
+def _available(papers: Sequence[Any]) -> str:
+    return f"{sum(paper.state == 'available' for paper in papers)} of {len(papers)}"
+
+
+def _tally(entries: Mapping[str, Any], papers: Sequence[Any]) -> str:
+    """Count the verdicts of some papers: "3 reproduced, 1 inconclusive"."""
+    outcomes = [entries[paper.slug]["verdict"]["outcome"] for paper in papers if paper.slug in entries]
+    return ", ".join(f"{outcomes.count(o)} {outcome_words(o)}" for o in ORDER if o in outcomes)
+
+
+def full_table(entries: Mapping[str, Any], papers: Sequence[Any]) -> str:
+    """Return the ledger as a Markdown table: one row per available paper, in the catalogue's order.
+
+    Names link to the method cards, seen from the root of the documentation (`methods/adamp.md`).
+    """
+    lines = ["| paper | verdict | its control | what came out |", "| --- | --- | --- | --- |"]
     for paper in papers:
         if paper.state != "available":
             continue
+        name = f"[{paper.slug}](methods/{paper.slug}.md)" + (", reconstructed" if paper.reconstructed else "")
         published = entries.get(paper.slug)
-        name = f"`{paper.slug}`" + (", reconstructed" if paper.reconstructed else "")
         if published is None:
             lines.append(f"| {name} | not published yet | | |")
-        else:
-            verdict = published["verdict"]
-            # the verdict has its own column
-            sentence = verdict["sentence"].removeprefix(f"{paper_head(verdict['outcome'], 'desk')}: ")
-            sentence = sentence.replace("|", "\\|")
-            sentence = sentence[:1].upper() + sentence[1:]
-            outcome = outcome_words(verdict["outcome"]).removesuffix(" at desk scale")
-            control = verdict["control"] or "not asked"
-            certified = last_certified(published)
-            standing = f", certified {certified}" if certified else ""
-            lines.append(f"| {name} | **{outcome}**{standing} | {control} | {sentence} |")
-    planned = sum(paper.state != "available" for paper in papers)
-    return "\n".join([*lines, f"| *{planned} more* | planned | | |"])
+            continue
+        verdict, certified = published["verdict"], last_certified(published)
+        words = f"**{outcome_words(verdict['outcome'])}**" + (f", certified {certified}" if certified else "")
+        # the verdict has its own column
+        sentence = without_head(verdict["sentence"], verdict["outcome"], "desk").replace("|", "\\|")
+        lines.append(f"| {name} | {words} | {verdict['control'] or 'not compared'} | {sentence} |")
+    return "\n".join(lines)
 
 
 def renew_readme(path: Path, entries: Mapping[str, Any], papers: Sequence[Any]) -> None:
-    """Put the ledger's table between the two ``<!-- ledger -->`` marks of a README."""
+    """Put the summary of the ledger between the two `<!-- ledger -->` marks of a README."""
     text = path.read_text(encoding="utf-8")
     parts = text.split(MARK)
     if len(parts) != 3:
-        raise LedgerError(f"{path} must hold {MARK} twice, around the ledger's table")
+        raise LedgerError(f"{path} must contain {MARK} twice, around the ledger's summary: add the marks")
     renewed = f"{parts[0]}{MARK}\n{readme_table(entries, papers)}\n{MARK}{parts[2]}"
     _replace(path, renewed)
 
 
 @contextlib.contextmanager
 def _locked(path: Path | None) -> Iterator[None]:
-    """Keep other processes from changing the ledger between reading and writing it; where locks exist."""
+    """Keep other processes from changing the ledger between reading and writing it, where locks exist."""
     folder = (path or SHIPPED).parent
     if fcntl is None or not folder.is_dir():
         yield

@@ -400,13 +400,13 @@ def partly() -> Doc:
         margin=0.005,
         outcome="contradicted",
         note="opposite",
-        sentence="The distance from the start grows with the root, not the logarithm: contradicted.",
+        sentence="Contradicted at desk scale: the distance from the start grows with the root of time.",
     )
     doc["claims"] = [good, bad]
     doc["verdict"] = {
         "outcome": "partly",
         "control": "explained",
-        "sentence": "The gap closes, but training longer does as well; the log-distance law is contradicted.",
+        "sentence": "The gap closes, but training longer does as well; a law is contradicted at desk scale.",
     }
     return doc
 
@@ -421,12 +421,12 @@ def contradicted() -> Doc:
         margin=0.005,
         outcome="contradicted",
         note="opposite",
-        sentence="Two teachers lose 1.2 points against one (99 % interval -1.6 to -0.8): contradicted.",
+        sentence="Contradicted at desk scale: two teachers lose 1.2 points (99 % interval -1.6 to -0.8).",
     )
     verdict = {
         "outcome": "contradicted",
         "control": None,
-        "sentence": "Two teachers do worse than one: contradicted.",
+        "sentence": "Contradicted at desk scale: two teachers lose against one.",
     }
     return doc | {"claims": [bad], "verdict": verdict}
 
@@ -459,6 +459,7 @@ def smaller() -> Doc:
     for each in doc["claims"]:
         each["sentence"] = sentences.claim_sentence(each, "desk")
         each["control_sentence"] = sentences.control_sentence(each)
+        each["details"] = sentences.claim_details(each)
     scope = sentences.scope_sentence(doc["tested_on"], doc["paper_setup"])
     doc["verdict"] = {
         "outcome": "smaller",

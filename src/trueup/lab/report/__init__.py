@@ -1,4 +1,4 @@
-"""The report: one folder of static HTML that opens from disk, without network, and the same as JSON and CSV.
+"""The report: a folder of static HTML that opens from disk without a network, and the same as JSON and CSV.
 
 >>> from trueup.lab.report import write_report
 >>> index = write_report("report", outcomes, papers, ledger)  # doctest: +SKIP

@@ -13,7 +13,7 @@ from trueup.lab.report._phrases import interval, is_ratio
 
 
 def finite(value: Any) -> Any:
-    """The document with every NaN and infinity as ``None``: strict JSON knows neither."""
+    """Replace every NaN and infinity by `None`: strict JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -29,18 +29,18 @@ def _strict(document: Any, *, ensure_ascii: bool) -> str:
 
     try:
         return dumps(document)
-    except ValueError:  # a NaN somewhere, which is rare: most documents need no copy
+    except ValueError:  # NaN is rare: most documents need no copy
         return dumps(finite(document))
 
 
 def to_json(document: Any) -> str:
-    """Strict JSON for a file of its own."""
-    # without indentation: only then does Python encode in C, ten times as fast
+    """Return strict JSON for a file."""
+    # without indentation, Python encodes in C, ten times as fast
     return _strict(document, ensure_ascii=False) + "\n"
 
 
 def script_json(document: Any) -> str:
-    """Strict JSON that is safe inside a ``<script>`` element, whatever the strings hold.
+    """Return strict JSON that is safe inside a `<script>` element, whatever the strings contain.
 
     >>> script_json({"name": "</script>&"})
     '{"name":"\\\\u003c/script\\\\u003e\\\\u0026"}'
@@ -51,25 +51,17 @@ def script_json(document: Any) -> str:
 
 
 def cells_csv(outcome: Mapping[str, Any]) -> str:
-    """One row a report cell: arm, conditions, hyperparameters, seed, status, metrics, seconds."""
+    """Format the report cells, one row each: arm, conditions, hyperparameters, seed, status, metrics."""
     cells: Sequence[Mapping[str, Any]] = outcome.get("cells") or []
-    conditions = _keys(cell.get("condition") or {} for cell in cells)
-    hyper = _keys(cell.get("hyper") or {} for cell in cells)
-    numbers = _keys(cell.get("numbers") or {} for cell in cells)
-    header = ["arm", *conditions, *hyper, "seed", "status", *numbers, "seconds"]
-    rows = [
-        [
-            cell.get("arm"),
-            *((cell.get("condition") or {}).get(k) for k in conditions),
-            *((cell.get("hyper") or {}).get(k) for k in hyper),
-            cell.get("seed"),
-            cell.get("status"),
-            *((cell.get("numbers") or {}).get(k) for k in numbers),
-            cell.get("seconds"),
-        ]
-        for cell in cells
-    ]
-    return _csv(header, rows)
+    names = {p: _keys(cell.get(p) or {} for cell in cells) for p in ("condition", "hyper", "numbers")}
+    header = ["arm", *names["condition"], *names["hyper"], "seed", "status", *names["numbers"], "seconds"]
+
+    def row(cell: Mapping[str, Any]) -> list[Any]:
+        found = {p: [(cell.get(p) or {}).get(name) for name in names[p]] for p in names}
+        settings, outcome = [*found["condition"], *found["hyper"]], [cell.get("seed"), cell.get("status")]
+        return [cell.get("arm"), *settings, *outcome, *found["numbers"], cell.get("seconds")]
+
+    return _csv(header, map(row, cells))
 
 
 LEDGER_COLUMNS = (
@@ -82,7 +74,7 @@ CLAIM_FIELDS = ("statement", "primary", "kind", "outcome", "level", "n", "q")
 
 
 def ledger_records(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The ledger, a record a claim (one with an empty claim for a paper without any)."""
+    """Return the ledger as one record per claim; a paper without claims has one without a claim."""
     records: list[dict[str, Any]] = []
     for row in rows:
         paper = {
@@ -107,13 +99,13 @@ def ledger_records(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def ledger_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The ledger with one row a claim."""
+    """Format the ledger with one row per claim."""
     records = ledger_records(rows)
     return _csv(LEDGER_COLUMNS, ([record.get(c) for c in LEDGER_COLUMNS] for record in records))
 
 
 def _keys(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Every key, in the order first seen."""
+    """List every key, in the order first seen."""
     return list(dict.fromkeys(key for mapping in mappings for key in mapping))
 
 
@@ -126,5 +118,5 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _inert(value: Any) -> Any:
-    # a spreadsheet would run a text that begins like a formula; a leading apostrophe makes it text
+    # a spreadsheet would run text that begins like a formula; a leading apostrophe keeps it text
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

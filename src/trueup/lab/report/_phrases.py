@@ -1,9 +1,8 @@
-"""Numbers and verdicts as words: how the report writes effects, intervals, counts and outcomes."""
+"""Phrases of the report: effects, intervals, settings, and the words for controls, tests and fidelity."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ FIDELITY: dict[str, str] = {
 ORIGIN: dict[str, str] = {
     "paper": "claimed by the paper",
     "interpretation": "our reading of the paper",
-    "post_hoc": "thought of after seeing data",
+    "post_hoc": "added after seeing the data",
 }
 
 TESTS: dict[str, str] = {
@@ -36,17 +35,8 @@ TESTS: dict[str, str] = {
 }
 
 
-def scoped(sentence: str, scale: str = "desk") -> str:
-    """The sentence, in which every "contradicted" is followed by the scale it was found at.
-
-    >>> scoped("All claims: contradicted.")
-    'All claims: contradicted at desk scale.'
-    """
-    return re.sub(r"\bcontradicted\b(?! at \w+ scale)", f"contradicted at {scale} scale", sentence or "")
-
-
 def displayed(value: float | None, claim: Mapping[str, Any]) -> float | None:
-    """A contrast in the unit people read: a log ratio as a ratio, a fraction in points."""
+    """Convert a contrast to the unit people read: a log ratio to a ratio, a fraction to points."""
     if value is None:
         return None
     if claim.get("kind") == "cost":  # the contrast is log(bound x peer / ours); people want ours / peer
@@ -57,18 +47,18 @@ def displayed(value: float | None, claim: Mapping[str, Any]) -> float | None:
 
 
 def is_ratio(claim: Mapping[str, Any]) -> bool:
-    """Are the claim's values shown as multiples?"""
+    """Return whether the claim's values are shown as multiples."""
     return claim.get("scale") == "log" or claim.get("kind") == "cost"
 
 
 def interval(claim: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
-    """Mean, lower and upper end as people read them, in increasing order."""
+    """Return the mean and the lower and upper end of the interval, in the unit people read."""
     mean, low, high = (displayed(claim.get(key), claim) for key in ("mean", "low", "high"))
     return (mean, high, low) if claim.get("kind") == "cost" else (mean, low, high)
 
 
 def effect(claim: Mapping[str, Any]) -> dict[str, str] | None:
-    """``{"mean", "interval", "unit"}`` of a claim as text; ``None`` if nothing was measured."""
+    """Format a claim's mean, interval and unit; `None` if nothing was measured."""
     mean, low, high = interval(claim)
     if mean is None:
         return None
@@ -89,7 +79,7 @@ def effect(claim: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def margin_text(claim: Mapping[str, Any]) -> str:
-    """The minimum effect (of a cost claim, the bound), in the unit people read."""
+    """Format the minimum effect, or the bound of a cost claim, in the unit people read."""
     if claim.get("margin") is None:
         return "–"
     text, unit = number(displayed(claim["margin"], claim)), str(claim.get("unit") or "")
@@ -99,7 +89,7 @@ def margin_text(claim: Mapping[str, Any]) -> str:
 
 
 def worst_deviation(instances: Sequence[Mapping[str, Any]]) -> float | None:
-    """The largest deviation of an exact claim's instances, NaN counting as infinite."""
+    """Return the largest deviation of an exact claim's instances; NaN counts as infinite."""
     values = [_deviation(i) for i in instances]
     return max(values) if values else None
 
@@ -110,7 +100,7 @@ def _deviation(instance: Mapping[str, Any]) -> float:
 
 
 def exact_summary(claim: Mapping[str, Any]) -> str:
-    """ "12 of 12 instances hold; worst deviation 3e−7, tolerance 1e−5"."""
+    """Sum up an exact claim: "12 of 12 instances hold; worst deviation 3e-7, tolerance 1e-5"."""
     instances = claim.get("instances") or []
     holding = sum(bool(i.get("holds")) for i in instances)
     if not instances:
@@ -121,12 +111,12 @@ def exact_summary(claim: Mapping[str, Any]) -> str:
 
 
 def pairs(settings: Mapping[str, Any] | None) -> str:
-    """``{"lr": 0.1, "batch": 32}`` as "lr 0.1, batch 32"."""
+    """Format settings: `{"lr": 0.1, "batch": 32}` as "lr 0.1, batch 32"."""
     return ", ".join(f"{name} {value_text(value)}" for name, value in (settings or {}).items())
 
 
 def value_text(value: Any) -> str:
-    """One setting's value as text."""
+    """Format the value of a setting."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return number(float(value), 6)

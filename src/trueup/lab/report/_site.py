@@ -1,7 +1,7 @@
-"""Writes the report: a folder of static pages that opens from disk, and the same numbers as data files.
+"""Writing the report: a folder of static pages that opens from disk, and the same numbers as data files.
 
-Every file is written beside its place and moved there, so that a crash leaves a whole page or the page that
-was there before; the index comes last, so that it never links to a page that is not written yet.
+Every file is written atomically, so that a crash leaves the old or the new page, never half of one. The index
+comes last, so that it never links to a missing page.
 """
 
 from __future__ import annotations
@@ -24,39 +24,41 @@ from trueup.lab import _sentences as sentences
 from trueup.lab._outcomes import ORDER, outcome_words, shown
 from trueup.lab.ledger import event_words, q_values, replications, times_published
 from trueup.lab.report import _export as export
-from trueup.lab.report import _figures as figures
 from trueup.lab.report import _phrases as phrases
 from trueup.lab.report import _summaries as summaries
+from trueup.lab.report._dots import arms_figure, claim_figure
+from trueup.lab.report._forest import ledger_figure
+from trueup.lab.report._lines import figure_panels, tuning_figure
 
 Doc: TypeAlias = Mapping[str, Any]
 
-SCALES = ("desk", "paper", "smoke")  # the page named after the study shows the first of these that was run
+SCALES = ("desk", "paper", "smoke")  # a study's main page shows the first of these that was run
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 class ReportError(RuntimeError):
-    """The report could not be written; the message says where and how to mend it."""
+    """Raised if the report cannot be written; the message says where and how to fix it."""
 
 
 def write_report(
     folder: str | os.PathLike[str], outcomes: Sequence[Doc], papers: Sequence[Doc], ledger: Mapping[str, Doc]
 ) -> Path:
-    """Write the ledger and a page a study as static HTML, JSON and CSV.
+    """Write the ledger and one page per study as static HTML, JSON and CSV.
 
     Args:
-        folder: where; made if missing. Files of an earlier report are replaced, others left alone.
-        outcomes: outcome documents, one a study and scale.
+        folder: made if missing. Files of an earlier report are replaced, others left alone.
+        outcomes: outcome documents, one per study and scale.
         papers: the catalogue's records as mappings: slug, title, authors, year, arxiv, area, problem, state,
             fidelity, reconstructed, names, usage.
-        ledger: slug -> published entry, perhaps with every seed's contrast, and its ``standing``
-            (``published``, ``certified`` or ``stale``); it stands in for papers that were not run here.
+        ledger: slug -> published entry, with its `standing` (`published`, `certified` or `stale`) and, if
+            known, every seed's contrast; shown for papers that were not run here.
 
     Returns:
         The path of ``index.html``.
 
     Raises:
-        ValueError: an outcome without a proper slug or scale, or two for one study and scale.
-        ReportError: the folder cannot be written.
+        ValueError: if an outcome has no valid slug or scale, or two have the same study and scale.
+        ReportError: if the folder cannot be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +96,7 @@ def write_report(
         own=own,
         summary=summaries.head(known),
         ran=any(row["source"] for row in everything),
-        figure=figures.of_ledger(everything),
+        figure=ledger_figure(everything),
         order=ORDER,
     )
     _write(index, page)
@@ -102,19 +104,19 @@ def write_report(
 
 
 def write_comparison(path: str | os.PathLike[str], comparison: Doc) -> Path:
-    """Write one comparison of a user's own results as a single HTML file with everything inside.
+    """Write one comparison of a user's own results as a single, self-contained HTML file.
 
     Args:
         path: the file to write.
         comparison: a claim as outcome documents have it (sentence, outcome, d, mean, low, high, level,
-            margin, ...), with ``words`` (better, cannot tell, ...); for the arms' table also
-            ``arms``, ``metrics``, ``conditions`` and ``cells``; optional ``title`` and ``provenance``.
+            margin, ...), with `words` (better, cannot tell, ...); for the arms' table also `arms`,
+            `metrics`, `conditions` and `cells`; optional `title` and `provenance`.
 
     Raises:
-        ReportError: the file cannot be written.
+        ReportError: if the file cannot be written.
     """
     claim = dict(comparison)
-    # a claim and an outcome both have a `scale`; the page of a comparison needs only the claim's
+    # `scale` is left out: here it is the claim's (difference, log), not that of a study (desk)
     study = summaries.complete(
         {k: v for k, v in claim.items() if k in ("arms", "metrics", "conditions", "cells")}
     )
@@ -124,9 +126,9 @@ def write_comparison(path: str | os.PathLike[str], comparison: Doc) -> Path:
         .render(
             comparison=claim,
             study=study,
-            figure=figures.of_claim({"name": "comparison", "kind": "statistical"} | claim),
+            figure=claim_figure({"name": "comparison", "kind": "statistical"} | claim),
             arms=summaries.arms_table(study),
-            arm_figures=[(m, figures.of_arms(study, m)) for m in study["metrics"]],
+            arm_figures=[(m, arms_figure(study, m)) for m in study["metrics"]],
             provenance=_provenance(claim.get("provenance") or {}),
         )
     )
@@ -136,7 +138,7 @@ def write_comparison(path: str | os.PathLike[str], comparison: Doc) -> Path:
 
 
 def _by_study(outcomes: Sequence[Doc]) -> tuple[dict[str, Doc], list[Doc]]:
-    """The outcome that a study's page shows, and those that get a page of their own."""
+    """Choose the outcome for each study's main page; the others get pages of their own."""
     groups: dict[str, dict[str, Doc]] = {}
     for outcome in outcomes:
         slug, scale = outcome.get("slug"), outcome.get("scale", "desk")
@@ -167,14 +169,14 @@ def _write_study(
     *,
     here: bool,
 ) -> None:
-    """One study's page and data; ``entry`` is what the ledger has of it, ``here``: was it run here?"""
+    """Write a study's page and data; `entry` is its ledger entry, and `here` whether it was run here."""
     study = summaries.complete({"slug": row["slug"]} | dict(outcome or {}))
     q = {claim["name"]: claim.get("q") for claim in row["claims"]}
     claims = [dict(claim) | {"q": q.get(claim["name"], claim.get("q"))} for claim in study["claims"]]
     failed = [c for c in study["cells"] if c.get("status") == "failed"]
     diverged = [c for c in study["cells"] if c.get("status") == "diverged"]
     troubles = bool(failed or diverged or study["failures"])
-    drawn = [(spec, figures.of_spec(spec, study)) for spec in study["figures"]]
+    drawn = [(spec, figure_panels(spec, study)) for spec in study["figures"]]
     drawn = [(spec, panels) for spec, panels in drawn if panels]
     arms = summaries.arms_table(study)
     tuning = [entry for entry in study["tuning"] if entry["trials"]]
@@ -203,12 +205,12 @@ def _write_study(
         troubles=troubles,
         failed=failed,
         diverged=diverged,
-        claims=[(claim, figures.of_claim(claim, study["scale"])) for claim in claims],
+        claims=[(claim, claim_figure(claim, study["scale"])) for claim in claims],
         arms=arms,
-        arm_figures=[(m, figures.of_arms(study, m)) for m in study["metrics"]],
+        arm_figures=[(m, arms_figure(study, m)) for m in study["metrics"]],
         figures=drawn,
         tuning=tuning,
-        tuning_figure=figures.of_tuning(study),
+        tuning_figure=tuning_figure(study),
         provenance=_provenance(study["provenance"]),
     )
     if outcome is not None:
@@ -218,7 +220,7 @@ def _write_study(
 
 
 def _command(study: Doc) -> str:
-    """What runs a study again: by its slug, or by the file it was read from."""
+    """Return the command that runs a study again, by its slug or its file."""
     scale = f" --scale {study['scale']}" if study["scale"] != "desk" else ""
     return f"trueup run {shlex.quote(study['target'] or study['slug'])}{scale}"
 
@@ -263,7 +265,6 @@ def _environment(inline: bool = False) -> Environment:
         pairs=phrases.pairs,
         percent=formatting.percent,
         plural=formatting.plural,
-        scoped=phrases.scoped,
         sentence=_sentence,
         script_json=lambda document: Markup(export.script_json(document)),
         value_text=phrases.value_text,
@@ -272,12 +273,12 @@ def _environment(inline: bool = False) -> Environment:
     return env
 
 
-# characters that turn the direction of all text after them, numbers and verdicts included
+# characters that change the direction of all text after them, numbers and verdicts included
 _DIRECTIONS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 
 
 def _printed(value: object) -> object:
-    """Text without what would turn its direction; a number stays on the line of its per cent sign."""
+    """Remove changes of direction from text, and keep a number on the line of its per cent sign."""
     if not isinstance(value, str):
         return value
     value = value.translate(_DIRECTIONS)
@@ -285,12 +286,12 @@ def _printed(value: object) -> object:
 
 
 def _inherit(part: Doc, claim: Doc) -> dict[str, Any]:
-    """A link or control of a claim, read in the claim's unit and direction."""
+    """Give a link or control its claim's unit and direction."""
     return {k: claim.get(k) for k in ("scale", "unit", "scale_factor", "higher")} | dict(part)
 
 
 def _sentence(text: str) -> str:
-    """A clause with a capital and a full stop."""
+    """Give a clause a capital and a full stop."""
     return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
@@ -302,14 +303,14 @@ def _first_author(authors: str) -> str:
 # -- assets -------------------------------------------------------------------------------------------------
 @functools.cache
 def _asset(name: str) -> str:
-    """The text of one of the files that pages load."""
+    """Return the text of a file that pages load."""
     if name == "datatables.js":
         return _datatables()
     return (Path(__file__).parent / "assets" / name).read_text(encoding="utf-8")
 
 
 def _datatables() -> str:
-    """The DataTables bundle of itables as a classic script: a module cannot be loaded from disk."""
+    """Return the DataTables bundle of itables as a classic script: modules cannot be loaded from disk."""
     from importlib.resources import files
 
     bundle = files("itables").joinpath("html", "dt_bundle.js").read_text(encoding="utf-8")
@@ -322,7 +323,7 @@ def _datatables() -> str:
 
 
 def _inline_asset(name: str) -> Markup:
-    """An asset's text for a ``<style>`` or ``<script>`` element, which it must not close."""
+    """Return an asset's text for a `<style>` or `<script>` element, which it must not close."""
     return Markup(_asset(name).replace("</script", "<\\/script").replace("<!--", "<\\!--"))
 
 

@@ -1,4 +1,4 @@
-"""What pages show of an outcome: per-seed values, intervals, the arms' table, the ledger's rows."""
+"""Summaries of outcomes for the pages: per-seed values, intervals, the arms' table, the ledger's rows."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ EMPTY: dict[str, Any] = {
 
 
 def complete(outcome: Doc) -> dict[str, Any]:
-    """The outcome with an empty value for every part that it lacks (a ledger entry holds no cells)."""
+    """Fill every part that an outcome lacks with an empty value (a ledger entry has no cells)."""
     filled = EMPTY | {k: v for k, v in outcome.items() if v is not None}
     filled["scope_sentence"] = filled["scope_sentence"] or sentences.scope_sentence(
         filled["tested_on"], filled["paper_setup"]
@@ -65,7 +65,7 @@ class SeedValue:
 
 
 def per_seed(outcome: Doc, arm: str, metric: str, condition: Doc | None = None) -> list[SeedValue]:
-    """A metric's value for every seed of an arm; failed cells have none and are shown apart."""
+    """Return a metric's value for every seed of an arm; failed cells have none and are shown elsewhere."""
     found: dict[Any, list[tuple[float, bool]]] = {}
     for cell in outcome["cells"]:
         at = cell.get("condition") or {}
@@ -90,7 +90,7 @@ class Interval:
 
 
 def intervals(samples: Sequence[Sequence[float]]) -> list[Interval]:
-    """Mean and 95 % t interval of each sample; samples of one size are done in one call."""
+    """Compute mean and 95 % t interval of each sample, in one call per sample size."""
     found: list[Interval | None] = [None] * len(samples)
     sizes = {len(s) for s in samples}
     for size in sizes:
@@ -113,12 +113,23 @@ def intervals(samples: Sequence[Sequence[float]]) -> list[Interval]:
 
 
 def condition_text(condition: Doc) -> str:
-    """``{"batch": 32}`` as "batch 32"."""
+    """Format a condition: `{"batch": 32}` as "batch 32"."""
     return ", ".join(f"{name} {value_text(value)}" for name, value in condition.items())
 
 
+def condition_combinations(outcome: Doc) -> list[dict[str, Any]]:
+    """List every combination of conditions that has a cell, in the order of the cells."""
+    if not outcome.get("conditions"):
+        return [{}]
+    found: dict[str, dict[str, Any]] = {}
+    for cell in outcome.get("cells") or []:
+        condition = dict(cell.get("condition") or {})
+        found.setdefault(repr(sorted(condition.items())), condition)
+    return list(found.values()) or [{}]
+
+
 def arms_table(outcome: Doc) -> list[dict[str, Any]]:
-    """One row an arm and condition: seeds, diverged, failed, settings, each metric with its interval."""
+    """Return one row per arm and condition: seeds, failures, settings, each metric with its interval."""
     groups: dict[tuple[str, str], list[Doc]] = {}
     for cell in outcome["cells"]:
         key = (cell["arm"], repr(list((cell.get("condition") or {}).items())))
@@ -166,14 +177,14 @@ def arms_table(outcome: Doc) -> list[dict[str, Any]]:
 
 
 def _decimals(column: Sequence[Interval]) -> int | None:
-    """Decimals for two digits of the narrowest interval of a column; ``None`` where no number fits all."""
+    """Choose decimals that show two digits of a column's narrowest interval; `None` if none fits all."""
     widths = [i.high - i.low for i in column if i.low is not None and i.high is not None and i.high > i.low]
     decimals = 1 - math.floor(math.log10(min(widths))) if widths else None
     return max(0, decimals) if decimals is not None and decimals <= 5 else None
 
 
 def _texts(interval: Interval, decimals: int | None) -> tuple[str, str, str]:
-    """Mean and interval as text."""
+    """Format a mean and its interval."""
     values = (interval.mean, interval.low, interval.high)
     if decimals is None:
         return rounded(*values)
@@ -182,7 +193,7 @@ def _texts(interval: Interval, decimals: int | None) -> tuple[str, str, str]:
 
 
 def _common(cells: Sequence[Doc]) -> dict[str, Any]:
-    """The hyperparameters that all of these cells share."""
+    """Return the hyperparameters that all of these cells share."""
     first = dict(cells[0].get("hyper") or {})
     return {k: v for k, v in first.items() if all((c.get("hyper") or {}).get(k) == v for c in cells)}
 
@@ -193,10 +204,10 @@ def ledger_rows(
     ledger: Mapping[str, Doc],
     q: Mapping[tuple[str, str], float],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of the catalogue's papers and those of studies that are not in it.
+    """Return the rows of the catalogue's papers, and those of other studies.
 
     Args:
-        outcomes: slug -> the outcome its page shows.
+        outcomes: slug -> the outcome on its page.
         papers: the catalogue.
         ledger: slug -> published entry, shown for a paper that was not run here.
         q: (slug, claim) -> false-discovery q-value among the published claims.
@@ -214,7 +225,7 @@ def ledger_rows(
 def _row(
     paper: Doc, outcome: Doc | None, entry: Doc | None, q: Mapping[tuple[str, str], float]
 ) -> dict[str, Any]:
-    """A ledger's row. What was run here is shown, unless it is exploratory and a verdict is published."""
+    """Make a row: what was run here is shown, unless it is exploratory and a verdict is published."""
     ran = outcome is not None or entry is not None
     published_here = (
         outcome is not None and bool(outcome.get("published")) and outcome.get("scale") != "smoke"
@@ -238,14 +249,14 @@ def _row(
         "exploratory": ran and not from_entry and not published_here,
         "source": "ledger" if from_entry else "run" if outcome is not None else "",
         "published": entry and complete(entry)["verdict"]["outcome"],
-        "anchors": not from_entry or outcome is None,  # do the row's claims stand on the study's page?
+        "anchors": not from_entry or outcome is None,  # whether the study's page has this row's claims
         "state": state,
         "page": f"{paper['slug']}.html" if ran or state == "available" else "",
     }
 
 
 def head(rows: Sequence[Doc]) -> dict[str, Any]:
-    """What stands at the ledger's head: how many of each verdict, and the false wins to expect."""
+    """Count the verdicts of each kind, and the false wins to expect, for the ledger's head."""
     primary = [claim for row in rows for claim in row["claims"]]
     # an exact claim cannot be won by chance
     statistical = [claim for claim in primary if claim.get("kind", "statistical") == "statistical"]

@@ -1,4 +1,4 @@
-// Draws the figures in the page's own colours, turns the ledger into a searchable table, remembers the theme.
+// Draws the figures in the page's colours, makes the ledger searchable and remembers the theme.
 // Figures come as plotly's JSON in which a colour may be the name of a CSS variable, "var(--method)".
 (() => {
   "use strict";
@@ -70,7 +70,7 @@
     return Plotly.react(plot, painted(figure.data), layout(figure, plot.clientWidth), config).then(() => { plot.dataset.drawn = "yes"; });
   }
 
-  // what is in sight at once, the others when the browser has time
+  // visible figures first, the others when the browser is idle
   function drawAll() {
     const near = plots.filter((plot) => plot.getBoundingClientRect().top < 1.5 * innerHeight);
     const rest = plots.filter((plot) => !near.includes(plot));
@@ -97,7 +97,7 @@
   });
   dark.addEventListener("change", repaint);
 
-  let before; // paper is white: figures are printed in light colours, details opened
+  let before; // the theme before printing: figures are printed in light colours, with details opened
   addEventListener("beforeprint", () => {
     before = root.dataset.theme;
     root.dataset.theme = "light";
@@ -141,7 +141,7 @@
 
   if (window.DataTable) document.querySelectorAll("[data-ledger]").forEach(ledger);
   if (window.Plotly) drawAll();
-  else if (plots.length) // the ledger's figure is far below its table, which should not wait for plotly
+  else if (plots.length) // the ledger's table should not wait for plotly, as its figure is far below
     addEventListener("load", () => {
       const script = document.createElement("script");
       script.src = "assets/plotly-basic.min.js";
