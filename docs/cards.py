@@ -1,6 +1,6 @@
 """Write the method cards, the list of all papers and the ledger while the site is built.
 
-Everything on these pages comes from its source: the catalogue, the docstrings of the method files, the ledger.
+Their contents come from the catalogue, the docstrings of the method files and the ledger.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     entries = ledger.read()
     files.append(File.generated(config, "methods/index.md", content=_index(entries)))
+    files.append(File.generated(config, "ledger.md", content=_ledger(entries)))
     for paper in _available():
         content = _card(paper, entries.get(paper.slug))
         files.append(File.generated(config, f"methods/{paper.slug}.md", content=content))
@@ -76,6 +77,15 @@ def _index(entries: dict[str, Any]) -> str:
         fidelity = paper.fidelity if paper.state == "available" else ""
         lines.append(f"| {name} | {verdict} | {paper.problem} | {paper.area} | {fidelity} |")
     return "\n".join(lines) + "\n"
+
+
+def _ledger(entries: dict[str, Any]) -> str:
+    text = (
+        "Verdicts at desk scale, computed from stored runs and published by `trueup ledger publish`. "
+        "[The protocol](protocol.md) defines them. *Certified*: the code was rewritten since, and computes the "
+        "same to the last bit. `trueup ledger evidence SLUG` shows the evidence of a verdict."
+    )
+    return f"# The ledger\n\n{text}\n\n{ledger.full_table(entries, papers.CATALOGUE)}\n"
 
 
 def _card(paper: papers.Paper, entry: dict[str, Any] | None) -> str:

@@ -54,7 +54,7 @@ def precision(request: pytest.FixtureRequest) -> str:
 
 
 class Run:
-    """A model with its optimizer, schedule and data, prepared by Accelerate; `attach` gets the bare optimizer."""
+    """A model, its optimizer, schedule and data, prepared by Accelerate; `attach` gets the bare optimizer."""
 
     def __init__(
         self,

@@ -176,9 +176,14 @@ class FusedB(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, equation: Equation, plan: PlanB, running_var: Tensor | None, *parameters: Tensor | None
+        x: Tensor,
+        equation: Equation,
+        plan: PlanB,
+        running_var: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        v: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        weight, bias, v = parameters
         mean, var = instance_moments(x)
         if running_var is None:
             n = x.shape[0] * x.shape[2]
