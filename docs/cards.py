@@ -82,7 +82,7 @@ def _index(entries: dict[str, Any]) -> str:
 def _ledger(entries: dict[str, Any]) -> str:
     text = (
         "Verdicts at desk scale, computed from stored runs and published by `trueup ledger publish`. "
-        "[The protocol](protocol.md) defines them. *Certified*: the code was rewritten since and computes the "
+        "[The protocol](protocol.md) defines them. *Certified*: the code was rewritten since and gives the "
         "same to the last bit. `trueup ledger evidence SLUG` shows the evidence of a verdict."
     )
     return f"# The ledger\n\n{text}\n\n{ledger.full_table(entries, papers.CATALOGUE)}\n"
