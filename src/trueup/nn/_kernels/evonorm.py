@@ -176,7 +176,7 @@ class FusedB(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, equation: Equation, plan: PlanB, running_var: Tensor | None, *parameters: Tensor | None
+        x: Tensor, equation: Equation, plan: PlanB, running_var: Tensor | None, *parameters: Any
     ) -> tuple[Tensor, ...]:
         weight, bias, v = parameters
         mean, var = instance_moments(x)
