@@ -1,11 +1,11 @@
-"""One `Case` a layer: what the conformance suite needs to know to build it and to feed it.
+"""Cases of the conformance suite for layers: how to build each layer and what to feed it.
 
 To add a layer, add a line to `CASES`:
 
     Case(partial(EvoNorm2dS0, 8, groups=4), shape=(6, 8, 5, 4)),
 
-What a layer is by design not able to do is declared with the reason that its documentation gives; the suite
-then checks that it says so, or skips with that reason. Every other property is checked as it stands.
+What a layer cannot do by design is declared with the reason that its documentation gives. The suite then
+checks that the layer raises accordingly, or skips with that reason. It checks every other property.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ class Case:
     """A layer and an example input.
 
     Attributes:
-        layer: called with ``device`` and ``dtype``, makes a fresh layer; a class with its arguments bound.
-        shape: of a random input; the batch comes first. Keep it small: gradients are checked by differences.
+        layer: makes a new layer when called with `device` and `dtype`; a class with its arguments bound.
+        shape: of a random input, batch first. Keep it small: gradients are checked by finite differences.
         channels_last: the layer keeps the memory format of a 4-d input.
         inductor: compile with the real backend too (slow: for a few).
-        one_sample: what the layer's error says to a training batch of one sample, if that is an error.
+        one_sample: the layer's error for a training batch of one sample, if that is an error.
         approximate_backward: why the gradient is not that of the forward (gradcheck is skipped).
         once_differentiable: why the gradient cannot be differentiated again (it must then raise).
         parametrization: why the layer cannot be pickled whole (its state dict can).
         bounded: why an infinite input gives a finite output.
-        keeps_output: why an output may not be changed in place (the backward pass must then say so).
-        stateful: what a training forward changes. Without it the suite demands that nothing changes.
+        keeps_output: why an output may not be changed in place (the backward pass must then raise).
+        stateful: what a training forward changes. If empty, nothing may change.
     """
 
     layer: Callable[..., nn.Module]
@@ -87,7 +87,7 @@ class Case:
         return f"{self.kind.__name__}-{'x'.join(map(str, self.shape))}"
 
     def build(self, dtype: torch.dtype = torch.float32, *, training: bool = True) -> nn.Module:
-        """A layer whose weights are not those that hide mistakes (zeros and ones)."""
+        """Build the layer with random weights, since zeros and ones hide mistakes."""
         torch.manual_seed(0)
         layer = self.layer(dtype=dtype)
         with torch.no_grad():
@@ -96,12 +96,12 @@ class Case:
         return layer.train(training)
 
     def example(self, dtype: torch.dtype = torch.float32, seed: int = 1) -> torch.Tensor:
-        """An input with neither mean zero nor variance one."""
+        """Return an input with neither mean zero nor variance one."""
         return torch.randn(self.shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)) * 2 + 0.5
 
 
-APPROXIMATE = "the running statistic is gone back through approximately, as the paper does"
-ONCE = "that approximation is no function to differentiate again"
+APPROXIMATE = "the gradient through the running statistic is approximate, as in the paper"
+ONCE = "the approximation is not the gradient of a function"
 RUNNING_VAR = "the running variance moves with every training batch"
 RUNNING = "running statistics and their counter move with every training batch"
 ALONE = "more than one value per channel"
@@ -109,7 +109,7 @@ ESTIMATES = "the estimates are constants for the gradient, though the batch move
 
 
 def of_weight(parametrization: type[nn.Module], *shape: int, **options: object) -> Callable[..., nn.Module]:
-    """A parametrisation, as the layer from a stored weight to the effective one."""
+    """Build a parametrisation as a layer from the stored weight to the effective one."""
 
     def layer(device: str | None = None, dtype: torch.dtype | None = None) -> nn.Module:
         return parametrization(torch.ones(shape, device=device, dtype=dtype), **options)
@@ -118,7 +118,7 @@ def of_weight(parametrization: type[nn.Module], *shape: int, **options: object) 
 
 
 def parametrized(parametrization: type[nn.Module], **options: object) -> Callable[..., nn.Module]:
-    """A convolution whose weight is parametrised."""
+    """Build a convolution with a parametrised weight."""
 
     def layer(device: str | None = None, dtype: torch.dtype | None = None) -> nn.Module:
         conv = nn.Conv2d(4, 6, 3, groups=2, device=device, dtype=dtype)

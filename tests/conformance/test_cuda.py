@@ -1,7 +1,6 @@
-"""Layers, optimizers and quantisers on a CUDA device: the values of the CPU, and no wait for the device.
+"""Layers, optimizers and quantisers on a CUDA device: the CPU's values, without synchronisation.
 
-For machines that have one; elsewhere the device routes are held to this under `FakeTensorMode`, which knows
-shapes but no values.
+These tests need a device. Elsewhere `FakeTensorMode` checks the device routes, for shapes but not for values.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ LAYERS = pytest.mark.parametrize("case", layers.CASES, ids=str)
 
 @pytest.fixture(autouse=True)
 def full_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """float32 convolutions round their input to 10 bits by default."""
+    """Disable TF32, to which float32 convolutions round their input by default."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     yield
     torch.compiler.reset()
@@ -43,7 +42,7 @@ def full_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
-    """Whatever waits for the device, as `.item()` does, raises."""
+    """Raise an error where an operation waits for the device, as `.item()` does."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -157,7 +156,7 @@ def mirror(params: list[nn.Parameter]) -> list[nn.Parameter]:
 def train_both(
     here: Callable[[], object], there: Callable[[], object], params: list[Any], mirrored: list[Any]
 ) -> None:
-    """Steps with the same gradients, each of them without waiting for the device."""
+    """Step both with the same gradients, on the device without waiting for it."""
     for number in range(STEPS):
         feed(params, number)
         for p, q in zip(params, mirrored, strict=True):

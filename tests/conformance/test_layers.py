@@ -1,4 +1,4 @@
-"""What every public layer must be able to do, whatever it computes."""
+"""Properties that every public layer must have, whatever it computes."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 
 def state_of(layer: nn.Module) -> tuple[State, State]:
-    """Parameters that require a gradient, and a copy of the buffers."""
+    """Return parameters that require a gradient, and a copy of the buffers."""
     parameters = {name: p.detach().clone().requires_grad_() for name, p in layer.named_parameters()}
     return parameters, {name: b.clone() for name, b in layer.named_buffers()}
 
 
 def outputs(result: object) -> list[Tensor]:
-    """The tensors of a result, which may be a tuple."""
+    """Return the tensors of a result, which may be a tuple."""
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def step(layer: nn.Module, x: Tensor, seed: int = 2) -> list[Tensor]:
-    """Outputs, gradients of input and parameters for a random direction, and buffers afterwards."""
+    """Return outputs, gradients of input and parameters for a random direction, and buffers after it."""
     layer.zero_grad()
     x = x.detach().requires_grad_()
     ys = outputs(layer(x))
@@ -76,7 +76,7 @@ def test_every_public_layer_has_a_case() -> None:
 
 
 def differentiable(case: Case, training: bool) -> tuple[Function, tuple[Tensor, ...]]:
-    """The layer as a function of its input and parameters, buffers restored before each call."""
+    """Return the layer as a function of input and parameters, with buffers restored before each call."""
     layer = case.build(torch.float64, training=training)
     parameters, buffers = state_of(layer)
 
@@ -130,7 +130,7 @@ def test_forward_mode_agrees_with_reverse_mode(case: Case, training: bool) -> No
 
 
 def test_func_grad_is_autograd(case: Case, training: bool) -> None:
-    # In float64, since the gradient of a sum of squares is hardly more than rounding behind a normalisation.
+    # In float64: behind a normalisation, the gradient of a sum of squares is hardly more than rounding error.
     layer = case.build(torch.float64, training=training)
     x = case.example(torch.float64)
     parameters, buffers = state_of(layer)
@@ -154,10 +154,10 @@ def test_vmap_is_a_loop(case: Case, training: bool, shared: str) -> None:
         pytest.skip("without state there is nothing in which the three could differ")
     states, batches = [state_of(layer) for _ in range(3)], [case.example(seed=i) for i in range(3)]
     with torch.no_grad():
-        for scale, (parameters, _) in enumerate(states):
+        for i, (parameters, _) in enumerate(states):
             if shared != "weights":
                 for p in parameters.values():
-                    p.mul_(1 + scale)
+                    p.mul_(1 + i)
     if shared == "inputs":
         batches = batches[:1] * 3
 
@@ -172,8 +172,8 @@ def test_vmap_is_a_loop(case: Case, training: bool, shared: str) -> None:
     if shared == "weights":
         parameters = states[0][0]
     batch, dim = (batches[0], None) if shared == "inputs" else (torch.stack(batches), 0)
-    fold_vmap_dim = torch.func.vmap(run, in_dims=(None if shared == "weights" else 0, 0, dim))
-    got = fold_vmap_dim(parameters, buffers, batch)
+    vectorized = torch.func.vmap(run, in_dims=(None if shared == "weights" else 0, 0, dim))
+    got = vectorized(parameters, buffers, batch)
     want = [torch.stack(values) for values in zip(*map(tree_leaves, loop), strict=True)]
     assert_same(tree_leaves(got), want)
 
@@ -208,7 +208,7 @@ def test_an_operation_in_place_may_follow(case: Case, training: bool) -> None:
 
 
 def test_an_input_changed_later_never_gives_wrong_gradients(case: Case, training: bool) -> None:
-    """Either they do not depend on it any more, or torch's own error says that they would."""
+    """Either the gradients no longer depend on it, or torch raises its error for in-place changes."""
     for x in in_both_formats(case.example()):
         results = []
         for changed in (False, True):
@@ -253,7 +253,7 @@ def test_bfloat16_is_close_to_float32(case: Case, training: bool, how: str) -> N
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", [case for case in CASES if case.stateful], ids=str)
 def test_half_buffers_are_rounded_once(case: Case, dtype: torch.dtype) -> None:
-    """From values that dtype holds, they move as in float64, to the nearest value that it holds."""
+    """From values of that dtype they are updated as in float64, then rounded to the nearest."""
     exact = case.build(torch.float64)
     with torch.no_grad():
         for tensor in [*exact.parameters(), *exact.buffers()]:
@@ -276,7 +276,7 @@ def assert_compiles(case: Case, training: bool, backend: str) -> None:
     layer = case.build(training=training)
     batches = [case.example()]
     if training:
-        # Another number of samples, in the other format where there is one: compiled again, for any number.
+        # Another number of samples, in the other format if there is one: recompiled for any number.
         batches.append(in_both_formats(torch.cat([batches[0] + 1, batches[0]]))[-1])
     for x in batches:
         assert_same(step(compiled, x), step(layer, x))
@@ -323,7 +323,7 @@ def test_exports(case: Case, training: bool) -> None:
 
 def test_evaluation_exports_for_any_number_of_samples(case: Case) -> None:
     if case.one_sample and not case.stateful:
-        pytest.skip("without running statistics ghost batches are cut, whose number must be known")
+        pytest.skip("without running statistics evaluation needs the number of ghost batches")
     layer, x = case.build(training=False), case.example()
     samples = torch.export.Dim("samples", min=2, max=64)
     exported = torch.export.export(copy.deepcopy(layer), (x,), dynamic_shapes=({0: samples},)).module()
@@ -358,7 +358,7 @@ def test_an_exported_layer_can_be_trained(case: Case) -> None:
 
 
 def trained(case: Case) -> nn.Module:
-    """A layer whose buffers are no longer what the constructor makes."""
+    """Return a layer whose buffers differ from those of a new one."""
     layer = case.build()
     layer(case.example(seed=3))
     return layer
@@ -405,7 +405,7 @@ def test_shapes_propagate_on_the_meta_device(case: Case, training: bool) -> None
 
 
 def test_the_default_device_does_not_matter(case: Case, training: bool) -> None:
-    """`torch.set_default_device` is for what users make; what we make belongs to the input."""
+    """`torch.set_default_device` applies to what users create; what a layer creates follows the input."""
     layer, x = case.build(training=training), case.example()
     want = step(layer, x)
     layer = case.build(training=training)
@@ -424,7 +424,7 @@ def test_buffers_change_only_in_training(case: Case, training: bool) -> None:
 
 # Without running statistics evaluation normalises by the batch, as in torch.
 @pytest.mark.parametrize("case", [case for case in CASES if case.stateful], ids=str)
-def test_evaluation_treats_samples_alone(case: Case) -> None:
+def test_evaluation_treats_samples_independently(case: Case) -> None:
     layer = trained(case).eval()
     x = case.example()
     torch.testing.assert_close(layer(x)[:1], layer(x[:1]))

@@ -176,14 +176,9 @@ class FusedB(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor,
-        equation: Equation,
-        plan: PlanB,
-        running_var: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        v: Tensor | None,
+        x: Tensor, equation: Equation, plan: PlanB, running_var: Tensor | None, *parameters: Any
     ) -> tuple[Tensor, ...]:
+        weight, bias, v = parameters
         mean, var = instance_moments(x)
         if running_var is None:
             n = x.shape[0] * x.shape[2]
