@@ -30,7 +30,7 @@ def plain_spam(params: list[nn.Parameter]) -> Plain:
 def rows() -> Iterator[Row]:
     resnet, large = resnet50(), transformer()
     yield row("StableSPAM step, ResNet-50", "AdamW(fused)", 3.2, resnet, stable_spam, fused)
-    yield row("StableSPAM step, ResNet-50", PLAIN, 0.5, resnet, stable_spam, plain_stable_spam)
+    yield row("StableSPAM step, ResNet-50", PLAIN, 0.25, resnet, stable_spam, plain_stable_spam)
     yield row("StableSPAM step, 12 x 768 transformer", "AdamW(fused)", 3.2, large, stable_spam, fused)
     yield row("StableSPAM step, 12 x 768 transformer", PLAIN, 0.5, large, stable_spam, plain_stable_spam)
     yield row("SPAM step, ResNet-50", PLAIN, 0.6, resnet, spam, plain_spam)

@@ -137,7 +137,9 @@ def test_incomplete_state_is_refused() -> None:
     w = nn.Parameter(torch.ones(2, 3))
     saved = AdamP([w]).state_dict()
     saved["state"] = {0: {"step": 1, "exp_avg": torch.zeros(2, 3)}}
-    with pytest.raises(ValueError, match="step, exp_avg, exp_avg_sq for every parameter; got step"):
+    with pytest.raises(
+        ValueError, match="step, exp_avg, exp_avg_sq for every parameter; got step, exp_avg\\."
+    ):
         AdamP([w]).load_state_dict(saved)
 
 

@@ -253,7 +253,7 @@ def test_r2_is_that_of_least_squares() -> None:
 @pytest.mark.parametrize(
     ("distances", "message"),
     [
-        ([], "at least 100 updates.*got 0: call update"),
+        ([], "at least 100 updates.*got 0\\. Call update"),
         ([1.0, 2.0] * 49, "at least 100 updates.*got 98"),
         ([2.5] * 120, "distance is 2.5 at every update"),
         ([1.0] * 100 + [math.nan], "not finite from update 101 on"),

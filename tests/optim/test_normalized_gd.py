@@ -338,7 +338,7 @@ def test_processes_step_as_one_with_all_samples(tmp_path: Path) -> None:
     [
         (0.5, TypeError, "got float"),
         (torch.tensor([1, -1]), TypeError, "torch.int64"),
-        (torch.tensor(0.7), ValueError, r"looks like a loss"),
+        (torch.tensor(0.7), ValueError, r"one margin per sample instead of a loss"),
         (torch.zeros(3, 3), ValueError, r"\(n, n\) table"),
         (torch.zeros(0), ValueError, r"shape \(0,\)"),
     ],

@@ -1,4 +1,4 @@
-"""SAM: the right perturbation, weights that come back bit by bit, and any optimizer below."""
+"""Test SAM: the perturbation, weights that come back bit for bit, and any optimizer inside."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from processes import in_processes
 from trueup.optim import SAM, SGDP, SPAM, AdamP, NormalizedGD, StableSPAM
+from trueup.optim._sam import perturbations
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -56,6 +57,8 @@ def test_the_perturbation_is_the_formula(adaptive: bool) -> None:
     with sam.perturbed():
         moved = torch.cat([p.detach().flatten() for p in model.parameters()])
     torch.testing.assert_close(moved, w + e, rtol=0, atol=1e-11)
+    stated = perturbations([*model.parameters()], [p.grad for p in model.parameters()], 0.3, adaptive)
+    torch.testing.assert_close(torch.cat([part.flatten() for part in stated]), e, rtol=0, atol=1e-11)
 
 
 def test_adaptive_perturbation_follows_a_rescaling_of_the_weights() -> None:
