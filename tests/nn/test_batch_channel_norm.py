@@ -429,7 +429,7 @@ def test_arguments_stand_where_torch_has_them() -> None:
         ({"eps": -1.0}, "^eps must not be negative"),
         ({"batch_eps": -1.0}, "batch_eps must not be negative"),
         ({"channel_affine": "sample"}, "channel_affine must be None or one of"),
-        ({"estimate": True, "track_running_stats": False}, "keeps its estimates"),
+        ({"estimate": True, "track_running_stats": False}, "keeps running estimates"),
         ({"warm_start": True}, "pass estimate=True too"),
     ],
 )  # fmt: skip
@@ -489,7 +489,7 @@ def test_the_functions_say_what_they_miss() -> None:
         batch_channel_norm(x, ones, None, training=True, num_groups=2)
     with pytest.raises(ValueError, match="pass num_batches_tracked"):
         batch_channel_norm(x, ones, ones, training=True, momentum=None, num_groups=2)
-    with pytest.raises(ValueError, match="one value a group or one a channel"):
+    with pytest.raises(ValueError, match="one value per group or per channel"):
         batch_channel_norm(x, ones, ones, num_groups=2, channel_weight=torch.ones(3))
     with pytest.raises(ValueError, match="pass num_batches_tracked"):
         estimated_batch_norm(x, ones, ones, training=True, warm_start=True)
