@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from trueup._numerics.moments import across_processes, pool
 from trueup._numerics.per_channel import instance_moments, per_channel_view
-from trueup._numerics.recomputation import is_recomputing
+from trueup._numerics.recomputation import is_recomputing, snapshot
 from trueup._numerics.upcasting import upcast_parameters
 from trueup.nn._validation import (
     check_eps,
@@ -154,10 +154,11 @@ def estimated_statistics(
 
     Where ``first``, ``(C,)``, is True, the batch's mean and variance replace the estimates.
     """
-    # Copies: the buffers are about to move, and the backward pass needs these values.
+    # Copies: the buffers move, now or at the next batch, and the backward pass needs these values.
     mean, var = (t.to(moments[0].dtype, copy=True) for t in (running_mean, running_var))
     if moving_speed == 0 and first is None:
         return mean, var, mean.new_full((), moments[0].shape[0] * area)
+    mean, var = snapshot(mean), snapshot(var)
     batch_mean, batch_var, count = batch_statistics(moments, area, process_group)
     has_samples = count > 0
     if first is not None:

@@ -52,9 +52,7 @@ def normalize(
         running: mean, variance, and, ``(C,)``, whether the batch's own replace them.
         parameters: weight and bias of the batch part, then of the channel part.
     """
-    estimates_move = plan.moving_speed or running[2] is not None
-    if must_use_composite_ops() or (torch.compiler.is_compiling() and estimates_move):
-        # In a compiled graph the Function's backward would see the estimates after they have moved.
+    if must_use_composite_ops():
         return _composite(x, plan, *running, *parameters)
     result = _Normalize.apply(x, plan, *running, *parameters)[:4]  # type: ignore[no-untyped-call]
     return cast(tuple[Tensor, Tensor, Tensor, Tensor], result)
