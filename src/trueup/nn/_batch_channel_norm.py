@@ -75,7 +75,7 @@ def batch_then_group_norm(
     u = u.unflatten(1, (num_groups, -1))
     group_mean = u.mean((2, 3), keepdim=True)
     group_var = (u - group_mean).square().mean((2, 3), keepdim=True)
-    z = ((u - group_mean) * (group_var + eps).rsqrt()).flatten(1, 2)
+    z: Tensor = ((u - group_mean) * (group_var + eps).rsqrt()).flatten(1, 2)
     z = z if channel_weight is None else z * channel_weight
     return z if channel_bias is None else z + channel_bias
 

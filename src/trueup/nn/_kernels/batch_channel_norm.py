@@ -209,7 +209,7 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of x and of the four parameters.
 
-    Each part has the gradient of a normalisation. With t the gradient of z and h = (x - mean_c) * batch_rstd_c:
+    Each part has the gradient of a norm. With h = (x - mean_c) * batch_rstd_c and t the gradient of z:
 
         grad_u = rstd * (t - mean_ng(t) - z * mean_ng(t * z))
         grad_x = gain * (grad_u - mean_c(grad_u) - h * mean_c(grad_u * h))        estimates: gain * grad_u
