@@ -1,14 +1,16 @@
-"""Ghost batch normalisation against torch's batch normalisation, whole and in a loop over chunks."""
+"""Ghost batch normalisation against its equation, and torch's batch norm, whole and in a loop over chunks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import Row
 from trueup.nn import GhostBatchNorm1d, GhostBatchNorm2d
+from trueup.nn._ghost_batch_norm import normalize_ghost_batches
 
 
 def rows() -> Iterator[Row]:
@@ -16,22 +18,16 @@ def rows() -> Iterator[Row]:
 
     images, directions = torch.randn(2, 32, 64, 56, 56)
     images.requires_grad_()
-    ours = training_step(GhostBatchNorm2d(64, ghost_batch_size=8), images, directions)
+    layer = GhostBatchNorm2d(64, ghost_batch_size=8)
     what = "GhostBatchNorm2d forward + backward, 32x64x56x56, ghost 8"
-    yield Row(
-        what=what,
-        peer="nn.BatchNorm2d",
-        bound=0.85,
-        ours=ours,
-        theirs=training_step(nn.BatchNorm2d(64), images, directions),
-    )
-    yield Row(
-        what=what,
-        peer="nn.BatchNorm2d over chunks",
-        bound=0.75,
-        ours=ours,
-        theirs=training_step(over_chunks(nn.BatchNorm2d(64), 8), images, directions),
-    )
+    peers = {
+        "nn.BatchNorm2d": (nn.BatchNorm2d(64), 0.85),
+        "nn.BatchNorm2d over chunks": (over_chunks(nn.BatchNorm2d(64), 8), 0.75),
+        "its equation, naively": (partial(naively, layer), 0.25),
+    }
+    ours = training_step(layer, images, directions)
+    for peer, (theirs, bound) in peers.items():
+        yield Row(what, peer, bound, ours, training_step(theirs, images, directions))
 
     features, directions = torch.randn(2, 4096, 512)
     features.requires_grad_()
@@ -42,6 +38,12 @@ def rows() -> Iterator[Row]:
         ours=training_step(GhostBatchNorm1d(512, ghost_batch_size=32), features, directions),
         theirs=training_step(over_chunks(nn.BatchNorm1d(512), 32), features, directions),
     )
+
+
+def naively(layer: GhostBatchNorm2d, x: Tensor) -> Tensor:
+    """Apply the paper's equation, one operation after the other."""
+    ghosts = x.flatten(2).unflatten(0, (-1, layer.ghost_batch_size))
+    return normalize_ghost_batches(ghosts, layer.weight, layer.bias, layer.eps)[0].view_as(x)
 
 
 def over_chunks(layer: nn.Module, ghost_batch_size: int) -> Callable[[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""Batch-channel normalisation's mathematics, state, cost, and what it does across processes."""
+"""Batch-channel and estimated batch normalisation: mathematics, state, cost, several processes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from trueup.nn import (
     convert,
     estimated_batch_norm,
 )
+from trueup.nn._batch_channel_norm import batch_then_group_norm
 
 LAYERS = {2: BatchChannelNorm1d, 3: BatchChannelNorm1d, 4: BatchChannelNorm2d}
 
 
 def build(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, **options: Any) -> nn.Module:
-    """A layer whose parameters and statistics are neither ones nor zeros."""
+    """Return a layer whose parameters and statistics are neither ones nor zeros."""
     layer = LAYERS[len(shape)](shape[1], dtype=dtype, num_groups=2, **options)
     with torch.no_grad():
         for p in layer.parameters():
@@ -41,7 +42,7 @@ def build(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, **options:
 
 
 def two_steps(layer: nn.Module, x: Tensor) -> Tensor:
-    """The definition: batch part as its own operation, then torch's group norm. Moves nothing."""
+    """Return the definition: the batch part on its own, then torch's group norm. Updates nothing."""
     bn, channels = layer.bn, x.shape[1]
     view = (1, -1, *[1] * (x.dim() - 2))
     if layer.estimate and layer.training:
@@ -87,7 +88,18 @@ def test_is_batch_norm_and_then_group_norm(
     torch.testing.assert_close(gradients(layer, got, x, direction), wanted, rtol=1e-9, atol=1e-11)
 
 
-def test_batch_statistics_run_as_torch_has_them() -> None:
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_the_kernel_equals_the_equation(layout: str) -> None:
+    x, (mean, var, *parameters) = torch.randn(3, 4, 5).double(), torch.rand(6, 4).double() + 0.5
+    if layout == "channels_last":
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    options = {"channel_weight": parameters[2][:2], "channel_bias": parameters[3], "num_groups": 2}
+    y = batch_channel_norm(x, mean, var, *parameters[:2], eps=1e-2, batch_eps=0.1, **options)
+    parameters[2] = parameters[2][:2]
+    torch.testing.assert_close(y, batch_then_group_norm(x, mean, var, parameters, 2, 1e-2, 0.1))
+
+
+def test_running_statistics_of_batches_are_torchs() -> None:
     for momentum in (0.1, None, 1.0):
         ours, theirs = (
             BatchChannelNorm2d(4, momentum=momentum, num_groups=2),
@@ -215,8 +227,8 @@ def test_variance_survives_a_large_mean(estimate: bool, layout: str) -> None:
     y, direction = layer.train(False)(x.requires_grad_()), torch.randn(x.shape)
     (grad,) = torch.autograd.grad(y, x, direction)
     exact = layer.double()
-    wide = x.detach().double().requires_grad_()
-    (want_grad,) = torch.autograd.grad(exact(wide), wide, direction.double())
+    x64 = x.detach().double().requires_grad_()
+    (want_grad,) = torch.autograd.grad(exact(x64), x64, direction.double())
     assert (grad - want_grad).norm() <= 1e-3 * want_grad.norm()
 
 
@@ -243,12 +255,12 @@ def test_saves_the_input_and_little_else(shape: tuple[int, ...], estimate: bool)
     sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes), lambda t: t):
         layer(x)
-    planes = 2 * 4 * 8 if len(shape) == 4 else 0
+    moments = 2 * 4 * 8 if len(shape) == 4 else 0
     channels, groups, count = 2 * 8 + 2 * 8, 2 * 4, 1
-    assert sum(sizes) == 4 * (x.numel() + planes + channels + groups + count)
+    assert sum(sizes) == 4 * (x.numel() + moments + channels + groups + count)
 
 
-def test_saves_at_most_4_1_bytes_an_element() -> None:
+def test_saves_at_most_4_1_bytes_per_element() -> None:
     x = torch.randn(2, 64, 28, 28, requires_grad=True)
     sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes), lambda t: t):
@@ -278,12 +290,12 @@ def test_the_official_speed_is_accepted_and_not_restored() -> None:
 
 
 def test_weights_from_before_batches_were_counted_are_accepted() -> None:
-    """As by torch's own; the well known weights of the first residual networks are such."""
+    """As torch's layers do; the published weights of the first residual networks have no counter."""
     for layer, prefix in ((EstimatedBatchNorm2d(8), ""), (BatchChannelNorm2d(8, num_groups=4), "bn.")):
         old = {name: torch.rand_like(t) for name, t in layer.state_dict().items() if t.is_floating_point()}
         layer.load_state_dict(old)
         torch.testing.assert_close(layer.state_dict()[f"{prefix}running_var"], old[f"{prefix}running_var"])
-        now = layer.state_dict()  # which tells that it counts
+        now = layer.state_dict()  # its version says that it has a counter
         del now[f"{prefix}num_batches_tracked"]
         with pytest.raises(RuntimeError, match=r"Missing key.*num_batches_tracked"):
             layer.load_state_dict(now)
@@ -333,7 +345,7 @@ CUTS = [3, 1]
 
 
 def share(rank: int) -> dict[Any, Any]:
-    """One process's rows of a batch, by both forms; then without a group under DistributedDataParallel."""
+    """Run one process's rows of a batch in both forms; then without a group under DistributedDataParallel."""
     found: dict[Any, Any] = {}
     for estimate in (True, False):
         layer, x, direction = joined(estimate, dist.group.WORLD)
@@ -429,7 +441,7 @@ def test_arguments_stand_where_torch_has_them() -> None:
         ({"eps": -1.0}, "^eps must not be negative"),
         ({"batch_eps": -1.0}, "batch_eps must not be negative"),
         ({"channel_affine": "sample"}, "channel_affine must be None or one of"),
-        ({"estimate": True, "track_running_stats": False}, "keeps its estimates"),
+        ({"estimate": True, "track_running_stats": False}, "keeps running estimates"),
         ({"warm_start": True}, "pass estimate=True too"),
     ],
 )  # fmt: skip
@@ -481,7 +493,7 @@ def test_input_must_be_floating_point(layer: nn.Module) -> None:
 
 
 @pytest.mark.bad_input
-def test_the_functions_say_what_they_miss() -> None:
+def test_missing_arguments_of_the_functions() -> None:
     x, ones = torch.randn(4, 4), torch.ones(4)
     with pytest.raises(ValueError, match="pass both, or training=True"):
         batch_channel_norm(x, None, None, num_groups=2)
@@ -489,7 +501,7 @@ def test_the_functions_say_what_they_miss() -> None:
         batch_channel_norm(x, ones, None, training=True, num_groups=2)
     with pytest.raises(ValueError, match="pass num_batches_tracked"):
         batch_channel_norm(x, ones, ones, training=True, momentum=None, num_groups=2)
-    with pytest.raises(ValueError, match="one value a group or one a channel"):
+    with pytest.raises(ValueError, match="one value per group or per channel"):
         batch_channel_norm(x, ones, ones, num_groups=2, channel_weight=torch.ones(3))
     with pytest.raises(ValueError, match="pass num_batches_tracked"):
         estimated_batch_norm(x, ones, ones, training=True, warm_start=True)

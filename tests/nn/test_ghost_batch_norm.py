@@ -1,4 +1,4 @@
-"""Ghost batch normalisation's mathematics: what it equals, what it leaves invariant, what it costs."""
+"""Ghost batch normalisation: its mathematics, invariances and cost."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trueup.nn import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, ghost_batch_norm
+from trueup.nn._ghost_batch_norm import normalize_ghost_batches
 
 LAYERS = {
     2: (GhostBatchNorm1d, nn.BatchNorm1d),
@@ -25,7 +26,7 @@ LAYERS = {
 def pair(
     shape: tuple[int, ...], dtype: torch.dtype = torch.float64, **options: object
 ) -> tuple[nn.Module, nn.Module]:
-    """Our layer and torch's, with the same weights that are neither ones nor zeros."""
+    """Return our layer and torch's, with the same weights, neither ones nor zeros."""
     ghost, batch = LAYERS[len(shape)]
     shared = {key: options.pop(key) for key in ("eps", "momentum", "affine") if key in options}
     ours, theirs = ghost(shape[1], dtype=dtype, **shared, **options), batch(shape[1], dtype=dtype, **shared)
@@ -37,17 +38,17 @@ def pair(
 
 
 def chunks(x: Tensor, size: int, remainder: str) -> list[Tensor]:
-    """The ghost batches as the definition says, one by one."""
-    pieces = list(x.split(size))
-    if remainder == "merge" and len(pieces) > 1 and len(pieces[-1]) < size:
-        pieces[-2:] = [torch.cat(pieces[-2:])]
-    return pieces
+    """Return the ghost batches of the definition, one by one."""
+    parts = list(x.split(size))
+    if remainder == "merge" and len(parts) > 1 and len(parts[-1]) < size:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
 
 
-def everything(layer: nn.Module, x: Tensor, direction: Tensor, pieces: object = None) -> list[Tensor]:
+def everything(layer: nn.Module, x: Tensor, direction: Tensor, cut: object = None) -> list[Tensor]:
     layer.zero_grad()
     x = x.detach().requires_grad_()
-    y = layer(x) if pieces is None else torch.cat([layer(piece) for piece in pieces(x)])
+    y = layer(x) if cut is None else torch.cat([layer(chunk) for chunk in cut(x)])
     y.backward(direction)
     return [y.detach(), x.grad, *(p.grad for p in layer.parameters()), *(b.clone() for b in layer.buffers())]
 
@@ -75,6 +76,21 @@ def test_equals_batch_norm_of_each_ghost_batch_in_turn(
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kernels_equal_the_equation(dtype: torch.dtype, layout: str) -> None:
+    weight, bias, x = (
+        torch.randn(3, dtype=dtype),
+        torch.randn(3, dtype=dtype),
+        torch.randn(8, 3, 5, dtype=dtype),
+    )
+    if layout == "channels_last":
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    y = ghost_batch_norm(x, None, None, weight, bias, training=True, ghost_batch_size=4)
+    want, _, _ = normalize_ghost_batches(x.unflatten(0, (2, 4)), weight, bias, 1e-5)
+    torch.testing.assert_close(y, want)
+
+
 @given(
     samples=st.integers(2, 40),
     channels=st.integers(1, 5),
@@ -99,7 +115,7 @@ def test_equals_the_loop_for_any_shape(
     shape = (samples, channels, *spatial)
     ours, theirs = pair(shape, dtype, eps=eps, ghost_batch_size=size, remainder=remainder)
     x, direction = torch.randn(2, *shape, dtype=dtype) * scale
-    if math.prod(spatial) == 1 and any(len(piece) == 1 for piece in chunks(x, size, remainder)):
+    if math.prod(spatial) == 1 and any(len(chunk) == 1 for chunk in chunks(x, size, remainder)):
         with pytest.raises(ValueError, match="more than one value per channel"):
             ours(x)
         return
@@ -254,7 +270,7 @@ def test_saves_the_input_and_little_else(shape: tuple[int, ...], size: int, layo
 
 
 @pytest.mark.parametrize("shape", [(4096, 512), (32, 64, 28, 28)])
-def test_saves_at_most_4_1_bytes_an_element_beside_the_moments(shape: tuple[int, ...]) -> None:
+def test_saves_at_most_4_1_bytes_per_element_beside_the_moments(shape: tuple[int, ...]) -> None:
     layer = LAYERS[len(shape)][0](shape[1])
     x = torch.randn(shape, requires_grad=True)
     sizes: list[int] = []
@@ -282,10 +298,10 @@ def test_state_interchanges_with_torch(ghost: type[nn.Module], batch: type[nn.Mo
     assert isinstance(ghost(3), nn.modules.batchnorm._BatchNorm)
 
 
-def test_repr_names_its_own_settings() -> None:
-    told = repr(GhostBatchNorm1d(3, ghost_batch_size=16, remainder="keep"))
+def test_repr_shows_its_own_settings() -> None:
+    shown = repr(GhostBatchNorm1d(3, ghost_batch_size=16, remainder="keep"))
     inherited = repr(nn.BatchNorm1d(3)).removeprefix("BatchNorm1d(").removesuffix(")")
-    assert told == f"GhostBatchNorm1d({inherited}, ghost_batch_size=16, remainder='keep')"
+    assert shown == f"GhostBatchNorm1d({inherited}, ghost_batch_size=16, remainder='keep')"
 
 
 def test_ghost_batches_do_not_see_each_other() -> None:
@@ -364,7 +380,7 @@ def test_input_must_be_floating_point(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.bad_input
-def test_the_function_says_what_it_misses() -> None:
+def test_missing_arguments_of_the_function() -> None:
     x, ones = torch.randn(4, 3), torch.ones(3)
     with pytest.raises(ValueError, match="needs input"):
         ghost_batch_norm(torch.randn(4), training=True)

@@ -4,10 +4,7 @@ from trueup.nn._adaptive_clip_grad import adaptive_clip_grad_
 from trueup.nn._batch_channel_norm import (
     BatchChannelNorm1d,
     BatchChannelNorm2d,
-    EstimatedBatchNorm1d,
-    EstimatedBatchNorm2d,
     batch_channel_norm,
-    estimated_batch_norm,
 )
 from trueup.nn._bn_only import (
     NormAffine,
@@ -19,6 +16,7 @@ from trueup.nn._bn_only import (
     train_only,
 )
 from trueup.nn._convert import Conversion, convert, convert_ghost_batchnorm
+from trueup.nn._estimated_batch_norm import EstimatedBatchNorm1d, EstimatedBatchNorm2d, estimated_batch_norm
 from trueup.nn._evonorm import (
     EvoNorm2dB0,
     EvoNorm2dB1,

@@ -18,7 +18,7 @@ def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 def bcn(case: Case) -> dict[str, object]:
-    """Training steps of the layer, then its evaluation mode."""
+    """Run training steps of the layer, then evaluation."""
     inputs, params, hyper = tensors(case.inputs), tensors(case.params), case.hyper
     x = inputs["x_eval"]
     norm = LAYERS[x.dim()](
@@ -32,7 +32,7 @@ def bcn(case: Case) -> dict[str, object]:
         batch_eps=hyper["bn_eps"],
         dtype=x.dtype,
     )
-    # The reference knows no counter of batches.
+    # The reference has no counter of batches.
     norm.load_state_dict(params | {"bn.num_batches_tracked": torch.tensor(0)})
     returned: dict[str, object] = {}
     for t in range(hyper["steps"]):
@@ -49,7 +49,7 @@ def bcn(case: Case) -> dict[str, object]:
 
 
 def ws_conv(case: Case) -> dict[str, object]:
-    """A convolution whose weight is standardised."""
+    """Run a convolution whose weight is standardised."""
     inputs, params, hyper = tensors(case.inputs), tensors(case.params), case.hyper
     x, weight = inputs["x"].requires_grad_(), params["weight"]
     conv = CONVS[x.dim()](

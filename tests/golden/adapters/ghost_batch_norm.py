@@ -19,7 +19,7 @@ def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 def layer(case: Case) -> dict[str, object]:
-    """Training steps of the layer alone, then its eval mode."""
+    """Run training steps of the layer alone, then evaluation."""
     inputs, params, hyper = tensors(case.inputs), tensors(case.params), case.hyper
     x = inputs["x_eval"]
     norm = LAYERS[x.dim()](
@@ -51,7 +51,7 @@ def layer(case: Case) -> dict[str, object]:
 
 
 def train(case: Case) -> dict[str, object]:
-    """The loop form: an ordinary BatchNorm that `ghost_accumulate` shows one ghost batch at a time."""
+    """Run the loop form: `ghost_accumulate` gives an ordinary BatchNorm one ghost batch at a time."""
     inputs, params, hyper = tensors(case.inputs), tensors(case.params), case.hyper
     (hidden, features), (classes, _) = params["0.weight"].shape, params["3.weight"].shape
     model = nn.Sequential(
@@ -85,7 +85,7 @@ def train(case: Case) -> dict[str, object]:
 
 
 def regime(case: Case) -> dict[str, object]:
-    """The schedule for a large batch."""
+    """Return the schedule for a large batch."""
     hyper = case.hyper
     sizes = hyper["batch_size"], hyper["base_batch_size"]
     milestones, epochs = [int(m) for m in case.inputs["milestones"]], hyper["epochs"]
