@@ -160,7 +160,7 @@ def test_the_ledger_lists_every_paper_and_own_studies_apart(folder: Path) -> Non
 def test_a_published_verdict_stands_in_where_nothing_was_run(folder: Path) -> None:
     text = page(folder, "partial-correlation.html").text
     assert "published verdict, not run here" in text
-    assert "certified: rewritten code, the same to the last bit" in text
+    assert "certified: the code was rewritten, the results are equal bit for bit" in text
     assert ">certified<" in row(folder, "partial-correlation")
     assert "Replicated on fresh seeds (2026-11-24): the effects agree, reproduced." in text
     assert "This protocol was published 2 times, on the same seeds." in text
@@ -211,7 +211,7 @@ def test_the_key_of_a_figure_says_what_is_drawn(tmp_path: Path) -> None:
     write_report(tmp_path, [document], [], {})
     name = f"{document['slug']}.html"
     assert (
-        "Each mark is one seed; the bar is the mean with its 99 % interval (96 % where a control was asked "
+        "Each mark is one seed; the bar is the mean with its 99 % interval (96 % where a control was judged "
         "at another look); the dashed line is the minimum effect (1 point)." in page(tmp_path, name).text
     )
     assert "99\N{NO-BREAK SPACE}% interval" in (tmp_path / name).read_text(encoding="utf-8")
@@ -261,7 +261,7 @@ def test_an_exploratory_run_does_not_hide_the_published_verdict(tmp_path: Path) 
 
 def test_failed_and_diverged_cells_are_shown_apart(folder: Path) -> None:
     seen = page(folder, "stable-spam.html")
-    assert "3 cells failed and gave no number" in seen.text.replace("  ", " ")
+    assert "3 cells failed and returned no number" in seen.text.replace("  ", " ")
     assert "5 cells diverged and scored" in seen.text.replace("  ", " ")
     assert "RuntimeError: <b>4-bit</b> overflow" in seen.text
     assert "tuning trial AdamP lr 0.3" in seen.text
@@ -288,7 +288,7 @@ def test_how_many_trials_the_arms_had_is_counted(folder: Path, tmp_path: Path) -
     first, *others = made.study()["tuning"]
     widened = [first | {"trials": [*first["trials"], {**first["trials"][0], "winner": False}]}, *others]
     write_report(tmp_path, [made.study(tuning=widened)], made.PAPERS, {})
-    assert "with what a widened grid added, they had 4 to 5" in page(tmp_path, "adamp.html").text
+    assert "after grids were widened they had 4 to 5" in page(tmp_path, "adamp.html").text
 
 
 def test_a_study_whose_results_are_of_another_code_says_so(tmp_path: Path) -> None:

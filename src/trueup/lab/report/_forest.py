@@ -62,7 +62,7 @@ def ledger_figure(rows: Sequence[Doc]) -> Figure | None:
                 "range": [min(-1.2, *widest) - 0.2, max(2.2, *widest) + 0.2],
             },
             "yaxis": {
-                "range": [-0.8, top + 0.4], "fixedrange": True, "automargin": True,
+                "range": [-0.8, top + 0.4], "fixedrange": True, "automargin": True, "zeroline": False,
                 "tickvals": list(range(len(points))),
                 "ticktext": [label(f"{r['slug']} · {c['name']}"[:44]) for r, c, _ in points],
             },
