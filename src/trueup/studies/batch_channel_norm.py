@@ -19,7 +19,7 @@ from trueup.nn import (
     parametrize_weights,
     standardize_weight,
 )
-from trueup.studies._protocols.digits import ACCURACY, load_images
+from trueup.studies._protocols.digits import ACCURACY, load_images, nll
 
 # Groups of four channels. Estimates start from the first batch, not from mean 0 and variance 1.
 ESTIMATES: dict[str, Any] = {"moving_speed": 0.05, "warm_start": True}
@@ -72,7 +72,7 @@ study = Study(
     cell=cell,
     metrics=(
         ACCURACY,
-        Metric("nll", higher=False, worst=2.3026, label="test NLL"),
+        nll(worst=2.3026),
         Metric("dead", higher=False, worst=1.0, unit="%", label="dead channels"),
     ),
     arms=(

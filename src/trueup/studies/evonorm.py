@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from trueup.lab import Arm, Axis, Claim, Condition, Figure, Metric, Run, Study, difference, equivalence
+from trueup.lab import Arm, Axis, Claim, Condition, Figure, Run, Study, difference, equivalence
 from trueup.models import PreActResNet
 from trueup.nn import EvoNorm2dB0, EvoNorm2dS0
-from trueup.studies._protocols.digits import ACCURACY, load_images
+from trueup.studies._protocols.digits import ACCURACY, load_images, nll
 
 # Groups of 4 channels at every width; each is one module of normalisation and activation.
 NORM_ACT: dict[str, Callable[[int], nn.Module]] = {
@@ -46,10 +46,7 @@ study = Study(
     slug="evonorm",
     question="Does EvoNorm replace normalisation and activation, at batch 32 and where batch norm starves?",
     cell=cell,
-    metrics=(
-        ACCURACY,
-        Metric("nll", higher=False, worst=2.3026, label="test NLL"),
-    ),
+    metrics=(ACCURACY, nll(worst=2.3026)),
     arms=(
         Arm("bn", "baseline", {"norm_act": "bn_relu"}, label="BN-ReLU"),
         Arm("gn", "baseline", {"norm_act": "gn_relu"}, label="GN-ReLU"),

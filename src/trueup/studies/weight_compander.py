@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from trueup.lab import Arm, Axis, Claim, Figure, Metric, Run, Study, difference, log_ratio
+from trueup.models import he_initialize_
 from trueup.nn import WeightCompander, parametrize_weights, weight_stats
-from trueup.studies._protocols.digits import ACCURACY, load_images
+from trueup.studies._protocols.digits import ACCURACY, load_images, nll
 
 
 def cell(run: Run) -> dict[str, Any]:
@@ -23,9 +24,7 @@ def cell(run: Run) -> dict[str, Any]:
         nn.Linear(run["width"], 10),
     )
     linears = [layer for layer in model if isinstance(layer, nn.Linear)]
-    for layer in linears:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(layer.bias)
+    he_initialize_(model, nn.Linear)
     # the range of the other arms' companders, for the arm that clips plain weights
     bounds = [WeightCompander(layer.weight, run["a"], run["b"]).bound for layer in linears]
     if run["init"]:
@@ -64,7 +63,7 @@ study = Study(
         Metric(
             "near_zero_change", higher=False, worst=1.0, unit="%", label="weights below 0.1 sd, end - start"
         ),
-        Metric("nll", higher=False, worst=50.0, label="test NLL"),
+        nll(worst=50.0),
     ),
     arms=(
         Arm("plain", "baseline", label="plain weights"),

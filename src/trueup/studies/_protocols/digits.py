@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +18,11 @@ from trueup.lab import Metric, Run
 from trueup.training import Update, evaluate, minibatches, train
 
 ACCURACY = Metric("accuracy", higher=True, worst=0.1, unit="%", label="test accuracy")
+
+
+def nll(worst: float) -> Metric:
+    """Declare the negative log likelihood, scored ``worst`` where training diverged."""
+    return Metric("nll", higher=False, worst=worst, label="test NLL")
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Images:
         model: nn.Module,
         optimizer: Optimizer,
         batch_size: int,
-        epochs: int,
+        epochs: float,
         *,
         schedule: Callable[[Optimizer, int], LRScheduler] | None = CosineAnnealingLR,
         max_norm: float = math.inf,
@@ -49,13 +55,14 @@ class Images:
         """Train on shuffled mini-batches in the seed's order; yield one record per update.
 
         Args:
+            epochs: passes over the training rows; a fraction stops within a pass.
             schedule: ``schedule(optimizer, updates)`` makes the scheduler; ``None`` keeps the learning rate.
             max_norm: limit of the global gradient norm.
         """
-        updates = epochs * (len(self.X) // batch_size)
+        updates = round(epochs * (len(self.X) // batch_size))
         scheduler = schedule(optimizer, updates) if schedule else None
-        rows = minibatches(len(self.X), batch_size, epochs, self.run.generator("order"))
-        batches = ((self.X[i], self.y[i]) for i in rows)
+        rows = minibatches(len(self.X), batch_size, math.ceil(epochs), self.run.generator("order"))
+        batches = ((self.X[i], self.y[i]) for i in islice(rows, updates))
         return train(model, batches, optimizer, max_norm=max_norm, scheduler=scheduler)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
