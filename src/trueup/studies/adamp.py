@@ -3,7 +3,6 @@ improve accuracy over a whole learning-rate sweep? Heo et al. 2021, arXiv 2006.0
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ from trueup.lab import Arm, Claim, Condition, ExactClaim, Figure, Metric, Run, S
 from trueup.models import convnet
 from trueup.optim import SGDP, AdamP
 from trueup.studies._protocols.digits import ACCURACY, load_images
-from trueup.studies._protocols.iterates import Make, iterates
+from trueup.studies._protocols.synthetic import Make, iterates, toward
 
 OPTIMIZERS: dict[str, Make] = {"sgd": SGD, "sgdp": SGDP, "adamw": AdamW, "adamp": AdamP}
 
@@ -34,11 +33,6 @@ def cell(run: Run) -> dict[str, Any]:
     losses = [update.loss for update in digits.train(model, optimizer, run["batch_size"], run["epochs"])]
     growth = torch.stack([p.detach().norm() / b for p, b in zip(filters, before, strict=True)]).mean()
     return digits.evaluate(model) | {"growth": growth, "loss": losses}
-
-
-def toward(target: torch.Tensor) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """Make the gradient of f(w) = -cos(w, w*)."""
-    return lambda w, _: torch.autograd.grad(-torch.cosine_similarity(w, target).sum(), w)[0]
 
 
 def norm_growth(make: Make, dim: int, beta: float, seed: int) -> float:
