@@ -41,14 +41,15 @@ class ByteText:
         shape = {name: self.run[name] for name in ("width", "depth", "heads", "block")}
         return Decoder(256, **shape, **options).to(self.run.device)
 
-    def train(
-        self, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, *, max_norm: float = math.inf
-    ) -> list[Update]:
-        """Train for ``steps`` batches of ``windows`` random windows; return one record per update."""
-        run = self.run
+    def train(self, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> list[Update]:
+        """Train for ``steps`` batches of ``windows`` random windows; return one record per update.
+
+        Gradients are clipped at the global norm ``max_norm``, if the run has such a setting.
+        """
+        run, limit = self.run, self.run.get("max_norm", math.inf)
         batches = random_windows(self.fit, run["block"], run["windows"], run["steps"], run.generator("order"))
-        options = {"max_norm": max_norm, "scheduler": scheduler}
-        return list(train(model, batches, optimizer, loss=next_symbol_loss, **options))
+        updates = train(model, batches, optimizer, loss=next_symbol_loss, max_norm=limit, scheduler=scheduler)
+        return list(updates)
 
     def nll(self, model: nn.Module) -> Float[Tensor, ""]:
         """Return the negative log likelihood of the held-out windows in nats per byte, in evaluation mode."""
