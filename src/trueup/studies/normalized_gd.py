@@ -41,10 +41,6 @@ def beyond_guarantee(mode: Mode, lr: float, n: int) -> float:
     return max(0.0, steps_to_separate(mode, lr, n) - 5 - 8 * math.log(2 * n - 1) / lr)
 
 
-RARE})[0] for lr in (1, 100))
-    return math.log(min(high["peak_loss"] / low["peak_loss"], low["steps"] / high["steps"]))
-
-
 RARE, COMMON = 10, 150
 SWEEPS = [{"minority": RARE}, {"minority": COMMON}]
 METHODS: tuple[Mode, Mode] = ("lrgd", "normalized")
