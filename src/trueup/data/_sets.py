@@ -1,6 +1,6 @@
 """The table of data sets: what each is, who carries it, and the digests that it must match.
 
-To add a set, add a line to :data:`SETS`: the sources in order of preference (the first one whose client is
+To add a set, add a line to `SETS`: the sources in order of preference (the first one whose client is
 on the machine is used), the digest of every file taken from them, and the digest of the decoded arrays.
 """
 

@@ -63,14 +63,14 @@ def alr(
     """Additive log-ratios: the log of each part over the reference part, which is left out.
 
     Args:
-        X: as in :func:`clr`.
+        X: as in `clr`.
         reference: index of the reference part; the last by default.
 
     Returns:
         float64, one column fewer than ``X``.
 
     Raises:
-        TypeError, ValueError: as :func:`clr`.
+        TypeError, ValueError: as `clr`.
         IndexError: if there is no part of that index.
 
     Example:
@@ -87,19 +87,19 @@ def alr(
 
 
 def ilr(X: Float[Tensor, "*batch samples parts"]) -> Float[Tensor, "*batch samples rest"]:
-    """Isometric log-ratios: coordinates of :func:`clr` in an orthonormal (Helmert) basis.
+    """Isometric log-ratios: coordinates of `clr` in an orthonormal (Helmert) basis.
 
     Coordinate k is ``sqrt(k / (k + 1))`` times the log of the geometric mean of the first k parts over part
     k + 1. Distances and angles are those of the centred log-ratios, without their redundant dimension.
 
     Args:
-        X: as in :func:`clr`.
+        X: as in `clr`.
 
     Returns:
         float64, one column fewer than ``X``.
 
     Raises:
-        TypeError, ValueError: as :func:`clr`.
+        TypeError, ValueError: as `clr`.
 
     Example:
         >>> X = torch.tensor([[1.0, 10.0, 100.0]])
@@ -118,14 +118,14 @@ def variation_matrix(
     """Variances of all pairwise log-ratios (Aitchison): 0 where two parts are proportional.
 
     Args:
-        X: as in :func:`clr`, at least ``ddof + 1`` samples.
+        X: as in `clr`, at least ``ddof + 1`` samples.
         ddof: the divisor is ``samples - ddof``.
 
     Returns:
         float64, symmetric, zero on the diagonal.
 
     Raises:
-        TypeError, ValueError: as :func:`clr`, and for too few samples.
+        TypeError, ValueError: as `clr`, and for too few samples.
 
     Example:
         >>> V = variation_matrix(torch.tensor([[1.0, 2.0, 4.0], [2.0, 4.0, 1.0], [3.0, 6.0, 3.0]]))
@@ -150,11 +150,11 @@ def partial_correlation(
 ) -> Float[Tensor, "*batch parts parts"]:
     """Correlations of pairs of parts given all others: the same for every log-ratio reference.
 
-    Differentiable (twice) and batched; :class:`CompositionalPartialCorrelation` is the same as an estimator,
+    Differentiable (twice) and batched; `CompositionalPartialCorrelation` is the same as an estimator,
     with tests and intervals.
 
     Args:
-        X: as in :func:`clr`, at least three parts.
+        X: as in `clr`, at least three parts.
         shrinkage: None, which needs as many samples as parts; ``"basis"`` (Jin et al. 2023), which shrinks
             the covariance of the log proportions and then takes log-ratios; ``"clr"``, which shrinks the
             covariance of the centred log-ratios and gives up the equivalence of references; a number from 0
@@ -164,7 +164,7 @@ def partial_correlation(
         float64, symmetric, within [-1, 1] and 1 on the diagonal.
 
     Raises:
-        TypeError, ValueError: as :func:`clr`; for fewer than three parts or samples; for fewer samples than
+        TypeError, ValueError: as `clr`; for fewer than three parts or samples; for fewer samples than
             parts without shrinkage; for linearly dependent log-ratios (two parts in a constant ratio, say).
 
     Example:

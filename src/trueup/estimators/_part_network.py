@@ -19,7 +19,7 @@ _TOGETHER, _APART, _INK = "#2166ac", "#b2182b", "#4a4a4a"
 def draw(
     names: list[Any], edges: list[Edge], partial_variance: NDArray[np.float64], threshold: float
 ) -> Figure:
-    """The figure of :meth:`CompositionalPartialCorrelation.plot`."""
+    """The figure of `CompositionalPartialCorrelation.plot`."""
     try:
         import networkx as nx
         import plotly.graph_objects as go

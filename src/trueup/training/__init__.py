@@ -1,4 +1,4 @@
-"""The plain supervised procedure that studies share."""
+"""Plain supervised training, and language modeling on one long text."""
 
 from trueup.training._supervised import Update, evaluate, minibatches, train, warmup_cosine
 from trueup.training._text import even_windows, next_symbol_loss, random_windows, split_text

@@ -31,10 +31,11 @@ def from_limit(limits: Iterable[tuple[Mode, Mode]], first: int, second: int) -> 
     Args:
         limits: modes, each with the mode whose iterates at a step size of 1 it should approach.
     """
-    table = data.load("digits")
-    rows = np.flatnonzero((table.y == first) | (table.y == second))
-    features = np.column_stack([table.X[rows] / 16, np.ones(len(rows))])
-    Z = torch.from_numpy(np.where(table.y[rows] == second, 1.0, -1.0)[:, None] * features)
+    digits = data.load("digits")
+    X, y = digits.X / 16, np.asarray(digits.y)
+    rows = np.flatnonzero((y == first) | (y == second))
+    features = np.column_stack([X[rows], np.ones(len(rows))])
+    Z = torch.from_numpy(np.where(y[rows] == second, 1.0, -1.0)[:, None] * features)
     worst = 0.0
     for mode, limit in limits:
         for now, of_limit in zip(large_step_descent(Z, 1e8, mode), large_step_descent(Z, 1.0, limit)):
