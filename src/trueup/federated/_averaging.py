@@ -44,21 +44,21 @@ def federated_average(
     Args:
         clients: at least one state dict; all have the same names and shapes.
         weights: share of each client, such as its share of the samples: at least 0, with sum 1. ``None``
-            gives all clients the same share. A client with share 0 has no influence, so that one that diverged
-            can be left out, but it must still have the same names and shapes.
+            gives all clients the same share. A client with share 0 has no influence, so that one that
+            diverged can be left out; it must still have the same names and shapes.
         server: the server's previous state, from which it keeps entries; required with ``keep``.
         keep: names of modules or entries that are not averaged.
 
     Returns:
-        New tensors, on the device of the first client that takes part. Floating-point and complex entries are
-        averaged in double precision and have the dtype to which torch promotes those of the clients; others,
-        such as ``num_batches_tracked``, are the first client's. The ``_metadata`` of a module comes from the
+        New tensors, on the devices of the first client that takes part. Floating-point and complex entries
+        are averaged in double precision and have the dtype to which torch promotes those of the clients;
+        others, such as ``num_batches_tracked``, are the first client's. The ``_metadata`` of a module comes from the
         states that its entries come from; a plain dict has none and is taken to have the others' version.
 
     Raises:
         ValueError: no client; clients with different names or shapes; an entry that is an integer for some
             clients only; weights that are negative, too few or too many, or whose sum is not 1; a name in
-            ``keep`` that no entry has; ``keep`` without ``server``, or with a server of other shapes; different
+            ``keep`` that no entry has; ``keep`` without ``server``, or with other shapes there; different
             versions of a module.
         TypeError: one state dict in the place of a list; a client that is not a state dict, or has an entry
             that is not a tensor.
