@@ -66,8 +66,8 @@ def fetch(name: str, *, verbose: bool = True) -> Dataset:
         return _fetch(pin, verbose)
     except OSError as error:
         raise FetchError(
-            f"cannot write the data cache {cache.cache_folder()} ({error.strerror or error}): free some space, "
-            f"or set TRUEUP_DATA to a folder that you may write, then run `trueup data fetch {name}`"
+            f"cannot write the data cache {cache.cache_folder()} ({error.strerror or error}): free some "
+            f"space, or set TRUEUP_DATA to a folder that you may write, then run `trueup data fetch {name}`"
         ) from error
 
 

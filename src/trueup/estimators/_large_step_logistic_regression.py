@@ -1,14 +1,14 @@
 """Logistic regression that looks for a separating hyperplane, with arbitrarily large steps.
 
 Many problems are linearly separable today: they have more features than samples, or features that a large
-network computed. Any step size then finds a hyperplane without training errors, large ones find it soonest, and
-the loss on the way, at times in the thousands, says nothing about progress. Plain gradient descent slows down
-when few samples are left, as with a rare class. Dividing the gradient by the mean misclassification weight
-avoids that; `trueup.optim.large_step_descent` has the equations.
+network computed. Any step size then finds a hyperplane without training errors, large ones find it soonest,
+and the loss on the way, at times in the thousands, says nothing about progress. Plain gradient descent slows
+down when few samples are left, as with a rare class. Dividing the gradient by the mean misclassification
+weight avoids that; `trueup.optim.large_step_descent` has the equations.
 
 Alexander Tyurin, From Logistic Regression to the Perceptron Algorithm, AAAI 2025, arXiv 2412.08424; there is
-no official code. Here the intercept is the weight of a constant feature of 1. Where no hyperplane separates the
-classes, the iterate with the fewest training errors is kept, since the last one is no better than any other.
+no official code. Here the intercept is the weight of a constant feature of 1. Where no hyperplane separates
+the classes, the iterate with the fewest training errors is kept: the last one is no better than any other.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class LargeStepLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         Args:
             X: of shape ``(samples, features)``.
             y: labels of two classes, of shape ``(samples,)``.
-            sample_weight: one non-negative weight per sample; a sample of weight 2 counts as two equal samples,
-                one of weight 0 is ignored.
+            sample_weight: one non-negative weight per sample; a sample of weight 2 counts as two equal
+                samples, one of weight 0 is ignored.
 
         Raises:
             ValueError: see the class.
@@ -144,8 +144,8 @@ class LargeStepLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
             features = Z.shape[1] - bool(self.fit_intercept)
             if len(before) != features + 1:
                 raise ValueError(
-                    f"warm_start continues from {len(before) - 1} coefficients, but X has {features} features: "
-                    "fit a new estimator, or set warm_start=False"
+                    f"warm_start continues from {len(before) - 1} coefficients, but X has {features} "
+                    "features: fit a new estimator, or set warm_start=False"
                 )
             start = torch.from_numpy(before[: Z.shape[1]])
         self.loss_curve_: list[float] = []

@@ -52,8 +52,9 @@ def federated_average(
     Returns:
         New tensors, on the devices of the first client that takes part. Floating-point and complex entries
         are averaged in double precision and have the dtype to which torch promotes those of the clients;
-        others, such as ``num_batches_tracked``, are the first client's. The ``_metadata`` of a module comes from the
-        states that its entries come from; a plain dict has none and is taken to have the others' version.
+        others, such as ``num_batches_tracked``, are the first client's. The ``_metadata`` of a module comes
+        from the states that its entries come from; a plain dict has none and is taken to have the others'
+        version.
 
     Raises:
         ValueError: no client; clients with different names or shapes; an entry that is an integer for some
