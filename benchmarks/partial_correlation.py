@@ -2,8 +2,8 @@
 
 Both sides go from raw parts to the matrix of partial correlations, log-ratios and covariance included. Five
 sixths of our time are BLAS's symmetric product, Cholesky factor and inverse, so the ratios mostly compare its
-rates with those of a decomposition and differ by machine. Measured on AMD EPYC: 0.13 to 0.16 of the time of the
-singular value decomposition, 0.20 to 0.25 of that of the eigenvalues. The bounds are just above.
+rates with those of a decomposition and differ by machine. Measured on AMD EPYC: 0.13 to 0.16 of the time of
+the singular value decomposition, 0.20 to 0.25 of that of the eigenvalues. The bounds are just above.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Closure makes ordinary correlations of proportions spurious (what one part gains
 correlations of log-ratios depend on the choice of a reference part. Partial correlations have neither
 problem: given all other parts, the correlation of two parts is the same for every reference, lies in [-1, 1]
 and may be negative. It comes from the pseudo-inverse of the covariance of the centred log-ratios (see
-``_compositions``). Like ordinary partial correlations it is not subcompositionally coherent: if a part is left
-out, the others are no longer given that part.
+``_compositions``). Like ordinary partial correlations it is not subcompositionally coherent: if a part is
+left out, the others are no longer given that part.
 
 Ionas Erb, Partial correlations in compositional data analysis, Applied Computing and Geosciences 6 (2020),
 arXiv 1904.09480; basis shrinkage by Jin et al. (2023). There is no official code. The R package propr, by the

@@ -53,7 +53,7 @@ def over_totals(method: str, table: str) -> float:
 
 
 def against_regression(method: str, table: str) -> float:
-    """Compute the largest difference from correlating residuals of log-ratio regressions, the definition itself."""
+    """Compute the largest difference from the definition: correlated residuals of log-ratio regressions."""
     X = parts(table)
     L, D = np.log(X), X.shape[1]
     r = compositional(X) if method == "compositional" else ordinary(X)
