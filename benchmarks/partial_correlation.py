@@ -1,9 +1,9 @@
-"""Speed and memory of CompositionalPartialCorrelation against the pseudo-inverse routes it replaces.
+"""Speed and memory of CompositionalPartialCorrelation against the pseudo-inverse routes that it replaces.
 
-Both sides go from raw parts to the matrix of partial correlations: log-ratios and covariance are timed
-on both. Of our time five sixths are BLAS's symmetric product, Cholesky factor and inverse, so the figures are
-mostly ratios of its rates to those of a decomposition, and differ by machine. Seen so far, on AMD EPYC: 0.13
-to 0.16 of the singular value decomposition, 0.20 to 0.25 of the eigenvalues. The bounds lie just above.
+Both sides go from raw parts to the matrix of partial correlations, log-ratios and covariance included. Five
+sixths of our time are BLAS's symmetric product, Cholesky factor and inverse, so the ratios mostly compare its
+rates with those of a decomposition and differ by machine. Measured on AMD EPYC: 0.13 to 0.16 of the time of
+the singular value decomposition, 0.20 to 0.25 of that of the eigenvalues. The bounds are just above.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from threadpoolctl import ThreadpoolController
 from benchmarks.harness import Measured, Row
 from trueup.estimators import CompositionalPartialCorrelation, clr
 
-# RSS of a process of its own, sampled every millisecond: torch's allocations are seen, and no earlier row's.
+# RSS of a fresh process, sampled every millisecond: it includes torch's allocations, but no earlier row's.
 _PEAK = """
 import sys, threading, time, numpy as np, torch
 from trueup.estimators import CompositionalPartialCorrelation
@@ -51,7 +51,9 @@ def rows() -> Iterator[Row | Measured]:
     X = np.exp(np.random.default_rng(0).standard_normal((samples, parts)))
     values = torch.from_numpy(X)
 
-    scipys = ThreadpoolController()  # torch's setting does not reach scipy's BLAS; finding that takes 2 ms
+    scipys = (
+        ThreadpoolController()
+    )  # torch's thread setting does not reach scipy's BLAS; built once, since it takes 2 ms
 
     def ours() -> object:
         with scipys.limit(limits=1):

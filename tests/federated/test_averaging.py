@@ -258,7 +258,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"a is \(1,\), and \(2,\) for client 1"):
         federated_average([one, two])
     for weights in ([0.5], [0.5, 0.6], [1.5, -0.5], [float("nan"), 1.0], [30, 10]):
-        with pytest.raises(ValueError, match=r"2 numbers >= 0 with the sum 1.*: divide numbers of samples"):
+        with pytest.raises(ValueError, match=r"2 numbers >= 0 with sum 1.*: divide the numbers of samples"):
             federated_average([one, one], weights)
     with pytest.raises(ValueError, match="keep names 'bn', but the states have no such entry: a, b"):
         federated_average([one], server=one, keep=["bn"])

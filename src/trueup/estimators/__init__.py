@@ -1,4 +1,4 @@
-"""Estimators with scikit-learn's interface, and the functions that carry their mathematics."""
+"""Estimators with scikit-learn's interface, and the functions that compute them."""
 
 from trueup.estimators._compositional_partial_correlation import CompositionalPartialCorrelation
 from trueup.estimators._compositions import alr, clr, ilr, partial_correlation, variation_matrix

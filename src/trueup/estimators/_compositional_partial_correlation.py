@@ -1,15 +1,15 @@
-"""Which parts of a whole go together, once all other parts are accounted for?
+"""Partial correlations of the parts of a whole: which of them go together, given all others.
 
 Closure makes ordinary correlations of proportions spurious (what one part gains, the others lose), and
-correlations of log-ratios depend on the reference part that one happens to choose. Partial correlations do
-neither: given all other parts, the correlation of two parts is the same for every reference, lies in [-1, 1]
+correlations of log-ratios depend on the choice of a reference part. Partial correlations have neither
+problem: given all other parts, the correlation of two parts is the same for every reference, lies in [-1, 1]
 and may be negative. It comes from the pseudo-inverse of the covariance of the centred log-ratios (see
-``compositions``). Like ordinary partial correlations it is not subcompositionally coherent: leave a part out,
-and the others are no longer given that part.
+``_compositions``). Like ordinary partial correlations it is not subcompositionally coherent: if a part is
+left out, the others are no longer given that part.
 
 Ionas Erb, Partial correlations in compositional data analysis, Applied Computing and Geosciences 6 (2020),
-arXiv 1904.09480; basis shrinkage by Jin et al. (2023). There is no official code; the R package propr, by the
-same group, replaces zeros silently: here they are an error unless a replacement is asked for.
+arXiv 1904.09480; basis shrinkage by Jin et al. (2023). There is no official code. The R package propr, by the
+same group, replaces zeros silently; here zeros are an error unless you choose a replacement.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ZERO_RULES = ("error", "min", "multiplicative")
 
 
 class Edge(NamedTuple):
-    """Two parts (by name where the input had names, else by index) and their partial correlation."""
+    """Two parts, by name if the input had names and else by index, and their partial correlation."""
 
     first: str | int
     second: str | int
@@ -49,10 +49,10 @@ class Edge(NamedTuple):
 
 @dataclass(frozen=True)
 class PairTest:
-    """Tests of no partial correlation, a matrix entry a pair; NaN on the diagonals.
+    """Tests for zero partial correlation, one matrix entry per pair; NaN on the diagonals.
 
     Attributes:
-        statistic: Fisher's z over its standard error, standard normal if the partial correlation is zero.
+        statistic: Fisher's z over its standard error; standard normal if the partial correlation is zero.
         pvalue: two-sided.
         adjusted_pvalue: corrected for the number of pairs.
     """
@@ -72,20 +72,20 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
             number from 0 (as None) to 1: basis shrinkage with that intensity for correlations and variances.
         zero_replace: ``"error"``; ``"min"``, every zero becomes the smallest non-zero entry of the matrix
             (this depends on the row sums); ``"multiplicative"``, every zero becomes the share ``1 /
-            parts**2`` and the other shares of that sample shrink to make room (Martin-Fernandez et al. 2003).
-            To use a pseudo-count, add it to the counts.
-        ddof: the divisor of covariances is ``samples - ddof``; partial correlations do not depend on it.
-        assume_centered: take the log-ratios (for basis shrinkage, the log proportions) as having mean zero.
+            parts**2`` and the other shares of that sample shrink in proportion (Martin-Fernandez et al.
+            2003). To use a pseudo-count, add it to the counts.
+        ddof: 0 or 1; covariances are divided by ``samples - ddof``. Partial correlations do not depend on it.
+        assume_centered: treat the log-ratios (for basis shrinkage, the log proportions) as having mean zero.
 
     Attributes:
-        covariance_: covariance of the centred log-ratios, shrunk if asked for, ``(parts, parts)``.
-        precision_: its pseudo-inverse, ``(parts, parts)``; computed from the following two when read.
+        covariance_: covariance of the centred log-ratios, shrunk with ``shrinkage``, ``(parts, parts)``.
+        precision_: its pseudo-inverse, ``(parts, parts)``; computed from the next two when read.
         partial_correlation_: ``(parts, parts)``, 1 on the diagonal.
         partial_variance_: ``(parts,)``, the residual variance of the log of a part over any reference,
             regressed on all other log-ratios to that reference: the same for every reference.
         shrinkage_: the intensities used, of correlations and of variances, ``(2,)``.
-        condition_number_: of the covariance in the 1-norm, its structural zero left out. Half of its decimal
-            digits and more are lost in ``precision_`` when parts are nearly proportional.
+        condition_number_: of the covariance in the 1-norm, without its structural zero. When parts are
+            nearly proportional, ``precision_`` loses at least half as many digits as this number has.
         n_samples_: number of samples.
         n_features_in_: number of parts.
         feature_names_in_: names of parts, if the input had names.
@@ -139,7 +139,7 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
                 f"n_samples = {samples}, n_features = {n_parts}: pass shrinkage='basis', or leave parts out"
             )
         parts = self._without_zeros(parts)
-        # torch warns about memory that it may not write, although nothing here writes it.
+        # torch warns about read-only memory, although nothing here writes to it.
         values = torch.from_numpy(parts if parts.flags.writeable else parts.copy())
         with torch.no_grad():
             covariance, intensities = compositions.log_ratio_covariance(
@@ -159,11 +159,11 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
         return precision
 
     def conditional(self, parts: Sequence[str | int]) -> CompositionalPartialCorrelation:
-        """Condition on chosen parts only: a fitted estimator of the subcomposition of ``parts``.
+        """Condition on chosen parts only; return a fitted estimator of the subcomposition of ``parts``.
 
         Its partial correlation of two parts is that of their log-ratios given the log-ratios among the
-        remaining ``parts``, and as free of a reference as the full one; what is left out is neither given nor
-        a reference. All methods work on it.
+        remaining ``parts``, and is as free of a reference as the full one. Parts that are left out are
+        neither given nor a reference. All methods work on the result.
 
         Args:
             parts: at least three names or indices, without repetition.
@@ -194,12 +194,12 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
         return part_of_self
 
     def multiple_r2(self, reference: str | int) -> Float[NDArray[np.float64], " parts"]:
-        """Share of the variance of log(part / reference) that all other log-ratios explain.
+        """Return the share of the variance of log(part / reference) that all other log-ratios explain.
 
-        Unlike partial variances it depends on the reference, so name the reference wherever you report it.
+        Unlike partial variances, it depends on the reference: report the reference with it.
 
         Returns:
-            One number a part, 0 at the reference itself.
+            One number per part, 0 at the reference itself.
 
         Raises:
             ValueError: for an unknown part.
@@ -218,7 +218,7 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
         return np.asarray(1 - self.partial_variance_ / of_log_ratio)
 
     def edges(self, threshold: float) -> list[Edge]:
-        """The pairs with ``|partial correlation| >= threshold``, the strongest first.
+        """Return the pairs with ``|partial correlation| >= threshold``, the strongest first.
 
         Raises:
             ValueError: for a threshold outside [0, 1].
@@ -238,7 +238,7 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
         ]
 
     def test(self, correction: Literal["fdr_bh", "fdr_by", "bonferroni"] | None = "fdr_bh") -> PairTest:
-        """Test every pair against no partial correlation, by Fisher's z with variance 1 / (samples - parts).
+        """Test every pair for zero partial correlation, by Fisher's z with variance 1 / (samples - parts).
 
         Args:
             correction: for the number of pairs: false discovery rate by Benjamini-Hochberg (``"fdr_bh"``) or,
@@ -277,7 +277,7 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
     def confidence_interval(
         self, level: float = 0.95
     ) -> tuple[Float[NDArray[np.float64], "parts parts"], Float[NDArray[np.float64], "parts parts"]]:
-        """Lower and upper limits of every partial correlation, by Fisher's z; 1 on the diagonals.
+        """Return lower and upper limits of every partial correlation, by Fisher's z; 1 on the diagonals.
 
         Raises:
             ValueError: for a level outside (0, 1), after shrinkage, and unless there are more samples than
@@ -293,13 +293,13 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
         return low, high
 
     def plot(self, threshold: float = 0.3) -> Figure:
-        """The network of parts: an edge wherever ``|partial correlation| >= threshold``.
+        """Draw the network of parts: an edge wherever ``|partial correlation| >= threshold``.
 
-        Wider is stronger; blue and solid goes together, red and dotted goes apart. Parts with many strong
-        edges are drawn close to each other; where a part stands means nothing else.
+        Wider edges are stronger; solid blue edges join parts that go together, dotted red ones parts that go
+        apart. Strongly linked parts are drawn close to each other; positions have no other meaning.
 
         Returns:
-            A plotly figure: ``.show()`` opens it, ``.write_html(path)`` keeps it.
+            A plotly figure: ``.show()`` opens it, ``.write_html(path)`` saves it.
 
         Raises:
             ValueError: for a threshold outside [0, 1].
@@ -363,7 +363,7 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
             raise compositions.RankLossError(f"{error}.{self._constant_ratios(covariance)}") from error
         self.covariance_: NDArray[np.float64] = covariance.numpy()
         self.partial_variance_: NDArray[np.float64] = 1 / precision.numpy().diagonal()
-        # In place: of the two matrices kept, this is the one that people ask for.
+        # Overwrites the precision: one matrix is kept, and the precision can be computed from it.
         correlation = compositions.precision_to_correlation(precision)
         self.partial_correlation_: NDArray[np.float64] = correlation.numpy()
         self.condition_number_ = float(condition)
@@ -395,7 +395,7 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
             )
         correlation = self.partial_correlation_.copy()
         np.fill_diagonal(correlation, 0.0)
-        # At exactly +-1 z is infinite; rounding must not push it beyond.
+        # z is infinite at exactly +-1, and rounding must not go beyond.
         bound = np.nextafter(1.0, 0.0)
         return np.arctanh(np.clip(correlation, -bound, bound)), freedom**-0.5
 

@@ -1,7 +1,7 @@
-"""Log-ratio statistics of compositions: data known only up to a positive factor a sample.
+"""Log-ratio statistics of compositions: data known only up to a positive factor per sample.
 
-Proportions, counts at unknown depth and oxide percentages carry information in the ratios of their parts
-alone. Everything here is unchanged when a sample is multiplied by a positive number. With C the centred
+Proportions, counts at unknown depth and oxide percentages carry information only in the ratios of their
+parts. Every statistic here is unchanged when a sample is multiplied by a positive number. With C the centred
 log-ratios and Gamma their covariance (rank D - 1: its null vector is the vector of ones, by construction),
 partial correlations come from the pseudo-inverse
 
@@ -10,8 +10,8 @@ partial correlations come from the pseudo-inverse
 and do not depend on a reference part, as correlations of log-ratios do.
 
 Ionas Erb, Partial correlations in compositional data analysis, Applied Computing and Geosciences 6 (2020),
-arXiv 1904.09480. The structural zero of Gamma is removed in closed form: a pseudo-inverse that decides by a
-cut-off can keep it, and then explodes. One Cholesky factorisation does it, which has a gradient as well.
+arXiv 1904.09480. The structural zero of Gamma is removed in closed form, by one Cholesky factorisation, which
+also has a gradient: a pseudo-inverse that decides by a cut-off can keep the zero and then explodes.
 """
 
 from __future__ import annotations
@@ -28,16 +28,63 @@ from torch import Tensor
 
 Shrinkage: TypeAlias = Literal["clr", "basis"] | float | None
 
-_ROWS = 128  # samples whose log-ratios are held at a time
-_TILE = 64  # edge of the blocks in which a matrix is scaled or mirrored
+_CHUNK_SIZE = 128  # samples whose log-ratios are in memory at a time
+_CHUNK_EDGE = 64  # edge of the square chunks in which a matrix is scaled or mirrored, to stay in cache
+
+_RANK_LOST = (
+    "the log-ratios are linearly dependent, so partial correlations do not exist: leave one of the dependent "
+    "parts out (two parts in a constant ratio are one part), or pass shrinkage='basis'"
+)
 
 
 class RankLossError(ValueError):
     """The log-ratios are linearly dependent, so their covariance has no inverse."""
 
 
+def log_ratio_precision(
+    covariance: Float[Tensor, "*batch parts parts"], *, shrinkage: Shrinkage = None
+) -> tuple[Float[Tensor, "*batch parts parts"], Float[Tensor, "*batch"]]:
+    """Return the pseudo-inverse of the covariance and its condition number in the 1-norm.
+
+    Both leave out the structural zero. Shrinkage in clr space fills the null direction, so that there the
+    result is an ordinary inverse.
+
+    Raises:
+        RankLossError: if more than the one structural eigenvalue vanishes.
+    """
+    parts = covariance.shape[-1]
+    if shrinkage == "clr":
+        inverse = _inverse(covariance.clone())
+    else:
+        # c = the mean of the other eigenvalues, so that the shift does not spoil the conditioning.
+        c = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] / (parts - 1)
+        inverse = _inverse(covariance + c / parts)
+        offset = 1 / (c * parts)
+        inverse = inverse - offset if inverse.requires_grad else inverse.sub_(offset)
+    condition = _one_norm(covariance) * _one_norm(inverse)
+    # Written so that NaN fails too. The rounding of the covariance alone leaves eigenvalues of this size.
+    if not bool((condition * max(10, parts) * torch.finfo(covariance.dtype).eps < 1).all()):
+        raise RankLossError(_RANK_LOST)
+    return inverse, condition
+
+
+def precision_to_correlation(
+    precision: Float[Tensor, "*batch parts parts"],
+) -> Float[Tensor, "*batch parts parts"]:
+    """Compute r_ij = -P_ij / sqrt(P_ii P_jj), with unit diagonal; overwrite P if it needs no gradient."""
+    scale = precision.diagonal(dim1=-2, dim2=-1).rsqrt()
+    if precision.requires_grad:
+        correlation = precision * (-scale[..., :, None] * scale[..., None, :])
+    else:
+        correlation = precision
+        for rows, of_rows in zip(precision.split(_CHUNK_EDGE, -2), scale.split(_CHUNK_EDGE, -1), strict=True):
+            rows.mul_(-of_rows[..., :, None] * scale[..., None, :])
+    correlation.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+    return correlation
+
+
 def clr(X: Float[Tensor, "*batch samples parts"]) -> Float[Tensor, "*batch samples parts"]:
-    """Centred log-ratios: the log of each part over its sample's geometric mean.
+    """Compute centred log-ratios: the log of each part over its sample's geometric mean.
 
     Args:
         X: positive parts, in any unit and with any row sums; computed in float64.
@@ -60,17 +107,17 @@ def clr(X: Float[Tensor, "*batch samples parts"]) -> Float[Tensor, "*batch sampl
 def alr(
     X: Float[Tensor, "*batch samples parts"], *, reference: int = -1
 ) -> Float[Tensor, "*batch samples rest"]:
-    """Additive log-ratios: the log of each part over the reference part, which is left out.
+    """Compute additive log-ratios: the log of each part over the reference part, which is left out.
 
     Args:
-        X: as in :func:`clr`.
+        X: as in `clr`.
         reference: index of the reference part; the last by default.
 
     Returns:
         float64, one column fewer than ``X``.
 
     Raises:
-        TypeError, ValueError: as :func:`clr`.
+        TypeError, ValueError: as `clr`.
         IndexError: if there is no part of that index.
 
     Example:
@@ -87,19 +134,19 @@ def alr(
 
 
 def ilr(X: Float[Tensor, "*batch samples parts"]) -> Float[Tensor, "*batch samples rest"]:
-    """Isometric log-ratios: coordinates of :func:`clr` in an orthonormal (Helmert) basis.
+    """Compute isometric log-ratios: coordinates of `clr` in an orthonormal (Helmert) basis.
 
     Coordinate k is ``sqrt(k / (k + 1))`` times the log of the geometric mean of the first k parts over part
     k + 1. Distances and angles are those of the centred log-ratios, without their redundant dimension.
 
     Args:
-        X: as in :func:`clr`.
+        X: as in `clr`.
 
     Returns:
         float64, one column fewer than ``X``.
 
     Raises:
-        TypeError, ValueError: as :func:`clr`.
+        TypeError, ValueError: as `clr`.
 
     Example:
         >>> X = torch.tensor([[1.0, 10.0, 100.0]])
@@ -115,17 +162,17 @@ def ilr(X: Float[Tensor, "*batch samples parts"]) -> Float[Tensor, "*batch sampl
 def variation_matrix(
     X: Float[Tensor, "*batch samples parts"], *, ddof: int = 1
 ) -> Float[Tensor, "*batch parts parts"]:
-    """Variances of all pairwise log-ratios (Aitchison): 0 where two parts are proportional.
+    """Compute the variances of all pairwise log-ratios (Aitchison), 0 where two parts are proportional.
 
     Args:
-        X: as in :func:`clr`, at least ``ddof + 1`` samples.
+        X: as in `clr`, at least ``ddof + 1`` samples.
         ddof: the divisor is ``samples - ddof``.
 
     Returns:
         float64, symmetric, zero on the diagonal.
 
     Raises:
-        TypeError, ValueError: as :func:`clr`, and for too few samples.
+        TypeError, ValueError: as `clr`, and for too few samples.
 
     Example:
         >>> V = variation_matrix(torch.tensor([[1.0, 2.0, 4.0], [2.0, 4.0, 1.0], [3.0, 6.0, 3.0]]))
@@ -148,13 +195,13 @@ def variation_matrix(
 def partial_correlation(
     X: Float[Tensor, "*batch samples parts"], *, shrinkage: Shrinkage = None
 ) -> Float[Tensor, "*batch parts parts"]:
-    """Correlations of pairs of parts given all others: the same for every log-ratio reference.
+    """Compute the correlations of pairs of parts given all others, equal for every log-ratio reference.
 
-    Differentiable (twice) and batched; :class:`CompositionalPartialCorrelation` is the same as an estimator,
-    with tests and intervals.
+    The function is batched and twice differentiable. `CompositionalPartialCorrelation` is the same as an
+    estimator, with tests and intervals.
 
     Args:
-        X: as in :func:`clr`, at least three parts.
+        X: as in `clr`, at least three parts.
         shrinkage: None, which needs as many samples as parts; ``"basis"`` (Jin et al. 2023), which shrinks
             the covariance of the log proportions and then takes log-ratios; ``"clr"``, which shrinks the
             covariance of the centred log-ratios and gives up the equivalence of references; a number from 0
@@ -164,7 +211,7 @@ def partial_correlation(
         float64, symmetric, within [-1, 1] and 1 on the diagonal.
 
     Raises:
-        TypeError, ValueError: as :func:`clr`; for fewer than three parts or samples; for fewer samples than
+        TypeError, ValueError: as `clr`; for fewer than three parts or samples; for fewer samples than
             parts without shrinkage; for linearly dependent log-ratios (two parts in a constant ratio, say).
 
     Example:
@@ -202,7 +249,7 @@ def log_ratio_covariance(
     ddof: int = 1,
     assume_centered: bool = False,
 ) -> tuple[Float[Tensor, "*batch parts parts"], Float[Tensor, "*batch 2"]]:
-    """Covariance of the centred log-ratios, and the shrinkage intensities of correlations and variances."""
+    """Return the covariance of the centred log-ratios and the intensities for correlations and variances."""
     if shrinkage is None:
         covariance = _covariance(X, ddof, assume_centered)
         return covariance, covariance.new_zeros(*covariance.shape[:-2], 2)
@@ -217,55 +264,8 @@ def log_ratio_covariance(
     return centre(basis), intensities
 
 
-def log_ratio_precision(
-    covariance: Float[Tensor, "*batch parts parts"], *, shrinkage: Shrinkage = None
-) -> tuple[Float[Tensor, "*batch parts parts"], Float[Tensor, "*batch"]]:
-    """Pseudo-inverse of the covariance and its condition number in the 1-norm, the structural zero left out.
-
-    Shrinking in clr space fills the null direction, so there it is a plain inverse.
-
-    Raises:
-        RankLossError: if more than the one structural eigenvalue vanishes.
-    """
-    parts = covariance.shape[-1]
-    if shrinkage == "clr":
-        inverse = _inverse(covariance.clone())
-    else:
-        # c = the mean of the other eigenvalues, so that the shift does not spoil the conditioning.
-        c = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] / (parts - 1)
-        inverse = _inverse(covariance + c / parts)
-        offset = 1 / (c * parts)
-        inverse = inverse - offset if inverse.requires_grad else inverse.sub_(offset)
-    condition = _one_norm(covariance) * _one_norm(inverse)
-    # Written so that NaN fails too. The rounding of the covariance alone leaves eigenvalues of this size.
-    if not bool((condition * max(10, parts) * torch.finfo(covariance.dtype).eps < 1).all()):
-        raise RankLossError(_RANK_LOST)
-    return inverse, condition
-
-
-_RANK_LOST = (
-    "the log-ratios are linearly dependent, so partial correlations do not exist: leave one of the dependent "
-    "parts out (two parts in a constant ratio are one part), or pass shrinkage='basis'"
-)
-
-
-def precision_to_correlation(
-    precision: Float[Tensor, "*batch parts parts"],
-) -> Float[Tensor, "*batch parts parts"]:
-    """r_ij = -P_ij / sqrt(P_ii P_jj), with a unit diagonal; overwrites P unless a gradient is asked for."""
-    scale = precision.diagonal(dim1=-2, dim2=-1).rsqrt()
-    if precision.requires_grad:
-        correlation = precision * (-scale[..., :, None] * scale[..., None, :])
-    else:
-        correlation = precision
-        for rows, of_rows in zip(precision.split(_TILE, -2), scale.split(_TILE, -1), strict=True):
-            rows.mul_(-of_rows[..., :, None] * scale[..., None, :])
-    correlation.diagonal(dim1=-2, dim2=-1).fill_(1.0)
-    return correlation
-
-
 def centre(covariance: Float[Tensor, "*batch parts parts"]) -> Float[Tensor, "*batch parts parts"]:
-    """G B G with G = I - 11'/D: the covariance of the centred log-ratios of what has covariance B."""
+    """Compute G B G with G = I - 11'/D: the covariance of centred log-ratios, from that of logs, B."""
     rows = covariance.mean(-1, keepdim=True)
     return covariance - rows - rows.mT + rows.mean(-2, keepdim=True)
 
@@ -314,17 +314,17 @@ def shrunk_covariance(
 
 
 def _intensity(noise: Tensor, distance: Tensor) -> Tensor:
-    # Where the data lie on the target already, any intensity gives the same: say 1.
+    # Where the data are on the target already, every intensity gives the same; take 1.
     on_target = distance == 0
     return torch.where(on_target, 1.0, noise / torch.where(on_target, 1.0, distance)).clamp(0, 1)
 
 
-# Two routes, equal to rounding. Torch's works for batches, gradients and accelerators; LAPACK's does one
+# Two routes, equal to rounding. Torch's works for batches, gradients and accelerators. LAPACK's computes one
 # matrix in place, with half the work for the covariance and no copies for the inverse.
 
 
 def _covariance(X: Tensor, ddof: int, assume_centered: bool) -> Tensor:
-    if _one_plain_matrix(X):
+    if _is_single_cpu_matrix(X):
         return torch.from_numpy(_covariance_by_blas(X, ddof, assume_centered))
     centred = _clr(X)
     if not assume_centered:
@@ -334,8 +334,8 @@ def _covariance(X: Tensor, ddof: int, assume_centered: bool) -> Tensor:
 
 
 def _inverse(matrix: Tensor) -> Tensor:
-    """Inverse of a symmetric positive definite matrix, which may be overwritten."""
-    if _one_plain_matrix(matrix):
+    """Invert a symmetric positive definite matrix, which may be overwritten."""
+    if _is_single_cpu_matrix(matrix):
         return torch.from_numpy(_inverse_by_lapack(matrix.numpy()))
     factor, info = torch.linalg.cholesky_ex(matrix)
     if bool(info.any()):
@@ -343,7 +343,7 @@ def _inverse(matrix: Tensor) -> Tensor:
     return torch.cholesky_inverse(factor)
 
 
-def _one_plain_matrix(matrix: Tensor) -> bool:
+def _is_single_cpu_matrix(matrix: Tensor) -> bool:
     return matrix.ndim == 2 and matrix.device.type == "cpu" and not matrix.requires_grad
 
 
@@ -352,10 +352,10 @@ def _covariance_by_blas(X: Tensor, ddof: int, assume_centered: bool) -> NDArray[
     share = 1 / (samples - ddof)
     # Column-major, of which BLAS fills the upper triangle: the lower one of the result.
     total = np.zeros((parts, parts), order="F")
-    # Sums of squares about a point near the mean, so that one pass does and little cancels.
+    # Sums of squares about a point near the mean need one pass and cancel little.
     near = X.new_zeros(parts) if assume_centered else _clr(X[:32]).mean(0)
     offset = X.new_zeros(parts)
-    for rows in X.split(_ROWS):
+    for rows in X.split(_CHUNK_SIZE):
         from_near = rows.log()
         from_near.sub_(from_near.mean(1, keepdim=True)).sub_(near)
         offset += from_near.sum(0)
@@ -374,11 +374,11 @@ def _inverse_by_lapack(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _mirrored(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Copy the lower triangle onto the upper one, in tiles that stay in cache."""
-    for start in range(0, len(matrix), _TILE):
-        stop = start + _TILE
-        tile = matrix[start:stop, start:stop]
-        tile[:] = np.tril(tile) + np.tril(tile, -1).T
+    """Copy the lower triangle onto the upper one, in chunks that stay in cache."""
+    for start in range(0, len(matrix), _CHUNK_EDGE):
+        stop = start + _CHUNK_EDGE
+        chunk = matrix[start:stop, start:stop]
+        chunk[:] = np.tril(chunk) + np.tril(chunk, -1).T
         matrix[start:stop, stop:] = matrix[stop:, start:stop].T
     return matrix
 
@@ -389,8 +389,8 @@ def _clr(X: Tensor) -> Tensor:
 
 
 def _one_norm(matrix: Tensor) -> Tensor:
-    # Along rows, which for a symmetric matrix is the same.
-    if _one_plain_matrix(matrix):  # BLAS makes no temporary, and is fast
+    # Along rows, which is the same for a symmetric matrix.
+    if _is_single_cpu_matrix(matrix):  # BLAS makes no temporary, and is fast
         return matrix.new_tensor(np.max([blas.dasum(row) for row in matrix.numpy()]))
     norm: Tensor = torch.linalg.vector_norm(matrix.detach(), 1, dim=-1).amax(-1)
     return norm

@@ -1,14 +1,14 @@
-"""Logistic regression that looks for a separating hyperplane, with steps as large as you like.
+"""Logistic regression that looks for a separating hyperplane, with arbitrarily large steps.
 
-Many problems of today are linearly separable: more features than samples, or features that a large network
-made. Then any step size finds a hyperplane without training errors, large ones find it soonest, and the loss
-on the way, in the thousands at times, says nothing of it. Plain gradient descent slows down when few samples
-are left, as with a rare class; dividing the gradient by the mean misclassification weight mends that (see
-``trueup.optim.large_step_descent`` for the equations).
+Many problems are linearly separable today: they have more features than samples, or features that a large
+network computed. Any step size then finds a hyperplane without training errors, large ones find it soonest,
+and the loss on the way, at times in the thousands, says nothing about progress. Plain gradient descent slows
+down when few samples are left, as with a rare class. Dividing the gradient by the mean misclassification
+weight avoids that; `trueup.optim.large_step_descent` has the equations.
 
 Alexander Tyurin, From Logistic Regression to the Perceptron Algorithm, AAAI 2025, arXiv 2412.08424; there is
-no official code. Ours: the intercept is the weight of a constant feature of 1, and where no hyperplane
-separates, the iterate with the fewest training errors is kept, since the last one is as good as any other.
+no official code. Here the intercept is the weight of a constant feature of 1. Where no hyperplane separates
+the classes, the iterate with the fewest training errors is kept: the last one is no better than any other.
 """
 
 from __future__ import annotations
@@ -36,36 +36,36 @@ if TYPE_CHECKING:
 
 
 class LargeStepLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Binary linear classifier for separable data, by full-batch descent with large steps.
+    """Binary linear classifier for separable data, fitted by full-batch descent with large steps.
 
-    Larger ``lr`` needs fewer steps, with hardly a limit; scale features to norms about 1. The size of
-    ``coef_`` is that of the steps and means nothing, so there are no probabilities: wrap the estimator in
-    `sklearn.calibration.CalibratedClassifierCV` for these.
+    A larger ``lr`` needs fewer steps, almost without limit; scale samples to norms of about 1. The scale of
+    ``coef_`` follows that of the steps and has no meaning, so there are no probabilities: wrap the estimator
+    in `sklearn.calibration.CalibratedClassifierCV` to get them.
 
     Args:
-        lr: step size, finite and above 0; the perceptrons take no notice of it.
-        max_iter: steps at most, 1 or more.
+        lr: step size, finite and above 0; the perceptrons ignore it.
+        max_iter: largest number of steps, at least 1.
         fit_intercept: append a constant feature of 1 to the data, whose weight is the intercept.
         mode: ``"normalized"``, the paper's method; ``"lrgd"``, plain gradient descent;
-            ``"batch_perceptron"`` and ``"normalized_batch_perceptron"``, what these two become for infinite
-            steps; for comparison ``"inverse_loss"`` and ``"unit_gradient"``, which divide the gradient by
-            the loss and by its norm.
-        warm_start: begin at the coefficients of the last fit instead of at zero.
+            ``"normalized_batch_perceptron"`` and ``"batch_perceptron"``, the limits of these two for infinite
+            steps; for comparison ``"inverse_loss"`` and ``"unit_gradient"``, which divide the gradient by the
+            loss and by its norm.
+        warm_start: start at the coefficients of the last fit instead of at zero.
 
     Attributes:
         classes_: the two labels, sorted; a positive score means the second.
         coef_: of shape ``(1, features)``.
         intercept_: of shape ``(1,)``; 0 without ``fit_intercept``.
-        n_iter_: steps made.
-        separated_: whether all training samples of positive weight are right.
+        n_iter_: number of steps taken.
+        separated_: whether all training samples of positive weight are classified correctly.
         loss_curve_: mean logistic loss after each step.
-        error_curve_: share of training samples that are wrong, or on the boundary, after each step.
+        error_curve_: share of training samples that are misclassified or on the boundary, after each step.
         n_features_in_: number of features.
         feature_names_in_: names of features, if the input had names.
 
     Raises (``fit``): ValueError for a parameter out of range, labels that are not of two classes, NaN or
-    infinity in X or, of huge features and steps, in the scores, and negative weights. It warns with
-    ConvergenceWarning when ``max_iter`` steps do not separate.
+    infinity in X or in the scores (from huge features and steps), and negative weights. It warns with
+    ConvergenceWarning if ``max_iter`` steps do not separate the classes.
 
     Source: section 8 and table 1 of the paper.
 
@@ -96,13 +96,13 @@ class LargeStepLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         self.warm_start = warm_start
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
-        """Step until all samples are right.
+        """Step until all samples are classified correctly.
 
         Args:
             X: of shape ``(samples, features)``.
             y: labels of two classes, of shape ``(samples,)``.
-            sample_weight: of each sample, not negative; a weight of 2 counts as two equal samples, one of 0
-                as none.
+            sample_weight: one non-negative weight per sample; a sample of weight 2 counts as two equal
+                samples, one of weight 0 is ignored.
 
         Raises:
             ValueError: see the class.
@@ -124,19 +124,19 @@ class LargeStepLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         return self
 
     def decision_function(self, X: ArrayLike) -> Float[NDArray[np.float64], " samples"]:
-        """The scores ``X @ coef_ + intercept_``; positive means ``classes_[1]``."""
+        """Return the scores ``X @ coef_ + intercept_``; positive means ``classes_[1]``."""
         check_is_fitted(self, "coef_")
         features = validate_data(self, X, dtype=np.float64, reset=False)
         return np.asarray(features @ self.coef_[0] + self.intercept_[0])
 
     def predict(self, X: ArrayLike) -> NDArray[np.generic]:
-        """The label of each sample."""
+        """Return the label of each sample."""
         positive = self.decision_function(X) > 0
         return np.asarray(self.classes_[positive.astype(np.intp)])
 
     def _descend(self, Z: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Set what the descent tells of itself; return the iterate to keep."""
-        weight = weight / weight.max()  # their sum might overflow
+        """Run the descent and set the curves and counts; return the iterate to keep."""
+        weight = weight / weight.max()  # their sum may overflow
         weight = weight / weight.sum()
         start = None
         if self.warm_start and hasattr(self, "coef_"):
@@ -144,8 +144,8 @@ class LargeStepLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
             features = Z.shape[1] - bool(self.fit_intercept)
             if len(before) != features + 1:
                 raise ValueError(
-                    f"warm_start goes on from {len(before) - 1} coefficients, but X has {features} features: "
-                    "fit a new estimator, or set warm_start=False"
+                    f"warm_start continues from {len(before) - 1} coefficients, but X has {features} "
+                    "features: fit a new estimator, or set warm_start=False"
                 )
             start = torch.from_numpy(before[: Z.shape[1]])
         self.loss_curve_: list[float] = []
@@ -179,7 +179,7 @@ class LargeStepLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         return best
 
     def _signs(self, labels: NDArray[np.generic], counted: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """-1 or +1 for each sample that counts."""
+        """Return -1 or +1 for each sample of positive weight."""
         check_classification_targets(labels)
         self.classes_: NDArray[np.generic] = np.unique(labels)
         if len(self.classes_) > 2:

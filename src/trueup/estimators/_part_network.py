@@ -1,4 +1,4 @@
-"""A picture of the network of parts; needs the ``plot`` extra."""
+"""Draw the network of parts; needs the ``plot`` extra."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
     from trueup.estimators._compositional_partial_correlation import Edge
 
-# Told apart without colour vision as well: the line style says the same.
+# The line style repeats the meaning of the colour, for readers who do not see it.
 _TOGETHER, _APART, _INK = "#2166ac", "#b2182b", "#4a4a4a"
 
 
 def draw(
     names: list[Any], edges: list[Edge], partial_variance: NDArray[np.float64], threshold: float
 ) -> Figure:
-    """The figure of :meth:`CompositionalPartialCorrelation.plot`."""
+    """Make the figure of `CompositionalPartialCorrelation.plot`."""
     try:
         import networkx as nx
         import plotly.graph_objects as go
@@ -29,7 +29,7 @@ def draw(
     graph = nx.Graph()
     graph.add_nodes_from(names)
     graph.add_weighted_edges_from((edge.first, edge.second, abs(edge.partial_correlation)) for edge in edges)
-    # A circle keeps labels apart; neighbours along it are chosen by walking the strong edges first.
+    # A circle keeps labels apart; walking the strong edges first makes strongly linked parts neighbours.
     order = list(nx.dfs_preorder_nodes(_strongest_first(graph)))
     place = nx.circular_layout(order)
 

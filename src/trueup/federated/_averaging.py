@@ -1,19 +1,19 @@
-"""Federated averaging: the server's state is the mean of the clients', but for what stays with each of them.
+"""Federated averaging: the server's state is the mean of its clients' states.
 
-Problem: data of several clients must not be brought together. Idea: each client trains a copy of the server's
-model on its own data, then the server averages the copies and sends the mean back: one communication round,
+Problem: the data of several clients must not be brought together. Idea: each client trains a copy of the
+server's model on its own data; the server averages the copies and sends the mean back. One round is
 
     server = sum_k p_k client_k        client_k = server
 
-FedAvg averages every entry of the state dict, running statistics of normalisation too; FedBN leaves all
-entries of the normalisation layers where they are (``keep``); FedWon has no normalisation to leave.
+FedAvg averages every entry of the state dict, including the running statistics of normalization layers.
+FedBN leaves all entries of the normalization layers where they are (``keep``). FedWon has no normalization
+layers.
 
 McMahan, Moore, Ramage, Hampson, Arcas 2017, arXiv 1602.05629; Li, Jiang, Zhang, Kamp, Dou 2021, arXiv
-2102.07623.
-Counters are not averaged: as in the code of FedBN the server takes those of the first client.
+2102.07623. Counters are not averaged: as in FedBN's code, the server takes those of the first client.
 
 Like `torch.nn.Module.state_dict`, both functions return an `OrderedDict` whose ``_metadata`` holds the
-version of each module. Without it `load_state_dict` would take the state for an old one and migrate it.
+version of each module. Without it, `load_state_dict` would take the state for an old one and migrate it.
 """
 
 from __future__ import annotations
@@ -39,27 +39,30 @@ def federated_average(
     server: Mapping[str, Tensor] | None = None,
     keep: Iterable[str] = (),
 ) -> State:
-    """The server's new state dict, from those of the clients.
+    """Average the clients' state dicts into the server's new one.
 
     Args:
-        clients: state dicts with equal names and shapes, at least one.
-        weights: share of each client, >= 0, with the sum 1: such as its share of the samples. None: equal. A
-            client with the share 0 decides nothing, so that one that diverged can be left out, but must have
-            the same names and shapes.
-        server: the server's state before, from which it keeps entries; needed with ``keep``.
-        keep: names of modules, or of entries, that are not averaged.
+        clients: at least one state dict; all have the same names and shapes.
+        weights: share of each client, such as its share of the samples: at least 0, with sum 1. ``None``
+            gives all clients the same share. A client with share 0 has no influence, so that one that
+            diverged can be left out; it must still have the same names and shapes.
+        server: the server's previous state, from which it keeps entries; required with ``keep``.
+        keep: names of modules or entries that are not averaged.
 
     Returns:
-        New tensors, on the devices of the first client that takes part. Floating point and complex entries
-        are averaged in double precision, and have the dtype to which torch promotes those of the clients;
-        others, such as ``num_batches_tracked``, are the first's. The ``_metadata`` of a module comes from the
-        states that its entries come from; a plain dict has none, and is taken to be of the others' version.
+        New tensors, on the devices of the first client that takes part. Floating-point and complex entries
+        are averaged in double precision and have the dtype to which torch promotes those of the clients;
+        others, such as ``num_batches_tracked``, are the first client's. The ``_metadata`` of a module comes
+        from the states that its entries come from; a plain dict has none and is taken to have the others'
+        version.
 
     Raises:
-        ValueError: no client; clients of different names or shapes, or an entry that only some of them count
-            in integers; weights that are negative, of another number, or whose sum is not 1; a name to keep
-            that no entry has, without ``server``, or of another shape there; different versions of a module.
-        TypeError: one state dict for clients; a client that is none, or has an entry that is no tensor.
+        ValueError: no client; clients with different names or shapes; an entry that is an integer for some
+            clients only; weights that are negative, too few or too many, or whose sum is not 1; a name in
+            ``keep`` that no entry has; ``keep`` without ``server``, or with other shapes there; different
+            versions of a module.
+        TypeError: one state dict in the place of a list; a client that is not a state dict, or has an entry
+            that is not a tensor.
 
     Source: algorithm 1 of McMahan et al. 2017; with ``keep``, FedBN.
 
@@ -78,8 +81,8 @@ def federated_average(
     shares = [1 / len(clients)] * len(clients) if weights is None else [float(w) for w in weights]
     if len(shares) != len(clients) or min(shares) < 0 or not abs(sum(shares) - 1) <= 1e-6:
         raise ValueError(
-            f"weights must be {len(clients)} numbers >= 0 with the sum 1, one a client; got {shares}: divide "
-            "numbers of samples by their sum"
+            f"weights must be {len(clients)} numbers >= 0 with sum 1, one per client; got {shares}: divide "
+            "the numbers of samples by their sum"
         )
     parts = [(share, f"client {i}", clients[i]) for i, share in enumerate(shares) if share]
     first = parts[0][2]
@@ -116,19 +119,19 @@ def federated_average(
 def broadcast_state(
     server: Mapping[str, Tensor], client: Mapping[str, Tensor], *, keep: Iterable[str] = ()
 ) -> State:
-    """A client's new state dict: the server's, but for counters and what it keeps.
+    """Return a client's new state dict: the server's, except counters and what the client keeps.
 
     Args:
         server: the state dict that `federated_average` returned.
-        client: the client's own.
-        keep: names of modules, or of entries, that stay the client's.
+        client: the client's own state dict.
+        keep: names of modules or entries that the client keeps.
 
     Returns:
         New tensors, with the ``_metadata`` of the states that they come from.
 
     Raises:
-        ValueError, TypeError: states that do not fit, as in `federated_average`; a name to keep that no entry
-            has.
+        ValueError, TypeError: states that do not match, as in `federated_average`; a name in ``keep`` that no
+            entry has.
 
     >>> server = {"fc.weight": torch.tensor([2.0]), "bn.bias": torch.tensor([0.0])}
     >>> client = {"fc.weight": torch.tensor([1.0]), "bn.bias": torch.tensor([5.0])}
@@ -144,12 +147,12 @@ def broadcast_state(
 
 
 def _is_averaged(entry: Tensor) -> bool:
-    """Or is it a counter or flag?"""
+    """Return whether an entry is averaged; counters and flags are not."""
     return entry.is_floating_point() or entry.is_complex()
 
 
 def _kept(state: Mapping[str, Tensor], names: Iterable[str]) -> set[str]:
-    """The entries of these modules or of these names."""
+    """Return the entries that belong to the named modules or have one of the names."""
     if isinstance(names, str):
         raise TypeError(f"keep must hold names; got the text {names!r}: pass [{names!r}]")
     kept: set[str] = set()
@@ -162,14 +165,14 @@ def _kept(state: Mapping[str, Tensor], names: Iterable[str]) -> set[str]:
 
 
 def _with_metadata(state: State, *sources: tuple[str, Mapping[str, Tensor], Iterable[str]]) -> State:
-    """Add the metadata of the sources: who each is, its state, and the names of the entries it gave."""
+    """Add the metadata of the sources, given as (name for errors, state, names of the entries it gave)."""
     merged: OrderedDict[str, dict[str, Any]] = OrderedDict()
     givers: dict[str, str] = {}
     for who, source, entries in sources:
         given = getattr(source, "_metadata", None)
         if given is None:
             continue
-        # A module may migrate the entries of the modules inside it too, and the whole model all of them.
+        # A module may migrate the entries of its submodules too, and the whole model may migrate all.
         inside = {entry[:i] for entry in entries for i, letter in enumerate(entry) if letter == "."}
         for module in sorted(inside | {""} if entries else ()):
             local = dict(given.get(module, {}))
@@ -181,7 +184,7 @@ def _with_metadata(state: State, *sources: tuple[str, Mapping[str, Tensor], Iter
                     "which migrates it, and pass what its state_dict() then returns"
                 )
             givers.setdefault(module, who)
-    known: OrderedDict[str, dict[str, Any]] = OrderedDict()  # in the order of the states, as torch's own
+    known: OrderedDict[str, dict[str, Any]] = OrderedDict()  # in the order of the states, as in torch
     for _, source, _ in sources:
         for module, local in (getattr(source, "_metadata", None) or {}).items():
             known.setdefault(module, merged.get(module, dict(local)))
@@ -191,7 +194,7 @@ def _with_metadata(state: State, *sources: tuple[str, Mapping[str, Tensor], Iter
 
 
 def _check_alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor], who: str) -> None:
-    """``other``, which is ``who``'s, must be a state dict like ``one``, which is one."""
+    """Raise an error unless ``other``, the state of ``who``, has the entries and shapes of ``one``."""
     if not isinstance(other, Mapping):
         raise TypeError(f"{who} must be a state dict; got a {type(other).__name__}: pass model.state_dict()")
     for name, entry in other.items():

@@ -1,4 +1,4 @@
-"""The residual net for small images: three segments of basic blocks, activation after the sum."""
+"""A residual net for small images: three segments of basic blocks, activation after the sum."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ Norm = Callable[[int], nn.Module]
 
 
 class CifarResNet(nn.Module):
-    """A ResNet of ``depth = 2 + 6 D`` layers: D blocks in each segment, with W, 2 W and 4 W channels.
+    """A ResNet of ``depth = 2 + 6 D`` layers: D blocks per segment, with W, 2 W and 4 W channels.
 
-    Convolutions have no bias; their weights, and the classifier's, are He-normal. Segments 2 and 3 halve the
-    image. A shortcut is the identity, or a 1x1 convolution and norm where the shape changes. Every activation
-    is a module of its own, so that `trueup.nn.convert` can fuse it with the norm before it.
+    Convolutions have no bias; their weights and the classifier's are He-normal. Segments 2 and 3 halve the
+    image. A shortcut is the identity, or a 1x1 convolution and a norm where the shape changes. Every
+    activation is a module of its own, so that `trueup.nn.convert` can fuse it with the norm before it.
 
     Args:
-        in_channels: of the images, whose height and width may be anything from 1 on.
-        depth: 8, 14, 20, ...
+        in_channels: channels of the images, whose height and width are at least 1.
+        depth: number of layers: 8, 14, 20, ...
         width: channels W of the first segment.
         classes: number of logits.
-        norm: ``norm(channels)`` makes a normalisation layer.
+        norm: ``norm(channels)`` makes a normalization layer.
 
     Raises:
-        ValueError: the depth is not ``2 + 6 D`` for a D of at least 1.
+        ValueError: if the depth is not ``2 + 6 D`` with D of at least 1.
 
-    Source: He et al. 2016, arXiv 1512.03385, section 4.2, with projections in the place of padded shortcuts.
+    Source: He et al. 2016, arXiv 1512.03385, section 4.2, with projections instead of padded shortcuts.
 
     >>> import torch
     >>> CifarResNet(1, 8, 4, 10)(torch.zeros(5, 1, 8, 8)).shape

@@ -1,4 +1,4 @@
-"""A multi-layer perceptron with batch normalisation."""
+"""A multi-layer perceptron with normalization."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 def mlp(
     in_features: int, hidden: tuple[int, ...], classes: int, norm: Callable[[int], nn.Module] = nn.BatchNorm1d
 ) -> nn.Sequential:
-    """Linear - norm - ReLU for each hidden width, then a linear classifier; inputs are flattened.
+    """Flatten the input, stack linear - norm - ReLU for each hidden width, then classify.
 
     >>> import torch
     >>> mlp(64, (32, 32), 10)(torch.zeros(5, 8, 8)).shape

@@ -1,4 +1,4 @@
-"""A small pre-activation residual net: normalise and activate before each convolution."""
+"""A small pre-activation residual net: normalize and activate before each convolution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def bn_relu(channels: int) -> nn.Module:
-    """Batch normalisation and a ReLU."""
+    """Build batch normalization and a ReLU."""
     return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
 
 
@@ -33,19 +33,21 @@ class _Block(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """Three stages of residual blocks; the image is halved before the second and third, the width doubled.
+    """A pre-activation ResNet for small images: three stages of residual blocks.
 
-    He, Zhang, Ren, Sun: Identity Mappings in Deep Residual Networks, 2016 (arXiv 1603.05027).
+    The second and third stage halve the image and double the width.
 
     Args:
-        in_channels: of the image.
-        depth: 6n + 2 layers, n blocks a stage: 8, 14, 20, ...
+        in_channels: channels of the image.
+        depth: number of layers, ``6 n + 2`` with n blocks per stage: 8, 14, 20, ...
         width: channels of the first stage.
-        classes: outputs.
-        norm_act: makes normalisation and activation for a number of channels, as one module.
+        classes: number of logits.
+        norm_act: ``norm_act(channels)`` makes normalization and activation as one module.
 
     Raises:
-        ValueError: another depth.
+        ValueError: if the depth is not ``6 n + 2`` with n of at least 1.
+
+    Source: He, Zhang, Ren, Sun 2016, Identity Mappings in Deep Residual Networks, arXiv 1603.05027.
 
     >>> import torch
     >>> PreActResNet(1, 8, 16, 10)(torch.zeros(5, 1, 8, 8)).shape
@@ -77,6 +79,6 @@ class PreActResNet(nn.Module):
         self.head = nn.Linear(channels, classes)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Logits."""
+        """Return the logits."""
         features: Tensor = self.norm_act(self.blocks(self.stem(images)))
         return cast(Tensor, self.head(features.mean((2, 3))))

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
-from trueup import data
 from trueup.lab import Arm, Axis, Claim, Condition, Figure, Metric, Run, Study, custom, difference
 from trueup.models import CifarResNet
 from trueup.nn import (
@@ -18,18 +18,18 @@ from trueup.nn import (
     train_masked,
     train_only,
 )
-from trueup.training import evaluate, minibatches, train
+from trueup.studies._protocols.digits import ACCURACY, load_images, nll
+
+
+def in_quarters(optimizer: torch.optim.Optimizer, updates: int) -> LRScheduler:
+    """Divide the learning rate by 10 after half and after three quarters of the updates."""
+    return MultiStepLR(optimizer, [updates // 2, updates * 3 // 4])
 
 
 def cell(run: Run) -> dict[str, Any]:
-    """Train the parts of a residual net that the arm leaves free; judge it, and look at its gammas."""
-    table = data.load("digits")
-    fit, held_out = run.split(table.y, train=run["n_train"], test=run["n_test"])
-    X = torch.tensor(table.X, dtype=torch.float32).view(-1, 1, 8, 8) / 16
-    X = (X - X[fit].mean()) / X[fit].std()
-    y = torch.tensor(table.y)
-
-    # every arm starts from the same random net, gamma uniform on [0, 1)
+    """Train the parts of a residual net that the arm leaves free; measure accuracy and its gammas."""
+    digits = load_images(run)
+    # Every arm starts from the same random net, gamma uniform on [0, 1).
     torch.manual_seed(run.torch_seed("init"))
     model = CifarResNet(1, run["depth"], run["width"], 10)
     reinit_norm_affine(model)
@@ -41,23 +41,17 @@ def cell(run: Run) -> dict[str, Any]:
     elif run["train"] == "output":
         train_only(model, "output")
     model.to(run.device)
-
     free = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(free, run["lr"], 0.9, weight_decay=1e-4)
-    steps = run["epochs"] * (len(fit) // run["batch_size"])
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [steps // 2, steps * 3 // 4])
-    rows = minibatches(len(fit), run["batch_size"], run["epochs"], run.generator("order"))
-    batches = ((X[fit[i]].to(run.device), y[fit[i]].to(run.device)) for i in rows)
-    losses = [update.loss for update in train(model, batches, optimizer, scheduler=schedule)]
-
-    out: dict[str, Any] = evaluate(model, X[held_out].to(run.device), y[held_out].to(run.device))
+    trained = digits.train(model, optimizer, run["batch_size"], run["epochs"], schedule=in_quarters)
+    losses = [update.loss for update in trained]
     gammas = norm_affine_report(model)[-1]
-    out |= {
+    return digits.evaluate(model) | {
         "disabled": gammas.disabled,
         "median_gamma": gammas.median,
         "trained": sum(p.numel() for p in free),
+        "loss": losses,
     }
-    return out | {"loss": losses}
 
 
 DESK = {"n_train": 600, "n_test": 1197, "width": 8, "batch_size": 50, "epochs": 12}
@@ -67,8 +61,8 @@ study = Study(
     question="What can a net of random features learn by its normalisation layers' scale and shift alone?",
     cell=cell,
     metrics=(
-        Metric("accuracy", higher=True, worst=0.1, unit="%", label="test accuracy"),
-        Metric("nll", higher=False, worst=2.3026, label="test NLL"),
+        ACCURACY,
+        nll(worst=2.3026),
         Metric("disabled", higher=True, worst=0.0, unit="%", label="features with |gamma| < 0.01"),
     ),
     arms=(
@@ -79,12 +73,12 @@ study = Study(
             "random",
             "control",
             {"train": "random"},
-            label="2 random weights a filter: as many, batch norm frozen",
+            label="2 random weights per filter: as many, batch norm frozen",
         ),
     ),
     conditions=(Condition("depth", (8, 14, 20)),),
-    # A few trained parameters want rates ten times those of a whole net; with neighbours that differ by 10
-    # a pilot on development seeds could not tell depths apart: the best rate falls from 3 to 1 with depth.
+    # A few trained parameters need rates ten times those of a whole net. The best falls with depth, 3 to 1:
+    # in a pilot on development seeds, neighbouring rates a factor of 10 apart could not separate the depths.
     tune=(Axis("lr", (0.3, 1.0, 3.0, 10.0, 30.0)),),
     scales={
         "smoke": DESK | {"n_train": 100, "n_test": 50, "width": 2, "epochs": 1},

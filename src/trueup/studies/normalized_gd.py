@@ -1,5 +1,5 @@
 """Does dividing the gradient by the mean misclassification weight find a separating hyperplane in fewer
-steps, whatever the step size? Tyurin 2025, arXiv 2412.08424. Counts are of full-batch steps from zero."""
+steps, whatever the step size? Tyurin 2025, arXiv 2412.08424. Steps are full-batch and start from zero."""
 
 from __future__ import annotations
 
@@ -8,28 +8,20 @@ import warnings
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 
 from trueup import data
 from trueup.estimators import LargeStepLogisticRegression
-from trueup.lab import Arm, Claim, Condition, ExactClaim, Figure, Metric, Run, Study, custom, log_ratio
-from trueup.lab._contrasts import Contrast, SeedCells
-from trueup.optim import large_step_descent, worst_case_problem
+from trueup.lab import Arm, Claim, Condition, ExactClaim, Figure, Metric, Run, Study, log_ratio
+from trueup.studies._protocols.separation import Mode, from_limit, misled, steadier, steps_to_separate
 
 MOST = 20_000
 
 
-def digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    table = data.load("digits")
-    return np.asarray(table.X, dtype=np.float64) / 16, np.asarray(table.y)
-
-
 def cell(run: Run) -> dict[str, Any]:
     """Separate pairs of digits drawn by the seed, the second one common or rare."""
-    X, y = digits()
-    rng = run.rng("samples")
+    digits, rng = data.load("digits"), run.rng("samples")
+    X, y = digits.X / 16, np.asarray(digits.y)
     steps, peaks = [], []
     for _ in range(run["pairs"]):
         first, second = rng.choice(10, size=2, replace=False)
@@ -37,66 +29,22 @@ def cell(run: Run) -> dict[str, Any]:
         other = rng.permutation(np.flatnonzero(y == second))[: run["minority"]]
         rows = np.concatenate([common, other])
         model = LargeStepLogisticRegression(run["lr"], max_iter=MOST, mode=run["mode"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
             model.fit(X[rows], y[rows])
         steps.append(model.n_iter_ if model.separated_ else MOST)
         peaks.append(max(model.loss_curve_))
     return {"steps": np.exp(np.mean(np.log(steps))), "peak_loss": np.exp(np.mean(np.log(peaks)))}
 
 
-def steps_to_separate(mode: str, lr: float, n: int) -> int:
-    X, y = worst_case_problem(n)
-    descent = large_step_descent(y[:, None] * X, lr, mode)  # type: ignore[arg-type]
-    return next((t for t, (_, m) in enumerate(descent) if m.min() > 0 or t == MOST), MOST)
-
-
-def beyond_guarantee(mode: str, lr: float, n: int) -> float:
-    """Steps beyond R^2 / mu^2 + 2 log(2n - 1) / (lr mu^2), where R^2 = 1.25 and mu = 0.5."""
+def beyond_guarantee(mode: Mode, lr: float, n: int) -> float:
+    """Count the steps beyond R^2 / mu^2 + 2 log(2n - 1) / (lr mu^2), where R^2 = 1.25 and mu = 0.5."""
     return max(0.0, steps_to_separate(mode, lr, n) - 5 - 8 * math.log(2 * n - 1) / lr)
 
 
-def from_limit(limits: tuple[str, ...], first: int, second: int) -> float:
-    """Largest |theta_t / lr - limit_t| of both methods at lr = 1e8, until the limit separates two digits."""
-    X, y = digits()
-    rows = np.flatnonzero((y == first) | (y == second))
-    features = np.column_stack([X[rows], np.ones(len(rows))])
-    Z = torch.from_numpy(np.where(y[rows] == second, 1.0, -1.0)[:, None] * features)
-    worst = 0.0
-    for mode, limit in zip(("lrgd", "normalized"), limits, strict=True):
-        pair = (large_step_descent(Z, 1e8, mode), large_step_descent(Z, 1.0, limit))  # type: ignore[arg-type]
-        for now, of_limit in zip(*pair, strict=False):
-            worst = max(worst, float((now.theta / 1e8 - of_limit.theta).abs().max()))
-            if of_limit.margins.min() > 0:
-                break
-    return worst
-
-
-def steadier(method: str, other: str) -> Contrast:
-    """By which factor less (a logarithm) the steps of ``method`` vary over the step sizes."""
-
-    def factor(cells: SeedCells, arm: str) -> float:
-        sweeps = [cells.sweep(arm, "steps", "lr", {"minority": m})[1] for m in (RARE, COMMON)]
-        return float(np.mean([math.log(max(steps) / min(steps)) for steps in sweeps]))
-
-    return custom(
-        lambda cells: factor(cells, other) - factor(cells, method),
-        (method, other),
-        text=f"log of (most / fewest steps over the sweep): {other} - {method}",
-        metrics=("steps",),
-        against=lambda control: steadier(method, control),
-    )
-
-
-def misled(cells: SeedCells) -> float:
-    """From step size 1 to 100: the log of how much higher the loss peaks, or of how many times fewer steps
-    gradient descent needs, whichever is smaller."""
-    (_, low, _), (_, high, _) = (cells.select("lrgd", {"lr": lr, "minority": RARE})[0] for lr in (1, 100))
-    return math.log(min(high["peak_loss"] / low["peak_loss"], low["steps"] / high["steps"]))
-
-
 RARE, COMMON = 10, 150
-PERCEPTRONS = ("batch_perceptron", "normalized_batch_perceptron")
+SWEEPS = [{"minority": RARE}, {"minority": COMMON}]
+METHODS: tuple[Mode, Mode] = ("lrgd", "normalized")
+PERCEPTRONS: tuple[Mode, Mode] = ("batch_perceptron", "normalized_batch_perceptron")
 OF_NORMALIZED = {100: 2, 10: 2, 1: 16, 0.1: 157}
 TABLE = {("lrgd", 100): 308} | {("normalized", lr): steps for lr, steps in OF_NORMALIZED.items()}
 
@@ -141,7 +89,7 @@ study = Study(
         Claim(
             "steadier-over-step-sizes",
             "Over step sizes from 0.1 to 100 the number of steps varies by a smaller factor, at most half.",
-            steadier("normalized", "lrgd"),
+            steadier("normalized", "lrgd", "steps", "lr", SWEEPS),
             min_effect=math.log(2),
             why="half the factor: gradient descent varies by a factor of about 30 in a first look",
             primary=True,
@@ -153,16 +101,14 @@ study = Study(
             deviation=lambda lr, n: beyond_guarantee("normalized", lr, n),
             negative_control=lambda lr, n: beyond_guarantee("lrgd", lr, n),
             control_label="gradient descent without the factor",
-            instances={
-                f"{n}, step {lr:g}": {"lr": lr, "n": n} for n in (50, 200, 1000) for lr in (1, 10, 100)
-            },
+            instances={f"{n}, step {r:g}": {"lr": r, "n": n} for n in (50, 200, 1000) for r in (1, 10, 100)},
             tolerance=0.0,
         ),
         ExactClaim(
             "perceptron-limit",
             "At a step size of 1e8 the iterates, divided by it, are those of the batch perceptrons.",
-            deviation=lambda first, second: from_limit(PERCEPTRONS, first, second),
-            negative_control=lambda first, second: from_limit(PERCEPTRONS[::-1], first, second),
+            deviation=lambda first, second: from_limit(zip(METHODS, PERCEPTRONS), first, second),
+            negative_control=lambda first, second: from_limit(zip(METHODS, PERCEPTRONS[::-1]), first, second),
             control_label="each method against the other one's perceptron",
             instances={f"{a} and {b}": {"first": a, "second": b} for a, b in ((3, 8), (1, 8), (4, 9))},
             tolerance=1e-9,
@@ -177,12 +123,7 @@ study = Study(
         Claim(
             "loss-misleads",
             "At step size 100 gradient descent passes a higher loss than at 1, and needs fewer steps.",
-            custom(
-                misled,
-                ("lrgd",),
-                metrics=("steps",),
-                text="the smaller of two logs: peak loss up, steps down",
-            ),
+            misled("lrgd", 1, 100, at={"minority": RARE}),
             min_effect=math.log(2),
             why="twice: a difference that nobody would overlook in a plot",
         ),

@@ -1,5 +1,5 @@
-"""Are partial correlations of compositional data free of the reference and of closure, where ordinary ones
-are not? Erb 2020, arXiv 1904.09480. Everything here is exact: real tables, no seeds."""
+"""Are partial correlations of compositional data independent of the reference and of closure, unlike ordinary
+ones? Erb 2020, arXiv 1904.09480. All claims are exact: real tables, no seeds."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ Matrix = NDArray[np.float64]
 
 
 def parts(table: str) -> Matrix:
-    """The parts of one table; a row holding a zero is left out, and so is a part that is mostly zero."""
+    """Load the parts of a table, without parts that are mostly zero and rows that then hold a zero."""
     X = np.asarray(data.load(table).X, dtype=np.float64)
     X = X[:, (X > 0).mean(axis=0) > 0.5]
     return X[(X > 0).all(axis=1)]
 
 
 def compositional(X: Matrix) -> Matrix:
+    """Compute the partial correlations under test."""
     return np.asarray(CompositionalPartialCorrelation().fit(X).partial_correlation_)
 
 
 def ordinary(X: Matrix) -> Matrix:
-    """Partial correlations of the raw parts; a part that is constant has none."""
+    """Compute partial correlations of the raw parts; those of a constant part are NaN."""
     C = np.cov(X, rowvar=False)
     varies = np.diag(C) > 1e-12 * np.diag(C).max()
     P = np.linalg.pinv(C[np.ix_(varies, varies)])
@@ -36,7 +37,7 @@ def ordinary(X: Matrix) -> Matrix:
 
 
 def over_references(method: str, table: str) -> float:
-    """Largest spread of any pair's value when the rows are divided by each part in turn."""
+    """Compute the largest range of any pair's value when the rows are divided by each part in turn."""
     X = parts(table)
     estimate = compositional if method == "compositional" else ordinary
     values = np.stack([estimate(X / X[:, [r]]) for r in range(X.shape[1])])
@@ -44,7 +45,7 @@ def over_references(method: str, table: str) -> float:
 
 
 def over_totals(method: str, table: str) -> float:
-    """Largest change when every row is multiplied by a factor of its own, as an unknown total does."""
+    """Compute the largest change when each row is multiplied by its own factor, as by an unknown total."""
     X = parts(table)
     estimate = compositional if method == "compositional" else ordinary
     factors = np.exp(np.random.default_rng(0).normal(size=(len(X), 1)))
@@ -52,7 +53,7 @@ def over_totals(method: str, table: str) -> float:
 
 
 def against_regression(method: str, table: str) -> float:
-    """Largest difference from correlating residuals of log-ratio regressions, the definition itself."""
+    """Compute the largest difference from the definition: correlated residuals of log-ratio regressions."""
     X = parts(table)
     L, D = np.log(X), X.shape[1]
     r = compositional(X) if method == "compositional" else ordinary(X)
@@ -68,13 +69,13 @@ def against_regression(method: str, table: str) -> float:
 
 
 def subcomposition(statistic: str, table: str) -> float:
-    """How far the largest change of a pair's value, when one part is left out, falls short of 0.1."""
+    """Compute how far the largest change of a pair's value without one part falls short of 0.1."""
     X = parts(table)
 
     def values(Z: Matrix) -> Matrix:
         if statistic == "partial correlation":
             return compositional(Z)
-        L = np.log(Z)  # log-ratio variances do not see the other parts
+        L = np.log(Z)  # log-ratio variances do not depend on the other parts
         return np.asarray(np.var(L[:, :, None] - L[:, None, :], axis=0))
 
     whole = values(X)

@@ -1,6 +1,5 @@
-"""Does a bounded weight that is steep at zero change the distribution of the weights, and does it generalise
-better than tuned weight decay? Cakaj, Mehnert, Yang 2023, arXiv 2306.16993, reconstructed from its abstract.
-"""
+"""Do weights that are bounded and steep at zero change their distribution, and do they generalise better than
+tuned weight decay? Cakaj, Mehnert, Yang 2023, arXiv 2306.16993, reconstructed from its abstract."""
 
 from __future__ import annotations
 
@@ -9,29 +8,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from trueup import data
 from trueup.lab import Arm, Axis, Claim, Figure, Metric, Run, Study, difference, log_ratio
+from trueup.models import he_initialize_
 from trueup.nn import WeightCompander, parametrize_weights, weight_stats
-from trueup.training import evaluate, minibatches, train
+from trueup.studies._protocols.digits import ACCURACY, load_images, nll
 
 
 def cell(run: Run) -> dict[str, Any]:
     """Train a perceptron on few samples; measure accuracy and the distribution of its weights."""
-    table = data.load("digits")
-    fit, held_out = run.split(table.y, train=run["n_train"], test=run["n_test"])
-    X = torch.tensor(table.X, dtype=torch.float32) / 16 - 0.3
-    y = torch.tensor(table.y)
+    digits = load_images(run, shape=(64,), center=0.3)
     torch.manual_seed(run.torch_seed("init"))
     model = nn.Sequential(
-        *(nn.Linear(X.shape[1], run["width"]), nn.ReLU()),
+        *(nn.Linear(64, run["width"]), nn.ReLU()),
         *(nn.Linear(run["width"], run["width"]), nn.ReLU()),
         nn.Linear(run["width"], 10),
     )
     linears = [layer for layer in model if isinstance(layer, nn.Linear)]
-    for layer in linears:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(layer.bias)
-    # without a compander, what the one of the other arms would allow
+    he_initialize_(model, nn.Linear)
+    # the range of the other arms' companders, for the arm that clips plain weights
     bounds = [WeightCompander(layer.weight, run["a"], run["b"]).bound for layer in linears]
     if run["init"]:
         options = {"a": run["a"], "b": run["b"], "init": run["init"]}
@@ -43,48 +37,33 @@ def cell(run: Run) -> dict[str, Any]:
     biases = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": weights, "weight_decay": run["decay"]}, {"params": biases}]
     optimizer = torch.optim.SGD(groups, run["lr"], 0.9)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, run["epochs"] * (len(fit) // run["batch_size"])
-    )
-    rows = minibatches(len(fit), run["batch_size"], run["epochs"], run.generator("order"))
-    batches = ((X[fit[i]].to(run.device), y[fit[i]].to(run.device)) for i in rows)
     losses = []
-    for update in train(model, batches, optimizer, scheduler=schedule):
+    for update in digits.train(model, optimizer, run["batch_size"], run["epochs"]):
         losses.append(update.loss)
         if run["clip"]:
             with torch.no_grad():
                 for weight, bound in zip(weights, bounds, strict=True):
                     weight.clamp_(-bound, bound)
-    out: dict[str, Any] = evaluate(model, X[held_out].to(run.device), y[held_out].to(run.device))
-    end = weight_stats(model)
+    result, end = digits.evaluate(model), weight_stats(model)
     emptied = end["near_zero"] - start["near_zero"]
-    return out | end | {"near_zero_change": emptied, "train_loss": sum(losses[-4:]) / 4, "loss": losses}
+    return result | end | {"near_zero_change": emptied, "train_loss": sum(losses[-4:]) / 4, "loss": losses}
 
 
-DESK = {
-    "n_train": 200,
-    "n_test": 1597,
-    "width": 256,
-    "epochs": 60,
-    "batch_size": 50,
-    "a": 1.5,
-    "b": 1.0,
-    "clip": False,
-    "init": "",
-}
+OPTIMIZATION = {"epochs": 60, "batch_size": 50, "clip": False}
+DESK = {"n_train": 200, "n_test": 1597, "width": 256, "a": 1.5, "b": 1.0, "init": ""} | OPTIMIZATION
 
 study = Study(
     slug="weight-compander",
     question="Do bounded weights that are steep at zero stay small, leave zero, and generalise better?",
     cell=cell,
     metrics=(
-        Metric("accuracy", higher=True, worst=0.1, unit="%", label="test accuracy"),
+        ACCURACY,
         Metric("largest", higher=False, worst=100.0, label="largest weight, in standard deviations"),
         Metric("near_zero", higher=False, worst=1.0, unit="%", label="weights below 0.1 sd"),
         Metric(
             "near_zero_change", higher=False, worst=1.0, unit="%", label="weights below 0.1 sd, end - start"
         ),
-        Metric("nll", higher=False, worst=50.0, label="test NLL"),
+        nll(worst=50.0),
     ),
     arms=(
         Arm("plain", "baseline", label="plain weights"),
@@ -92,12 +71,12 @@ study = Study(
         Arm("direct", "ablation", {"init": "direct"}, label="weight compander, starts with larger weights"),
         Arm("clipped", "control", {"clip": True}, label="plain weights, clipped at the same bound"),
     ),
-    # Near zero the compander's steps are (a/b)^2 = 2.25 times as large: the rates lie about that far apart.
+    # Near zero the compander's steps are (a/b)^2 = 2.25 times as large: rates are about that far apart.
     tune=(
         Axis("lr", (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)),
         Axis("decay", (0.0, 1e-3, 5e-3, 2e-2), low=0.0),
     ),
-    # 50 validation rows a seed: two pilots with 3 seeds chose other rates, and with them other weights.
+    # With 50 validation rows per seed, two pilots with 3 seeds chose different rates, so different weights.
     tuning_seeds=6,
     scales={"smoke": DESK | {"n_train": 100, "n_test": 100, "width": 32, "epochs": 2}, "desk": DESK},
     claims=(

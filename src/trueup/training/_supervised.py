@@ -1,7 +1,7 @@
-"""Plain supervised training: shuffled mini-batches, one gradient step a batch, one record an update.
+"""Plain supervised training: shuffled mini-batches, one gradient step per batch, one record per update.
 
-It builds no loader, picks no device and logs nothing; the caller drives it. There is nothing here that a
-reader's own loop would not have: it exists so that every arm of a study is trained by the same lines.
+The procedure builds no loader, picks no device and logs nothing; the caller drives it. It does nothing that
+your own loop would not do: it exists so that every arm of a study is trained by the same lines.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ Step = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Update:
-    """One gradient step, from 1: the loss before it, and the gradient's norm before clipping."""
+    """The record of one gradient step.
+
+    Attributes:
+        step: number of the step, from 1.
+        loss: before the step.
+        grad_norm: global norm of the gradient before clipping.
+    """
 
     step: int
     loss: float
@@ -29,10 +35,12 @@ class Update:
 def minibatches(
     n: int, batch_size: int, epochs: int, generator: torch.Generator
 ) -> Iterator[Int[Tensor, " batch"]]:
-    """Row numbers of shuffled mini-batches; the last, smaller batch of an epoch is left out.
+    """Yield the row indices of shuffled mini-batches; drop the last, smaller batch of an epoch.
 
     Args:
-        n: rows; ``batch_size``: at most ``n``.
+        n: number of rows.
+        batch_size: rows per batch, at most ``n``.
+        epochs: passes over the rows.
         generator: draws the order; the same generator state gives the same batches.
 
     Raises:
@@ -51,12 +59,12 @@ def minibatches(
 def warmup_cosine(
     optimizer: torch.optim.Optimizer, steps: int, *, warmup: float = 0.1, last: float = 0.1
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Step sizes that rise linearly and then fall along half a cosine, as language models are trained with.
+    """Raise the learning rate linearly, then lower it along half a cosine, as is usual for language models.
 
     Args:
-        steps: updates in all.
-        warmup: share of them in which the step size rises.
-        last: share of the full step size that is left at the end.
+        steps: total number of updates.
+        warmup: fraction of the updates in which the rate rises.
+        last: final rate as a fraction of the peak.
 
     >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     >>> schedule, rates = warmup_cosine(optimizer, 20), []
@@ -86,13 +94,15 @@ def train(
     max_norm: float = float("inf"),
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
 ) -> Iterator[Update]:
-    """Train in place, one record an update; stop iterating and training stops.
+    """Train a model in place, lazily; yield one record per update.
+
+    Training stops when the caller stops iterating.
 
     Args:
-        model: put into training mode.
-        batches: ``(inputs, targets)`` pairs.
-        loss: ``loss(model(inputs), targets)``.
-        max_norm: clips the global gradient norm.
+        model: switched to training mode.
+        batches: pairs ``(inputs, targets)``.
+        loss: called as ``loss(model(inputs), targets)``.
+        max_norm: limit to which the global gradient norm is clipped.
         scheduler: stepped after every update.
 
     >>> net, x, y = nn.Linear(2, 2), torch.randn(4, 2), torch.tensor([0, 1, 0, 1])
@@ -115,7 +125,9 @@ def train(
 def evaluate(
     model: nn.Module, inputs: Tensor, targets: Int[Tensor, " n"], *, batch_size: int = 1024
 ) -> dict[str, float]:
-    """Accuracy in [0, 1] and mean negative log likelihood (nats), in evaluation mode; the mode is restored.
+    """Compute accuracy, in [0, 1], and mean negative log likelihood, in nats.
+
+    The model is evaluated in evaluation mode, then returned to its mode.
 
     >>> logits, targets = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0])
     >>> evaluate(nn.Identity(), logits, targets)["accuracy"]

@@ -1,4 +1,4 @@
-"""Language modelling on one long text: its parts, windows of it, and the loss of the next symbol."""
+"""Language modeling on one long text: split it, cut windows, score the next symbol."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch import Tensor
 def split_text(
     text: Int[Tensor, " symbols"], rng: np.random.Generator, *, tuning: bool
 ) -> tuple[Int[Tensor, " fit"], Int[Tensor, " held_out"]]:
-    """The part to fit on and the part to be judged on, a tenth drawn by ``rng``.
+    """Split a text into a part to fit on and a tenth to evaluate on.
 
-    Of a text's ten parts one is for the test and one for validation. When ``tuning``, the model fits on the
-    other eight and is judged on the validation part; it sees nothing of the test part. Else it fits on nine.
+    Of ten equal parts, ``rng`` draws one for the test and one for validation. When ``tuning``, the model fits
+    on the other eight and is evaluated on the validation part, so that it never sees the test part. Otherwise
+    it fits on nine parts and is evaluated on the test part.
 
     >>> fit, held_out = split_text(torch.arange(100), np.random.default_rng(0), tuning=True)
     >>> len(fit), len(held_out)
@@ -32,7 +33,7 @@ def split_text(
 def windows(
     text: Int[Tensor, " symbols"], starts: Int[Tensor, " batch"], block: int
 ) -> tuple[Int[Tensor, "batch block"], Int[Tensor, "batch block"]]:
-    """The ``block`` symbols from each start, and the symbols that follow each of them.
+    """Cut windows of ``block`` symbols from each start; return them and the symbol after each position.
 
     >>> windows(torch.arange(10), torch.tensor([0, 6]), 3)
     (tensor([[0, 1, 2],
@@ -46,7 +47,7 @@ def windows(
 def random_windows(
     text: Int[Tensor, " symbols"], block: int, batch_size: int, steps: int, generator: torch.Generator
 ) -> Iterator[tuple[Int[Tensor, "batch block"], Int[Tensor, "batch block"]]]:
-    """One batch of windows a step, their starts drawn by ``generator``.
+    """Yield one batch of windows per step, with starts drawn by ``generator``.
 
     >>> batches = list(random_windows(torch.arange(100), 5, 2, 3, torch.Generator().manual_seed(0)))
     >>> len(batches), batches[0][0].shape
@@ -59,7 +60,7 @@ def random_windows(
 def even_windows(
     text: Int[Tensor, " symbols"], block: int, count: int
 ) -> tuple[Int[Tensor, "count block"], Int[Tensor, "count block"]]:
-    """That many windows, spread evenly over the text, to judge a model on.
+    """Cut ``count`` windows, spread evenly over the text, to evaluate a model on.
 
     >>> even_windows(torch.arange(100), 3, 2)[0]
     tensor([[ 0,  1,  2],
@@ -71,5 +72,5 @@ def even_windows(
 def next_symbol_loss(
     logits: Float[Tensor, "batch block vocabulary"], targets: Int[Tensor, "batch block"]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy over all positions of all windows, in nats a symbol."""
+    """Compute the cross-entropy over all positions of all windows, in nats per symbol."""
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
