@@ -40,12 +40,12 @@ class GroupScaling(nn.Module):
 
 
 def norms(run: Run) -> dict[str, Callable[[int], nn.Module]]:
-    heads, warmup = run["heads"], run["warmup"]
+    heads, settings = run["heads"], {"warmup_iters": 2 * run["warmup"], "variant": "official"}
     return {
         "layer": nn.LayerNorm,
         "batch": TokenBatchNorm,
-        "power": lambda width: PowerNorm1d(width, group_num=heads, warmup_iters=2 * warmup),
-        "power, no groups": lambda width: PowerNorm1d(width, group_scaling=False, warmup_iters=2 * warmup),
+        "power": lambda width: PowerNorm1d(width, group_num=heads, **settings),
+        "power, no groups": lambda width: PowerNorm1d(width, group_scaling=False, **settings),
         "groups": lambda width: GroupScaling(width, heads),
     }
 
