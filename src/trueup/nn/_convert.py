@@ -26,7 +26,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from trueup.nn._ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, Remainder
-from trueup.nn._layer_norm_cells import Cell
+from trueup.nn._recurrent_cell import Cell
 from trueup.nn._table import Table
 from trueup.nn._wrapped import refuse_wrapped
 

@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from trueup.nn._layer_norm_cells import Cell
+from trueup.nn._recurrent_cell import Cell
 
 __all__ = ["MatrixParameter", "bypassed_layers", "matrix_parameters"]
 
