@@ -38,12 +38,9 @@ def batch_statistics(
     triton_kernels = _triton_kernels(x)
     sums = triton_kernels.sums_of_squares if triton_kernels else _sums_of_squares
     inverse_rms, total, token_total = sums(x, is_token, groups, group_eps)
+    token_total = total if token_total is None else token_total
     positions = torch.full((1,), len(x), dtype=total.dtype, device=x.device)
-    tokens = positions
-    if is_token is None:
-        token_total = total
-    else:
-        tokens = is_token.sum(0, keepdim=True).to(total.dtype)
+    tokens = positions if is_token is None else is_token.sum(0, keepdim=True).to(total.dtype)
     if process_group is not None:
         joined = torch.cat([total, token_total, positions, tokens])
         all_reduce(joined, group=process_group)
