@@ -161,7 +161,10 @@ def power_norm(
         u = scale_groups(upcast(x), groups, group_eps)
         output = equation(u, phi, weight, bias, eps, gradient_phi=gradient_phi).to(x.dtype)
     else:
-        output = normalize(x, weight, bias, batch, phi, gradient_phi, nu, eps, ema_gz, process_group)
+        output = normalize(
+            x, weight, bias, batch.inverse_rms, phi, gradient_phi, nu,
+            batch.phi_with_padding, batch.per_position, ema_gz, eps, process_group,
+        )  # fmt: skip
 
     if not recomputed:
         with torch.no_grad():
