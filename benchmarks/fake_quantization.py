@@ -1,4 +1,4 @@
-"""Fake quantisation of a 4096 x 4096 weight against the official forms, written out naively."""
+"""Fake quantisation of a 4096 x 4096 weight against plain forms of the official code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GROUP = 256
 
 
 def official_fp4(x: Tensor, keep_top: int = 2) -> Tensor:
-    """Whole-tensor operations, a mask of the largest, and the exponent of each number."""
+    """Use whole-tensor operations, a mask of the largest magnitudes, and each value's exponent."""
     groups = x.reshape(-1, GROUP)
     top = groups.abs().topk(keep_top, dim=1).indices
     kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, top, True)

@@ -1,8 +1,7 @@
-"""The layer-normalised LSTM and GRU against a loop over cells, as one writes it, and against torch's own.
+"""The layer-normalised LSTM and GRU against a plain loop over cells, and against torch's own layers.
 
-Three quarters of the LSTM's time are matrix products that the loop takes too; ours takes those with the input
-for all steps at once. What that saves differs by machine: seen were 0.74 to 0.95 of the loop. The bound says
-that ours is the faster everywhere.
+Three quarters of the LSTM's time are matrix products, which the loop computes too; ours computes those with
+the input for all steps at once. The saving depends on the machine: measured were 0.74 to 0.95 of the loop.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def norm(layer: nn.LayerNorm, a: Tensor) -> Tensor:
 
 
 def lstm_loop(cell: LayerNormLSTMCell) -> Callable[[Tensor], Tensor]:
-    """The equations, one step after the other, all of each step inside the loop."""
+    """Compute the equations step by step, with everything inside the loop."""
 
     def run(x: Tensor) -> Tensor:
         h = c = x.new_zeros(x.shape[1], cell.hidden_size)
@@ -62,7 +61,7 @@ def lstm_loop(cell: LayerNormLSTMCell) -> Callable[[Tensor], Tensor]:
 
 
 def gru_loop(cell: LayerNormGRUCell) -> Callable[[Tensor], Tensor]:
-    """The same for the GRU."""
+    """Compute the GRU's equations step by step."""
 
     def run(x: Tensor) -> Tensor:
         units = cell.hidden_size

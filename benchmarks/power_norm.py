@@ -1,4 +1,4 @@
-"""Power normalisation against the official layer's composed form, and torch's norms of a token."""
+"""Power normalisation against its equation, composed of torch's operations, and torch's norms of a token."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Measured, Row
 from trueup.nn import PowerNorm1d
+from trueup.nn._power_norm import equation, scale_groups
 
 
 def rows() -> Iterator[Row | Measured]:
@@ -19,7 +20,7 @@ def rows() -> Iterator[Row | Measured]:
     ours = training_step(layer, tokens, directions)
     what = "PowerNorm1d forward + backward, 128x32x512, 4 groups"
     for peer, theirs, bound in (
-        ("naive re-implementation of the official layer", NaivePowerNorm(512, groups=4), 0.20),
+        ("the equation, composed", ByTheEquation(512, groups=4), 0.55),
         ("nn.RMSNorm", nn.RMSNorm(512), 1.2),
         ("nn.LayerNorm", nn.LayerNorm(512), 4.2),
     ):
@@ -29,57 +30,21 @@ def rows() -> Iterator[Row | Measured]:
     yield Measured("PowerNorm1d saved for backward", "input", saved_bytes(layer, tokens), "B/elt", 4.1)
 
 
-class NaivePowerNorm(nn.Module):
-    """Group scaling and power normalisation as the official layer composes them: channels second.
+class ByTheEquation(nn.Module):
+    """The layer in its warm-up, by its equation, composed of torch's operations; nu is not updated."""
 
-    Written from the equations; each operation is autograd's own, or reads and writes the whole batch.
-    """
-
-    def __init__(self, features: int, *, groups: int, warmup: int = 10000) -> None:
+    def __init__(self, features: int, *, groups: int) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(features)), nn.Parameter(torch.zeros(features))
-        self.register_buffer("phi", torch.ones(1, features, 1, 1))
-        self.register_buffer("gz", torch.zeros(1, features, 1, 1))
-        self.register_buffer("iters", torch.zeros(1, dtype=torch.int64))
-        self.groups, self.warmup = groups, warmup
+        self.register_buffer("phi", torch.ones(features))
+        self.register_buffer("nu", torch.zeros(features))
+        self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        steps, batch, features = x.shape
-        parts = x.view(steps, batch, self.groups, features // self.groups)
-        second_moment = parts.square().mean(-1, keepdim=True)
-        second_moment = second_moment.repeat(1, 1, 1, features // self.groups)
-        x = x / (second_moment.reshape(steps, batch, features) + 1e-5).sqrt()
-        self.iters.copy_(self.iters + 1)
-        planes = x.permute(1, 2, 0).contiguous().unsqueeze(-1)
-        y = _NaivePower.apply(
-            planes, self.weight, self.bias, self.phi, self.gz, int(self.iters.item()), self.warmup
-        )
-        return y.squeeze(-1).permute(2, 0, 1).contiguous()
-
-
-class _NaivePower(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, bias, phi, gz, step, warmup):
-        c = x.size(1)
-        var = (x.clone() * x).mean(dim=3).mean(dim=2).mean(dim=0).view(1, c, 1, 1)
-        z = x / ((var if step <= warmup else phi) + 1e-5).sqrt()
-        y = weight.view(1, c, 1, 1) * z + bias.view(1, c, 1, 1)
-        ctx.save_for_backward(z, var, weight, gz)
-        if step < warmup:
-            phi.copy_(phi * (step - 1) / step + var / step)
-        phi.copy_(0.9 * phi + 0.1 * var)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        z, var, weight, gz = ctx.saved_tensors
-        c = z.size(1)
-        g = grad * weight.view(1, c, 1, 1)
-        approx = g - 0.1 * gz * z
-        gz.add_((approx * z).mean(dim=3).mean(dim=2).mean(dim=0).view(1, c, 1, 1))
-        dx = approx / (var + 1e-5).sqrt()
-        dweight = (grad * z).sum(dim=3).sum(dim=2).sum(dim=0)
-        return dx, dweight, grad.sum(dim=3).sum(dim=2).sum(dim=0), None, None, None, None
+        u = scale_groups(x.flatten(0, 1), self.groups, 1e-5)
+        phi = u.detach().square().mean(0)
+        self.phi.lerp_(phi, 0.1)
+        return equation(u, phi, self.weight, self.bias, 1e-5, nu=self.nu).view_as(x)
 
 
 def saved_bytes(layer: nn.Module, x: Tensor) -> float:

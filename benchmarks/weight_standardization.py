@@ -1,4 +1,4 @@
-"""Weight standardisation against the forms in which it was published."""
+"""Weight standardisation against the published forms."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def rows() -> Iterator[Row]:
 
 
 def naive(weight: Tensor) -> Tensor:
-    """Means over one axis after the other, then the variance, then the quotient."""
+    """Compute means axis by axis, then the variance, then the quotient."""
     centered = weight - weight.mean(1, keepdim=True).mean(2, keepdim=True).mean(3, keepdim=True)
     std = (centered.flatten(1).var(1) + 1e-5).sqrt()
     return centered / std.view(-1, 1, 1, 1).expand_as(centered)
 
 
 def batch_norm(weight: Tensor) -> Tensor:
-    """The biased variance in one kernel: filters as channels."""
+    """Take filters for channels: the biased variance in one kernel."""
     filters = weight.reshape(1, len(weight), -1)
     return F.batch_norm(filters, None, None, training=True, eps=1e-6).view_as(weight)
 

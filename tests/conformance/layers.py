@@ -145,7 +145,7 @@ CASES = [
     # Two units would be normalised to +1 and -1, with hardly a gradient.
     Case(partial(LayerNormRNNCell, 2, 3), (2, 2), keeps_output="the tanh is kept, as by `torch.nn.RNNCell`"),
     Case(
-        partial(LayerNormLSTMCell, 2, 3, input_bias_inside=True),
+        partial(LayerNormLSTMCell, 2, 3, variant="official"),
         (2, 2),
         keeps_output="the normalisation of the new cell state keeps it",
     ),
@@ -182,7 +182,7 @@ CASES = [
         for layer, channels, shape, options in (
             (PowerNorm1d, 4, (5, 3, 4), {"group_num": 2}),
             (PowerNorm1d, 4, (6, 4), {"warmup_iters": 0, "group_scaling": False}),
-            (PowerNorm2d, 4, (3, 4, 2, 3), {"warmup_iters": 2, "affine": False, "backward": "paper"}),
+            (PowerNorm2d, 4, (3, 4, 2, 3), {"warmup_iters": 2, "affine": False, "variant": "official"}),
         )
     ),
     Case(partial(EvoNorm2dB0, 4), (3, 4, 3, 2), stateful=RUNNING_VAR, inductor=True),

@@ -82,11 +82,11 @@ def test_the_rnn_is_equation_4() -> None:
     torch.testing.assert_close(cell(x, h), a.relu())
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_the_lstm_is_the_papers(inside: bool) -> None:
-    cell = shaken(LayerNormLSTMCell(3, 5, eps=0.02, input_bias_inside=inside))
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_the_lstm_is_that_of_its_variant(variant: str) -> None:
+    cell = shaken(LayerNormLSTMCell(3, 5, eps=0.02, variant=variant))
     x, h, c = random(4, 3), random(4, 5), random(4, 5)
-    a = x @ cell.weight_ih.T + (cell.bias if inside else 0)
+    a = x @ cell.weight_ih.T + (cell.bias if variant == "official" else 0)
     gates = norm(a, cell.norm_ih) + norm(h @ cell.weight_hh.T, cell.norm_hh) + cell.bias
     i, f, g, o = gates[:, :5], gates[:, 5:10], gates[:, 10:15], gates[:, 15:]
     new_c = f.sigmoid() * c + i.sigmoid() * g.tanh()
@@ -175,8 +175,8 @@ def test_scale_of_a_case_does_not_matter_and_a_shift_does() -> None:
     scale = torch.tensor([[0.5], [1.0], [2.0], [30.0]]).double()
     torch.testing.assert_close(cell(x * scale, hx), want, rtol=1e-9, atol=1e-9)
     assert (cell(x + 1, hx)[0] - want[0]).abs().max() > 1e-3
-    inside = shaken(LayerNormLSTMCell(3, 5, eps=1e-14, input_bias_inside=True))
-    assert (inside(x * scale, hx)[0] - inside(x, hx)[0]).abs().max() > 1e-3
+    official = shaken(LayerNormLSTMCell(3, 5, eps=1e-14, variant="official"))
+    assert (official(x * scale, hx)[0] - official(x, hx)[0]).abs().max() > 1e-3
 
 
 def test_of_a_single_input_the_lstm_sees_the_sign() -> None:
@@ -501,7 +501,7 @@ def test_bad_constructor_arguments(layer_type: type[nn.Module], cell_type: type[
         with pytest.raises(TypeError, match="hidden_size must be an int"):
             kind(2, True)
         for eps in (0.0, -1e-5, float("nan")):
-            with pytest.raises(ValueError, match="eps must be greater than 0"):
+            with pytest.raises(ValueError, match="eps must be positive"):
                 kind(2, 3, eps=eps)
     with pytest.raises(ValueError, match="num_layers must be at least 1"):
         layer_type(2, 3, 0)
@@ -516,8 +516,12 @@ def test_bad_constructor_arguments(layer_type: type[nn.Module], cell_type: type[
 def test_bad_options() -> None:
     with pytest.raises(ValueError, match="nonlinearity must be one of"):
         LayerNormRNN(2, 3, 1, "gelu")
-    with pytest.raises(ValueError, match="input_bias_inside=True needs bias=True"):
-        LayerNormLSTM(2, 3, bias=False, input_bias_inside=True)
+    with pytest.raises(ValueError, match=r"variant must be one of \('paper', 'official'\); got 'code'"):
+        LayerNormLSTM(2, 3, variant="code")
+    with pytest.raises(ValueError, match=r'variant="official" adds the bias .*: pass bias=True'):
+        LayerNormLSTM(2, 3, bias=False, variant="official")
+    with pytest.raises(TypeError, match=r"LayerNormGRUCell.* unexpected keyword argument 'variant'"):
+        LayerNormGRU(2, 3, variant="official")
     with pytest.raises(TypeError, match="positional"):
         LayerNormLSTM(2, 3, 1, True, False, 0.0, False, 0)  # torch's proj_size
 

@@ -1,4 +1,4 @@
-"""Power normalisation's mathematics: the two parametrisations, its edges, its state, its cost."""
+"""Power normalisation's mathematics: the two forms of the rule for nu, its edges, its state, its cost."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from processes import in_processes
 from trueup.nn import PowerNorm1d, PowerNorm2d, convert, power_norm
+from trueup.nn._power_norm import equation, scale_groups
 
 
 def build(features: int = 6, dtype: torch.dtype = torch.float64, **options: object) -> PowerNorm1d:
@@ -39,7 +40,7 @@ def step(layer: nn.Module, x: Tensor, direction: Tensor, mask: Tensor | None = N
 
 
 class ByTheEquations:
-    """Tokens (N, C), the definition line by line; nu of the paper in the place of ema_gz."""
+    """The definition line by line for tokens (N, C), with the paper's nu in the place of ema_gz."""
 
     def __init__(self, layer: PowerNorm1d) -> None:
         self.layer = layer
@@ -63,7 +64,7 @@ class ByTheEquations:
             self.phi = self.phi * (self.seen - 1) / self.seen + batch / self.seen
         self.phi = layer.alpha_fwd * self.phi + (1 - layer.alpha_fwd) * batch
         g = direction * weight
-        du = (g - self.nu * z) / ((batch + layer.eps).sqrt() if layer.backward == "official" else psi)
+        du = (g - self.nu * z) / ((batch + layer.eps).sqrt() if layer.variant == "official" else psi)
         decay = 1 - layer.alpha_bkw  # algorithm 2 of the paper, with Gamma and Lambda
         self.nu = self.nu * (1 - decay * z.pow(2).mean(0)) + decay * (g * z).mean(0)
         u.backward(du)
@@ -85,7 +86,7 @@ class ByTheEquations:
             "eps": st.sampled_from([1e-5, 0.3]),
             "group_eps": st.sampled_from([1e-5, 0.2]),
             "group_scaling": st.booleans(),
-            "backward": st.sampled_from(["official", "paper"]),
+            "variant": st.sampled_from(["paper", "official"]),
             "batch_first": st.booleans(),
         }
     ),
@@ -110,6 +111,33 @@ def test_equals_the_paper_equations_with_nu_for_the_mean(
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_the_kernels_compute_the_equation(variant: str) -> None:
+    """Beyond the warm-up, in several chunks, with a nu that is not 0."""
+    layer = build(512, group_num=4, warmup_iters=1, variant=variant)
+    for _ in range(3):
+        x, direction = torch.randn(2, 700, 512, dtype=torch.float64)
+        phi, nu = layer.running_phi.clone(), 0.1 * layer.ema_gz.clone()
+        got = step(layer, x, direction)
+    leaf = x.clone().requires_grad_()
+    u = scale_groups(leaf, 4, 1e-5)
+    gradient_phi = u.detach().square().mean(0) if variant == "official" else None
+    y = equation(u, phi, layer.weight, layer.bias, 1e-5, gradient_phi=gradient_phi, nu=nu)
+    want = torch.autograd.grad(y, [leaf, layer.weight, layer.bias], direction)
+    torch.testing.assert_close(got[:4], [y.detach(), *want], rtol=1e-9, atol=1e-10)
+
+
+def test_the_variants_differ_only_after_the_warm_up() -> None:
+    layers = [build(warmup_iters=2, variant=variant) for variant in ("paper", "official")]
+    layers[1].load_state_dict(layers[0].state_dict())
+    for t in range(4):
+        x, direction = torch.randn(2, 2, 3, 6, dtype=torch.float64)
+        paper, official = (step(layer, x, direction) for layer in layers)
+        torch.testing.assert_close(paper[0], official[0])
+        assert torch.allclose(paper[1], official[1]) == (t < 2)
+    assert PowerNorm1d(6).variant == "paper"
+
+
 def test_two_dimensions_are_tokens_by_channels() -> None:
     layers = [build(group_num=2, warmup_iters=2) for _ in range(2)]
     layers[1].load_state_dict(layers[0].state_dict())
@@ -122,17 +150,17 @@ def test_two_dimensions_are_tokens_by_channels() -> None:
 
 
 def test_pixels_are_tokens() -> None:
-    planes, tokens = PowerNorm2d(4, group_num=2, warmup_iters=1), PowerNorm1d(4, group_num=2, warmup_iters=1)
+    images, tokens = PowerNorm2d(4, group_num=2, warmup_iters=1), PowerNorm1d(4, group_num=2, warmup_iters=1)
     for _ in range(3):
         x, direction = torch.randn(2, 3, 4, 2, 5)
-        got = step(planes, x, direction)
+        got = step(images, x, direction)
         want = step(tokens, *(t.movedim(1, -1).flatten(1, 2) for t in (x, direction)))
         want[:2] = (t.view(3, 2, 5, 4).movedim(-1, 1) for t in want[:2])
         torch.testing.assert_close(got, want)
 
 
 def test_the_scale_of_a_channel_does_not_matter() -> None:
-    """In the warm-up each channel is divided by its own root mean square, without group scaling."""
+    """During the warm-up each channel is divided by its own root mean square, without group scaling."""
     x, scale = torch.randn(5, 7, 3, dtype=torch.float64), torch.tensor([1.0, 100.0, 1e-3]).double()
     plain, scaled = (build(3, group_scaling=False, eps=1e-30, affine=True) for _ in range(2))
     scaled.load_state_dict(plain.state_dict())
@@ -272,7 +300,7 @@ def test_a_gradient_that_overflowed_leaves_no_trace(overflow: float) -> None:
 
 
 def test_the_layer_used_twice_before_the_backward() -> None:
-    """Each backward pulls by the nu of its own forward, and each moves ema_gz."""
+    """Each backward pass takes the nu of its own forward pass, and each updates ema_gz."""
     layer = build()
     step(layer, *torch.randn(2, 2, 3, 6, dtype=torch.float64))
     twin = copy.deepcopy(layer)
@@ -328,7 +356,7 @@ def test_checkpointing_changes_nothing(use_reentrant: bool, masked: bool) -> Non
         torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11)
 
 
-def test_an_exported_layer_trains_without_the_pull_of_nu() -> None:
+def test_an_exported_layer_trains_with_nu_of_zero() -> None:
     layer = build(group_num=2)
     step(layer, *torch.randn(2, 2, 3, 6, dtype=torch.float64))
     exported = torch.export.export(copy.deepcopy(layer), (torch.randn(2, 3, 6).double(),)).module()
@@ -420,8 +448,9 @@ def test_two_processes_are_one_with_the_joined_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 4])
-def test_saves_the_input_and_little_else(groups: int) -> None:
-    layer = PowerNorm1d(64, group_num=groups)
+@pytest.mark.parametrize(("variant", "vectors"), [("paper", 5), ("official", 6)])
+def test_saves_the_input_and_little_else(groups: int, variant: str, vectors: int) -> None:
+    layer = PowerNorm1d(64, group_num=groups, variant=variant)
     x = torch.randn(16, 32, 64, requires_grad=True)
     saved: dict[int, int] = {}
 
@@ -431,14 +460,14 @@ def test_saves_the_input_and_little_else(groups: int) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         layer(x)
-    tokens, channels, one = 16 * 32 * groups, 6 * 64, 1
+    tokens, channels, one = 16 * 32 * groups, vectors * 64, 1
     assert sum(saved.values()) == 4 * (x.numel() + tokens + channels + one)
 
 
 @pytest.mark.parametrize(
     ("layer", "shape"), [(PowerNorm1d(512, group_num=4), (8, 64, 512)), (PowerNorm2d(64), (16, 64, 14, 14))]
 )
-def test_saves_at_most_4_1_bytes_an_element(layer: nn.Module, shape: tuple[int, ...]) -> None:
+def test_saves_at_most_4_1_bytes_per_element(layer: nn.Module, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, requires_grad=True)
     sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes), lambda t: t):
@@ -499,7 +528,7 @@ def test_reset_is_the_start() -> None:
         ({"group_num": 0}, ValueError, "group_num must be at least 1"),
         ({"group_num": 4}, ValueError, r"divisible by group_num; got num_features=6, group_num=4"),
         ({"group_num": True}, TypeError, "group_num must be an int; got True"),
-        ({"backward": "exact"}, ValueError, r"backward must be one of \('official', 'paper'\); got 'exact'"),
+        ({"variant": "exact"}, ValueError, r"variant must be one of \('paper', 'official'\); got 'exact'"),
     ],
 )
 def test_settings_out_of_range(
@@ -530,7 +559,7 @@ def test_inputs_that_do_not_fit(layer: nn.Module, x: Tensor, error: type[Excepti
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
-        (torch.zeros(3, 2, dtype=torch.bool), ValueError, r"the tokens \(2, 3\); got shape \(3, 2\)"),
+        (torch.zeros(3, 2, dtype=torch.bool), ValueError, r"per token, shape \(2, 3\); got shape \(3, 2\)"),
         (torch.zeros(3, dtype=torch.bool), ValueError, r"got shape \(3,\)"),
         (torch.zeros(2, 3, 1, dtype=torch.bool), ValueError, "got shape"),
         (torch.zeros(2, 3), TypeError, "must be boolean, True for padding; got torch.float32"),
@@ -542,7 +571,7 @@ def test_masks_that_do_not_fit(mask: Tensor, error: type[Exception], message: st
 
 
 @pytest.mark.bad_input
-def test_function_names_what_is_missing() -> None:
+def test_the_function_names_what_does_not_fit() -> None:
     state = torch.ones(2), torch.zeros(2), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"needs input \(\*, C\) with tokens"):
         power_norm(torch.zeros(2), *state)

@@ -122,7 +122,7 @@ def test_the_layer_learns_a_gain_and_leaves_its_bias_alone() -> None:
 
 @pytest.mark.bad_input
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"one value a filter, of shape \(2,\); got \(3,\)"):
+    with pytest.raises(ValueError, match=r"one value per filter, of shape \(2,\); got \(3,\)"):
         scaled_standardize_weight(torch.ones(2, 3), torch.ones(3))
     with pytest.raises(ValueError, match=r"fan-in of at least 2; got shape \(2, 1, 1\)"):
         scaled_standardize_weight(torch.ones(2, 1, 1))

@@ -133,9 +133,9 @@ def test_bad_input_is_refused() -> None:
         standardize_weight(torch.ones(3))
     with pytest.raises(ValueError, match="eps must not be negative; got -1"):
         standardize_weight(torch.ones(2, 3), eps=-1)
-    with pytest.raises(ValueError, match="at least 2 values a filter"):
+    with pytest.raises(ValueError, match="at least 2 values per filter"):
         standardize_weight(torch.ones(2, 1, 1, 1))
     assert not standardize_weight(torch.ones(2, 1), unbiased=False).any()
     # a parametrisation says so when it is put in, not at the first batch
-    with pytest.raises(ValueError, match="at least 2 values a filter"):
+    with pytest.raises(ValueError, match="at least 2 values per filter"):
         parametrize_weights(nn.Conv2d(4, 4, 1, groups=4), WeightStandardization)

@@ -22,7 +22,6 @@ from trueup.quantization import (
     int4_codes,
     quantize_linear_,
 )
-from trueup.quantization import _fake_quantization as fake_quantization
 
 ALL = [fake_quantize_fp4, fake_quantize_int4_symmetric, fake_quantize_int4]
 KEEPING = ALL[:2]
@@ -205,15 +204,15 @@ def test_half_types_are_scaled_in_float32(quantize, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("quantize", ALL)
-def test_blocks_and_mapped_samples_are_quantised_alike(quantize, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_and_mapped_samples_are_quantised_alike(quantize) -> None:
     x = values(6, 16)
     want = quantize(x, group_size=16)
     assert torch.equal(
         torch.func.vmap(lambda t: quantize(t, group_size=16), in_dims=1)(x.view(2, 3, 16)),
         want.view(2, 3, 16).transpose(0, 1),
     )
-    monkeypatch.setattr(fake_quantization, "_BLOCK", 32)
-    assert torch.equal(quantize(x, group_size=16), want)
+    copies = 2**17 // x.numel() + 2  # more than one chunk
+    assert torch.equal(quantize(x.repeat(copies, 1), group_size=16), want.repeat(copies, 1))
 
 
 @pytest.mark.bad_input  # the hook that checks shapes breaks the graph
@@ -242,9 +241,8 @@ class Allocations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("quantize", ALL)
-def test_only_the_result_is_of_full_size(quantize, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fake_quantization, "_BLOCK", 256)
-    x = values(64, 64, dtype=torch.float32)
+def test_only_the_result_is_of_full_size(quantize) -> None:
+    x = values(4096, 64, dtype=torch.float32)  # two chunks
     with Allocations(x.numel()) as made:
         quantize(x, group_size=64)
     assert made.large == 1

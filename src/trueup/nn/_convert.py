@@ -25,9 +25,9 @@ from torch.nn.utils import parametrize
 
 from trueup.nn._find_activations import find_activations
 from trueup.nn._ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, Remainder
-from trueup.nn._layer_norm_cells import Cell
 from trueup.nn._module_references import MODULE_ATTRIBUTES, Reference, find_references, updates
 from trueup.nn._overrides import overridden_attributes, own_methods
+from trueup.nn._recurrent_cell import Cell
 from trueup.nn._table import Table
 from trueup.nn._wrapped import refuse_wrapped
 

@@ -1,12 +1,13 @@
-"""Recurrent layers with layer normalisation over whole sequences, used as `nn.RNN`, `nn.LSTM` and `nn.GRU`.
+"""Recurrent layers with layer normalisation for sequences, used like `nn.RNN`, `nn.LSTM` and `nn.GRU`.
 
-The equations of a step are in `layer_norm_cells`; here are layers, directions, and sequences of different
-lengths. What the input contributes, with its norm, needs no state and is computed for all steps at once.
+The equations of one time step are in `_layer_norm_cells.py`. This module adds layers, directions, and
+sequences of different lengths. The input's part of a step, with its norm, needs no state and is computed for
+all steps at once.
 
-A step that does not count, beyond a sequence's length or masked, enters no statistic (the norm is over
-units) and carries the state on: with the mask m of the step, as in the official code,
+A step that is masked or beyond a sequence's length keeps the state. It does not affect any statistic, since
+the norm is over units. With the step's mask m, as in the official code,
 
-    h_t = m_t h'_t + (1 - m_t) h_{t-1},    and so the LSTM's c.
+    h_t = m_t h'_t + (1 - m_t) h_{t-1},    and likewise for the LSTM's c.
 
 Ba, Kiros, Hinton: Layer Normalization, 2016, arXiv 1607.06450.
 """
@@ -14,8 +15,8 @@ Ba, Kiros, Hinton: Layer Normalization, 2016, arXiv 1607.06450.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,14 +26,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from trueup._numerics.upcasting import upcast
 from trueup.nn._layer_norm_cells import (
-    Cell,
     LayerNormGRUCell,
     LayerNormLSTMCell,
     LayerNormRNNCell,
     Nonlinearity,
-    State,
-    caller,
+    Variant,
 )
+from trueup.nn._recurrent_cell import Cell, State, caller_stacklevel
+from trueup.nn._validation import check_int
 
 __all__ = ["LayerNormGRU", "LayerNormLSTM", "LayerNormRNN"]
 
@@ -42,53 +43,63 @@ Inputs = TypeVar("Inputs", Tensor, PackedSequence)
 
 
 class Recurrent(nn.Module):
-    """Layers and directions of one kind of cell; the weights are in ``cells``, a layer after the other."""
+    """Layers and directions of one kind of cell; `cells` holds the weights, layer by layer."""
+
+    cell_type: ClassVar[type[Cell]]
 
     def __init__(
         self,
-        make_cell: Callable[[int], Cell],
         input_size: int,
         hidden_size: int,
-        num_layers: int,
-        bias: bool,
-        batch_first: bool,
-        dropout: float,
-        bidirectional: bool,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        eps: float = 1e-5,
+        **of_cell: Any,
     ) -> None:
         super().__init__()
-        if isinstance(num_layers, bool) or not isinstance(num_layers, int):
-            raise TypeError(f"num_layers must be an int; got {num_layers!r}")
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1; got {num_layers}")
+        check_int("num_layers", num_layers, 1)
         if isinstance(dropout, bool) or not 0 <= dropout <= 1:
             raise ValueError(f"dropout must be a probability in [0, 1]; got {dropout!r}")
         if dropout and num_layers == 1:
             warnings.warn(
-                "dropout acts between layers: with num_layers=1 it does nothing", stacklevel=caller()
+                "dropout acts between layers, so with num_layers=1 it does nothing: use more layers, or "
+                "dropout=0",
+                stacklevel=caller_stacklevel(),
             )
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
         self.bidirectional = bidirectional
         directions = 2 if bidirectional else 1
         sizes = [input_size] + [directions * hidden_size] * (num_layers - 1)
-        self.cells = nn.ModuleList(make_cell(size) for size in sizes for _ in range(directions))
+        settings = {"bias": bias, "device": device, "dtype": dtype, "eps": eps, **of_cell}
+        self.cells = nn.ModuleList(
+            self.cell_type(size, hidden_size, **settings) for size in sizes for _ in range(directions)
+        )
 
     def reset_parameters(self) -> None:
-        """Draw all weights again; see `Cell.reset_parameters`."""
+        """Draw all weights anew; see `Cell.reset_parameters`."""
         for cell in cast(list[Cell], self.cells):
             cell.reset_parameters()
 
     def run(
         self, input: Inputs, hx: State | None, lengths: Lengths | None, mask: Mask | None
     ) -> tuple[Inputs, State]:
-        """What ``forward`` of each layer is, with the state as a tuple."""
+        """Run all layers over the input; like `forward`, but with the state as a tuple."""
         if isinstance(input, PackedSequence):
             if lengths is not None or mask is not None:
                 raise ValueError("a PackedSequence carries its lengths: pass neither lengths nor mask")
             return self._run_packed(input, hx)
         if input.dim() == 2:
             if lengths is not None or mask is not None:
-                raise ValueError("lengths and mask are for batches; got one sequence, of two dimensions")
+                raise ValueError(
+                    "lengths and mask are for batches; got one sequence, of two dimensions: leave them out"
+                )
             batch = 0 if self.batch_first else 1
             if hx is not None:
                 cast(Cell, self.cells[0]).check_state(hx, (len(self.cells), self.hidden_size))
@@ -96,33 +107,33 @@ class Recurrent(nn.Module):
             output, state = self.run(input.unsqueeze(batch), hx, None, None)
             return output.squeeze(batch), tuple(tensor.squeeze(1) for tensor in state)
         self._check_steps(input)
-        return self._run_padded(input, hx, self._steps_kept(input, lengths, mask))
+        return self._run_padded(input, hx, self._step_mask(input, lengths, mask))
 
-    def _run_padded(self, input: Tensor, hx: State | None, kept: Tensor | None) -> tuple[Tensor, State]:
+    def _run_padded(self, input: Tensor, hx: State | None, step_mask: Tensor | None) -> tuple[Tensor, State]:
         time, directions = 1 if self.batch_first else 0, 2 if self.bidirectional else 1
         cells = cast(list[Cell], list(self.cells))
         cells[0].check_input(input)
         output = input.to(cells[0].weight_ih.dtype)
-        if kept is not None:
-            # What is passed over may hold anything: an infinity or NaN would reach the gradients as 0 * NaN.
-            output = output.masked_fill((kept == 0).unsqueeze(-1), 0)
+        if step_mask is not None:
+            # A masked step may hold anything: an infinity or NaN would reach the gradients as 0 * NaN.
+            output = output.masked_fill((step_mask == 0).unsqueeze(-1), 0)
         if hx is None:
-            starts = [cells[0].initial_state(output.select(time, 0))] * len(cells)
+            initial = [cells[0].initial_state(output.select(time, 0))] * len(cells)
         else:
             cells[0].check_state(hx, (len(cells), input.shape[1 - time], self.hidden_size))
-            starts = list(zip(*(upcast(tensor).unbind(0) for tensor in hx), strict=True))
+            initial = list(zip(*(upcast(tensor).unbind(0) for tensor in hx), strict=True))
 
-        ends: list[State] = []
+        final: list[State] = []
         for layer in range(self.num_layers):
             if layer:
                 output = F.dropout(output, self.dropout, self.training).to(cells[layer].weight_ih.dtype)
-            sweeps = [
-                sweep(cells[i], output, starts[i], kept, time, backwards=i % directions == 1)
+            results = [
+                run_cell(cells[i], output, initial[i], step_mask, time, reverse=i % directions == 1)
                 for i in range(layer * directions, (layer + 1) * directions)
             ]
-            output = torch.cat([h for h, _ in sweeps], -1) if self.bidirectional else sweeps[0][0]
-            ends += [end for _, end in sweeps]
-        state = tuple(torch.stack(tensors).to(input.dtype) for tensors in zip(*ends, strict=True))
+            output = torch.cat([h for h, _ in results], -1) if self.bidirectional else results[0][0]
+            final += [state for _, state in results]
+        state = tuple(torch.stack(tensors).to(input.dtype) for tensors in zip(*final, strict=True))
         return output.to(input.dtype), state
 
     def _run_packed(self, input: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
@@ -152,14 +163,14 @@ class Recurrent(nn.Module):
                 f"{type(self).__name__} needs at least one step; got {layout} = {tuple(input.shape)}"
             )
 
-    def _steps_kept(self, input: Tensor, lengths: Lengths | None, mask: Mask | None) -> Tensor | None:
-        """The mask, given or made from the lengths, in the input's layout; None if every step counts."""
+    def _step_mask(self, input: Tensor, lengths: Lengths | None, mask: Mask | None) -> Tensor | None:
+        """Return the mask, or make it from the lengths, in the input's layout; None if every step counts."""
         if lengths is not None and mask is not None:
-            raise ValueError("lengths and mask say the same thing: pass one of them")
+            raise ValueError("lengths and mask exclude each other; got both: pass one of them")
         if mask is not None:
             if mask.shape != input.shape[:2]:
                 raise ValueError(
-                    f"mask must have one value a step, shape {tuple(input.shape[:2])} for this input; got "
+                    f"mask must have one value per step, shape {tuple(input.shape[:2])} for this input; got "
                     f"{tuple(mask.shape)}"
                 )
             if mask.dtype != torch.bool and not mask.is_floating_point():
@@ -173,58 +184,62 @@ class Recurrent(nn.Module):
         steps, batch = input.shape[time], input.shape[1 - time]
         if not isinstance(lengths, Tensor):
             lengths = torch.tensor(lengths, device="cpu")
-        # An empty list, of an empty batch, has no dtype to judge.
+        # The empty list of an empty batch has no integer dtype.
         if batch and (lengths.is_floating_point() or lengths.dtype == torch.bool):
             raise TypeError(f"lengths must be integers; got {lengths.dtype}")
         if lengths.device.type != "cpu":
             raise ValueError(f"lengths must be on the CPU, as in pack_padded_sequence; got {lengths.device}")
         if lengths.shape != (batch,):
             raise ValueError(
-                f"lengths must have shape ({batch},), one a sequence; got {tuple(lengths.shape)}"
+                f"lengths must have shape ({batch},), one per sequence; got {tuple(lengths.shape)}"
             )
-        # Values that a compiler only knows by name cannot be compared.
+        # A compiler knows symbols in place of the values, and cannot compare them.
         if batch and not torch.compiler.is_compiling():
             shortest, longest = (int(end) for end in lengths.aminmax())
             if shortest < 0 or longest > steps:
                 raise ValueError(
                     f"lengths must be between 0 and the input's {steps} steps; got {shortest} to {longest}"
                 )
-        kept = torch.arange(steps, device="cpu") < lengths.unsqueeze(1)
-        return (kept if self.batch_first else kept.t()).to(input.device, non_blocking=True)
+        counts = torch.arange(steps, device="cpu") < lengths.unsqueeze(1)
+        return (counts if self.batch_first else counts.t()).to(input.device, non_blocking=True)
 
     def extra_repr(self) -> str:
-        words = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
+        text = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
         for name in ("batch_first", "dropout", "bidirectional"):
             if value := getattr(self, name):
-                words += f", {name}={value}"
-        return words
+                text += f", {name}={value}"
+        return text
 
 
-def sweep(
-    cell: Cell, input: Tensor, state: State, kept: Tensor | None, time: int, *, backwards: bool
+def run_cell(
+    cell: Cell, input: Tensor, state: State, step_mask: Tensor | None, time: int, *, reverse: bool
 ) -> tuple[Tensor, State]:
-    """One cell over all steps along the axis ``time``: every h, in the input's order, and the last state."""
-    # Unbound at once: the gradient of one step indexed out of the whole would be as large as the whole.
+    """Run a cell over the axis `time`; return every h, in the input's order, and the last state."""
+    # unbind, as the gradient of a single indexed step would be as large as the whole input.
     steps = list(zip(*(part.unbind(time) for part in cell.project(input)), strict=True))
-    masks = [None] * len(steps) if kept is None else [mask.unsqueeze(-1) for mask in kept.unbind(time)]
+    masks: list[Tensor | None] = [None] * len(steps)
+    if step_mask is not None:
+        masks = [mask.unsqueeze(-1) for mask in step_mask.unbind(time)]
     outputs: list[Tensor] = []
-    for t in reversed(range(len(steps))) if backwards else range(len(steps)):
+    for t in reversed(range(len(steps))) if reverse else range(len(steps)):
         state = cell.step(steps[t], state, masks[t])
         outputs.append(state[0])
-    return torch.stack(outputs[::-1] if backwards else outputs, time), state
+    return torch.stack(outputs[::-1] if reverse else outputs, time), state
 
 
 class LayerNormRNN(Recurrent):
-    """`torch.nn.RNN` with layer normalisation: ``h' = tanh(LN(W x + U h))`` at every step.
+    """`torch.nn.RNN` with layer normalisation: `h' = tanh(LN(W x + U h))` at every step.
 
-    Arguments, inputs and outputs are torch's, and ours by keyword; see `LayerNormLSTM` for sequences of
-    different lengths and `LayerNormRNNCell` for the equation.
+    Arguments, inputs and outputs are torch's, with ours by keyword. See `LayerNormLSTM` for sequences of
+    different lengths, and `LayerNormRNNCell` for the equation.
 
     >>> rnn = LayerNormRNN(3, 5, num_layers=2, batch_first=True)
     >>> output, h_n = rnn(torch.randn(4, 7, 3), lengths=[7, 2, 5, 1])
     >>> output.shape, h_n.shape
     (torch.Size([4, 7, 5]), torch.Size([2, 4, 5]))
     """
+
+    cell_type = LayerNormRNNCell
 
     def __init__(
         self,
@@ -241,16 +256,8 @@ class LayerNormRNN(Recurrent):
         *,
         eps: float = 1e-5,
     ) -> None:
-        super().__init__(
-            lambda size: LayerNormRNNCell(size, hidden_size, bias, nonlinearity, device, dtype, eps=eps),
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-        )
+        shape = input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
+        super().__init__(*shape, device, dtype, eps=eps, nonlinearity=nonlinearity)
 
     def forward(
         self,
@@ -267,40 +274,40 @@ class LayerNormRNN(Recurrent):
 class LayerNormLSTM(Recurrent):
     """`torch.nn.LSTM` with the norms of the paper at every step, and sequences of different lengths.
 
-    The equations are in `LayerNormLSTMCell`. Arguments (but ``proj_size``), inputs and outputs are torch's.
-    Ours, by keyword, are ``eps``, ``input_bias_inside``, and in the call ``lengths`` or ``mask``. Statistics
-    are a sample's own: training, evaluation, any batch size, any number of processes compute the same.
+    The equations are in `LayerNormLSTMCell`. Arguments (but `proj_size`), inputs and outputs are torch's.
+    Ours, by keyword, are `eps` and `variant`, and in the call `lengths` or `mask`. Statistics are per sample:
+    training, evaluation, any batch size and any number of processes compute the same.
 
     Args:
         input_size, hidden_size, num_layers: at least 1.
-        bias: False leaves out all that is added: the cells' ``bias``, and their norms' shifts.
-        batch_first: input and output are ``(batch, time, ...)`` rather than ``(time, batch, ...)``.
+        bias: False leaves out all that is added: the cells' `bias`, and their norms' shifts.
+        batch_first: input and output are `(batch, time, ...)` rather than `(time, batch, ...)`.
         dropout: in [0, 1], on the outputs of each layer but the last, in training.
-        bidirectional: a second cell a layer runs from the end to the start; outputs are concatenated.
-        eps, input_bias_inside: see `LayerNormLSTMCell`.
+        bidirectional: a second cell per layer runs from the end to the start; outputs are concatenated.
+        eps, variant: see `LayerNormLSTMCell`.
 
     Attributes:
-        cells: a `LayerNormLSTMCell` for each layer and, within it, direction. Its ``weight_ih`` and
-            ``weight_hh`` have the shape and the gate order of torch's ``weight_ih_l0``, ``weight_hh_l0``.
+        cells: one `LayerNormLSTMCell` per layer and, within it, per direction. Its `weight_ih` and
+            `weight_hh` have the shape and the gate order of torch's `weight_ih_l0` and `weight_hh_l0`.
 
     Call it with
-        input: ``(time, batch, input_size)``, at least one step; or ``(time, input_size)``; or a
+        input: `(time, batch, input_size)`, at least one step; or `(time, input_size)`; or a
             `PackedSequence`, and then the output is one.
-        hx: the pair ``(h_0, c_0)``, each ``(num_layers * directions, batch, hidden_size)``; None is zeros.
-        lengths: ``(batch,)`` integers on the CPU, as in `pack_padded_sequence`, from 0 to ``time``.
-        mask: instead of lengths, a value a step, ``(time, batch)`` or ``(batch, time)`` as the input: boolean
-            or 0 and 1 as floats (between them states are mixed). False anywhere, not only at the end, passes
-            over that step.
+        hx: the pair `(h_0, c_0)`, each `(num_layers * directions, batch, hidden_size)`; None is zeros.
+        lengths: `(batch,)` integers on the CPU, as in `pack_padded_sequence`, from 0 to `time`.
+        mask: instead of lengths, one value per step, `(time, batch)` or `(batch, time)` like the input:
+            boolean, or floats 0 and 1 (values between mix old and new state). False anywhere, not only at
+            the end, skips that step.
 
-    Returns ``output, (h_n, c_n)`` as torch does, in the input's dtype. A step that does not count carries the
-    state on. So ``h_n`` and ``c_n`` are those of each sequence's own last step, and the *output* at padded
-    steps repeats the last real one (the direction from the end gives its initial state there), where torch's
-    packed sequences are padded with zeros: multiply by the mask for that. A sequence of length 0 returns its
-    initial state. Padded input may hold anything, even NaN, and gets the gradient 0.
+    Returns `output, (h_n, c_n)` as torch does, in the input's dtype. A step that does not count keeps the
+    state. So `h_n` and `c_n` are those of each sequence's own last step, and the *output* at padded steps
+    repeats the last real one (in the reverse direction it is the initial state), where torch's packed
+    sequences are padded with zeros: multiply by the mask for that. A sequence of length 0 returns its initial
+    state. Padded input may hold anything, even NaN, and gets the gradient 0.
 
     Raises:
         TypeError: a size that is no int, lengths that are not integers; input that is not floating point, or
-            wider than the weights.
+            of more bits than the state.
         ValueError: a size, option or shape that does not fit; lengths beyond the input, or on another device;
             both lengths and mask.
 
@@ -312,7 +319,9 @@ class LayerNormLSTM(Recurrent):
     True
     """
 
-    # torch has proj_size where device would be: by keyword, so that nothing is mistaken for another thing.
+    cell_type = LayerNormLSTMCell
+
+    # Keyword-only, as torch has proj_size in the place of device.
     def __init__(
         self,
         input_size: int,
@@ -326,20 +335,10 @@ class LayerNormLSTM(Recurrent):
         device: Any = None,
         dtype: Any = None,
         eps: float = 1e-5,
-        input_bias_inside: bool = False,
+        variant: Variant = "paper",
     ) -> None:
-        super().__init__(
-            lambda size: LayerNormLSTMCell(
-                size, hidden_size, bias, device, dtype, eps=eps, input_bias_inside=input_bias_inside
-            ),
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-        )
+        shape = input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
+        super().__init__(*shape, device, dtype, eps=eps, variant=variant)
 
     def forward(
         self,
@@ -356,8 +355,8 @@ class LayerNormLSTM(Recurrent):
 class LayerNormGRU(Recurrent):
     """`torch.nn.GRU` with the norms of the official code at every step.
 
-    Arguments, inputs and outputs are torch's, and ours by keyword; see `LayerNormLSTM` for sequences of
-    different lengths and `LayerNormGRUCell` for the equations.
+    Arguments, inputs and outputs are torch's, with ours by keyword. See `LayerNormLSTM` for sequences of
+    different lengths, and `LayerNormGRUCell` for the equations.
 
     >>> gru = LayerNormGRU(3, 5, batch_first=True)
     >>> mask = torch.tensor([[True, True, True], [False, True, False]])
@@ -366,30 +365,7 @@ class LayerNormGRU(Recurrent):
     (tensor([0., 0., 0., 0., 0.], grad_fn=<SelectBackward0>), True)
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        eps: float = 1e-5,
-    ) -> None:
-        super().__init__(
-            lambda size: LayerNormGRUCell(size, hidden_size, bias, device, dtype, eps=eps),
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-        )
+    cell_type = LayerNormGRUCell
 
     def forward(
         self,

@@ -1,17 +1,17 @@
-"""Scaled weight standardisation: nets without any normalisation that keep the variance of their signal.
+"""Scaled weight standardisation: keep the variance of the signal in nets without normalisation.
 
-Problem: batch statistics fit none of the clients that train on different domains, and nothing at all at
-batch size 1. Idea: leave normalisation out and standardise the weights instead, so that each layer keeps the
-variance of what passes through it. For each output filter w of n = fan-in values, with the biased variance,
+Problem: shared batch statistics fit none of several clients that train on different domains, and at batch
+size 1 there are none. Idea: leave normalisation out and standardise the weights instead, so that each layer
+keeps the variance of its input. For each output filter w of n = fan-in values, with the biased variance,
 
     scaled(w) = gain * gamma * (w - mean(w)) / sqrt(max(n var(w), eps))
 
-where gamma is the constant of the activation before the layer (`activation_gain`: the inverse standard
-deviation of the activation of a standard normal), and gain is learnt.
+where gamma is a constant of the activation before the layer (`activation_gain`: the inverse standard
+deviation of that activation of a standard normal variable), and gain is learnt.
 
 Zhuang, Lyu: FedWon: Triumphing Multi-domain Federated Learning Without Normalization, ICLR 2024, arXiv
 2306.05879, equation 1, which is that of Brock, De, Smith, Simonyan (arXiv 2102.06171). No code of FedWon was
-published: floor, gain and constants are those of the latter's; FedWon's equation seems to have no gain.
+published: floor, gain and constants are those of Brock et al.; FedWon's equation seems to have no gain.
 """
 
 from __future__ import annotations
@@ -27,8 +27,54 @@ from trueup._numerics.upcasting import upcast
 
 __all__ = ["ScaledWeightStandardization", "activation_gain", "scaled_standardize_weight"]
 
-# 1 / std(activation(z)) for z ~ N(0, 1), as published: from a sample, so right to about 1e-3. The exact value
-# for relu is sqrt(2 / (1 - 1/pi)) = 1.71286.
+
+def scaled_standardize_weight(
+    weight: Float[Tensor, "out ins *kernel"],
+    gain: Float[Tensor, " out"] | None = None,
+    *,
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+) -> Float[Tensor, "out ins *kernel"]:
+    """Give each output filter mean 0 and norm `gain * gamma`, that is variance `(gain * gamma)^2 / fan-in`.
+
+    Args:
+        weight: floating point, `(O, I/groups, *kernel)` or `(O, I)`: filters along dimension 0.
+        gain: `(O,)`; None means 1.
+        gamma: > 0, the `activation_gain` of the activation that the layer's input went through.
+        eps: floor of `fan-in * var`, >= 0. A filter below it is divided by sqrt(eps), a constant: a
+            constant filter gives zeros.
+
+    Statistics are taken in float32 or better; the result has the weight's dtype.
+
+    Raises:
+        TypeError: the weight is not floating point.
+        ValueError: fewer than two dimensions, a fan-in of 1 (every filter would be 0), a gain of another
+            shape, gamma not positive, eps negative.
+
+    Source: equation 1 of the paper.
+
+    >>> w = scaled_standardize_weight(torch.tensor([[1.0, 2.0, 3.0, 6.0]]), gamma=activation_gain("relu"))
+    >>> w.mean().item(), w.norm().item()
+    (0.0, 1.7139...)
+    """
+    _check(weight, gamma, eps)
+    if gain is not None and gain.shape != weight.shape[:1]:
+        raise ValueError(
+            f"gain must hold one value per filter, of shape {tuple(weight.shape[:1])}; "
+            f"got {tuple(gain.shape)}"
+        )
+    filters = upcast(weight).flatten(1)
+    centered = filters - filters.mean(1, keepdim=True)
+    # Centre twice: a constant filter leaves the mean's rounding error, which a small floor would amplify.
+    centered = centered - centered.mean(1, keepdim=True)
+    factor = gamma * centered.square().sum(1, keepdim=True).clamp_min(eps).rsqrt()
+    if gain is not None:
+        factor = factor * gain.unsqueeze(1)
+    return (centered * factor).view_as(weight).to(weight.dtype)
+
+
+# 1 / std(activation(z)) for z ~ N(0, 1), as published. They are estimates: the exact value for relu is
+# sqrt(2 / (1 - 1/pi)) = 1.71286.
 _GAINS = MappingProxyType(
     {
         "celu": 1.270926833152771,
@@ -48,15 +94,15 @@ _GAINS = MappingProxyType(
 
 
 def activation_gain(activation: str) -> float:
-    """What a standard normal must be multiplied by after an activation to have variance 1 again.
+    """Return the factor that gives the activation of a standard normal variable variance 1.
 
     Args:
-        activation: the function's name in `torch.nn.functional`, or ``"identity"``; at its default settings.
+        activation: the function's name in `torch.nn.functional`, with its default settings, or `"identity"`.
 
     Raises:
         ValueError: no constant is known for the activation.
 
-    Source: the table in the code of Brock et al., who took them from a sample: right to about 1e-3.
+    Source: the table in the code of Brock et al., estimated from a sample and so right to about 1e-3.
 
     >>> round(activation_gain("relu"), 4)
     1.714
@@ -65,66 +111,22 @@ def activation_gain(activation: str) -> float:
         return _GAINS[activation]
     except KeyError:
         raise ValueError(
-            f"no gain is known for the activation {activation!r}, only for {', '.join(_GAINS)}: pass gamma = "
+            f"no gain is known for the activation {activation!r}, only for {', '.join(_GAINS)}: pass gamma="
             "1 / activation(torch.randn(10**6)).std()"
         ) from None
-
-
-def scaled_standardize_weight(
-    weight: Float[Tensor, "out ins *kernel"],
-    gain: Float[Tensor, " out"] | None = None,
-    *,
-    gamma: float = 1.0,
-    eps: float = 1e-4,
-) -> Float[Tensor, "out ins *kernel"]:
-    """Give each output filter mean 0 and the norm gain x gamma: variance ``(gain gamma)^2 / fan-in``.
-
-    Args:
-        weight: floating point, ``(O, I/groups, *kernel)`` or ``(O, I)``: filters along dimension 0.
-        gain: ``(O,)``; None is 1.
-        gamma: of the activation that the layer's input went through, > 0; see `activation_gain`.
-        eps: floor of ``fan-in * var``, >= 0. A filter below it is divided by sqrt(eps), a constant: a
-            constant filter gives zeros.
-
-    Statistics are taken in float32 or better; the result has the weight's dtype.
-
-    Raises:
-        TypeError: the weight is not floating point.
-        ValueError: fewer than two dimensions, a fan-in of 1 (every filter would be 0), a gain of another
-            shape, gamma not positive, eps negative.
-
-    Source: equation 1 of the paper.
-
-    >>> w = scaled_standardize_weight(torch.tensor([[1.0, 2.0, 3.0, 6.0]]), gamma=activation_gain("relu"))
-    >>> w.mean().item(), w.norm().item()
-    (0.0, 1.7139...)
-    """
-    _check(weight, gamma, eps)
-    if gain is not None and gain.shape != weight.shape[:1]:
-        raise ValueError(
-            f"gain must hold one value a filter, of shape {tuple(weight.shape[:1])}; got {tuple(gain.shape)}"
-        )
-    filters = upcast(weight).flatten(1)
-    centered = filters - filters.mean(1, keepdim=True)
-    # Once more: of a constant filter the mean's rounding is left, which a small floor would blow up.
-    centered = centered - centered.mean(1, keepdim=True)
-    scale = gamma * centered.square().sum(1, keepdim=True).clamp_min(eps).rsqrt()
-    if gain is not None:
-        scale = scale * gain.unsqueeze(1)
-    return (centered * scale).view_as(weight).to(weight.dtype)
 
 
 class ScaledWeightStandardization(nn.Module):
     """Parametrisation of a weight by `scaled_standardize_weight`, for `trueup.nn.parametrize_weights`.
 
-    The stored weight stays as it was, whatever its scale. The layer's bias, if it has one, is untouched.
+    The stored weight is the plain one, of any scale. The layer's bias, if it has one, is unchanged.
 
     Args:
-        weight: the weight to be parametrised; only its shape, dtype and device are looked at.
-        gamma: `activation_gain` of the activation that the layer's input went through; ``1.0`` where it went
-            through none. There is no default: without it the signal shrinks by this factor in every layer.
-        eps: floor of ``fan-in * var``.
-        gain: learn a gain for each filter, which starts at 1.
+        weight: the weight to parametrise; only its shape, dtype and device are used.
+        gamma: `activation_gain` of the activation that the layer's input went through; 1.0 if it went through
+            none. There is no default, as with a wrong gamma the signal shrinks or grows in every layer.
+        eps: floor of `fan-in * var`.
+        gain: learn one gain per filter, which starts at 1.
 
     Shape:
         (O, ...) -> the same, filters along dimension 0.
@@ -132,9 +134,9 @@ class ScaledWeightStandardization(nn.Module):
     Raises:
         TypeError, ValueError: as `scaled_standardize_weight`.
 
-    Training and evaluation are the same, and nothing depends on the batch: batches of one sample, clients
-    that differ and several processes need no care. See `trueup.nn.adaptive_clip_grad_` for the clipping that
-    nets without normalisation are trained with, and `trueup.nn.bake` for deployment.
+    Training and evaluation compute the same, and nothing depends on the batch: batches of one sample, clients
+    with different data and several processes need no special treatment. See `trueup.nn.adaptive_clip_grad_`
+    for the clipping used to train nets without normalisation, and `trueup.nn.bake` for deployment.
 
     Source: Zhuang, Lyu 2024 (arXiv 2306.05879), equation 1.
 
@@ -159,11 +161,11 @@ class ScaledWeightStandardization(nn.Module):
         self.register_parameter("gain", None if ones is None else nn.Parameter(ones))
 
     def forward(self, weight: Float[Tensor, "out ins *kernel"]) -> Float[Tensor, "out ins *kernel"]:
-        """The standardised weight."""
+        """Standardise the stored weight."""
         return scaled_standardize_weight(weight, self.gain, gamma=self.gamma, eps=self.eps)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """What to store: the weight itself, whose mean and scale have no effect."""
+        """Store the weight itself; its mean and scale have no effect."""
         return weight
 
     def extra_repr(self) -> str:
@@ -177,7 +179,8 @@ def _check(weight: Tensor, gamma: float, eps: float) -> None:
         )
     if weight.dim() < 2:
         raise ValueError(
-            f"weight standardisation needs a weight (out, in, ...); got shape {tuple(weight.shape)}"
+            f"weight standardisation needs a weight (out, in, ...); got shape {tuple(weight.shape)}: "
+            "skip this layer"
         )
     if math.prod(weight.shape[1:]) < 2:
         raise ValueError(

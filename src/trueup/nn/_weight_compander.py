@@ -1,10 +1,10 @@
 """Weight compander: weights through a bounded function that is steep at zero.
 
 RECONSTRUCTED: no code was published, and only the abstract could be read. The function and its two parameters
-follow from what the abstract asks for; all constants are ours.
+follow from the abstract's description; all constants are ours.
 
-Problem: some weights grow large and dominate while many stay near zero: over-fitting. Idea: train v, and let
-the layer use w = psi(v), where psi compresses large values and expands those near zero ("compander"):
+Problem: some weights grow large and dominate while many stay near zero, and the net over-fits. Idea: train v,
+and let the layer use w = psi(v), where psi compresses large values and expands small ones ("compander"):
 
     psi(v) = a arctan(v / b)        |w| < a pi/2,    psi'(0) = a/b > 1
 
@@ -38,46 +38,46 @@ __all__ = [
 Function = Literal["arctan", "tanh", "softsign"]
 
 
-class _Shape(NamedTuple):
-    """An odd, increasing function of slope 1 at zero, its inverse, and its bound."""
+class _Compander(NamedTuple):
+    """An odd, increasing, bounded function with slope 1 at zero."""
 
     forward: Callable[[Tensor], Tensor]
     inverse: Callable[[Tensor], Tensor]
     bound: float
 
 
-_SHAPES: dict[str, _Shape] = {
-    "arctan": _Shape(torch.arctan, torch.tan, math.pi / 2),
-    "tanh": _Shape(torch.tanh, torch.atanh, 1.0),
-    "softsign": _Shape(nn.functional.softsign, lambda w: w / (1 - w.abs()), 1.0),
+_FUNCTIONS: dict[str, _Compander] = {
+    "arctan": _Compander(torch.arctan, torch.tan, math.pi / 2),
+    "tanh": _Compander(torch.tanh, torch.atanh, 1.0),
+    "softsign": _Compander(nn.functional.softsign, lambda w: w / (1 - w.abs()), 1.0),
 }
 
 
 def weight_compand(
     v: Float[Tensor, "*shape"], a: float | Tensor, b: float | Tensor, fn: Function = "arctan"
 ) -> Float[Tensor, "*shape"]:
-    """The weight that a layer uses, ``a * fn(v / b)``.
+    """Compute the weight that a layer uses, `a * fn(v / b)`.
 
     Args:
         v: the stored weight, floating point, any shape.
-        a: > 0; the weight stays within ``a * pi/2`` for arctan, within ``a`` for the others.
-        b: > 0; the slope at zero is ``a / b``.
-        fn: ``"arctan"``, the paper's; or ``"tanh"``, or ``"softsign"``, x / (1 + |x|).
+        a: > 0; the weight stays within `a * pi/2` for arctan, within `a` for the others.
+        b: > 0; the slope at zero is `a / b`.
+        fn: `"arctan"`, the paper's; or `"tanh"`, or `"softsign"`, x / (1 + |x|).
 
     Computed in float32 or better; the result has v's dtype.
 
     Raises:
-        TypeError: ``v`` is not floating point.
+        TypeError: `v` is not floating point.
         ValueError: an unknown function, or a number a or b that is not positive (values of tensors are not
-            looked at).
+            checked).
 
-    Source: reconstructed from the abstract, which asks for a bounded function that expands near zero.
+    Source: reconstructed from the abstract, which describes a bounded function that expands near zero.
 
     >>> weight_compand(torch.tensor([0.0, 0.1, 100.0]), a=1.5, b=1.0)
     tensor([0.0000, 0.1495, 2.3412])
     """
     _check(v, a, b, fn)
-    return (a * _SHAPES[fn].forward(upcast(v) / b)).to(v.dtype)
+    return (a * _FUNCTIONS[fn].forward(upcast(v) / b)).to(v.dtype)
 
 
 def inverse_weight_compand(
@@ -88,13 +88,12 @@ def inverse_weight_compand(
     *,
     margin: float = 1e-3,
 ) -> Float[Tensor, "*shape"]:
-    """The v whose `weight_compand` is w, after w is clipped to ``1 - margin`` of the bound on either side.
+    """Compute the v whose `weight_compand` is w, with w clipped to `1 - margin` of the bound on either side.
 
     Args:
         w: weights, floating point, any shape.
         a, b, fn: see `weight_compand`.
-        margin: in [0, 1). The inverse grows without limit towards the bound; 0 is the smallest margin that
-            the dtype can tell from none.
+        margin: in [0, 1). The inverse grows without limit towards the bound; 0 stands for the dtype's eps.
 
     Raises:
         TypeError, ValueError: as `weight_compand`; a margin out of its range.
@@ -104,10 +103,10 @@ def inverse_weight_compand(
     """
     _check(w, a, b, fn)
     _check_margin(margin)
-    shape, wide = _SHAPES[fn], upcast(w)
-    # Never the bound itself: the nearest float32 lies beyond pi/2, where tan is negative.
-    bound = (1 - max(margin, torch.finfo(wide.dtype).eps)) * shape.bound
-    return (b * shape.inverse((wide / a).clamp(-bound, bound))).to(w.dtype)
+    compander, upcast_w = _FUNCTIONS[fn], upcast(w)
+    # Below the bound itself: the float32 nearest to pi/2 is beyond it, where tan is negative.
+    bound = (1 - max(margin, torch.finfo(upcast_w.dtype).eps)) * compander.bound
+    return (b * compander.inverse((upcast_w / a).clamp(-bound, bound))).to(w.dtype)
 
 
 class WeightCompander(nn.Module):
@@ -117,18 +116,18 @@ class WeightCompander(nn.Module):
     steps of the weight are (a/b)^2 times those of an ordinary layer. Weight decay acts on the stored v.
 
     Args:
-        weight: the weight to be parametrised; it sets the scale of a and b.
-        a: > 0. The default bounds weights at 2.36 standard deviations of the initial ones.
+        weight: the weight to parametrise; its standard deviation is the unit of a and b.
+        a: > 0. The default bounds weights at 2.36 standard deviations of the initial weights.
         b: > 0. The default makes the slope at zero 1.5.
-        learnable: train a and b, one of each a layer, as raw parameters. Their gradients are sums over all
-            weights: at the learning rate of the weights training diverges, so use
-            `weight_compander_param_groups`. Not for ``fully_shard``, which takes no scalar parameters.
-        relative: a and b are in units of the standard deviation of ``weight`` as it is now (of a constant
-            weight, such as a layer initialised to zero: of 1 / sqrt(fan-in)). Else they are absolute.
-        fn: ``"arctan"``, ``"tanh"`` or ``"softsign"``.
-        init: what is stored for a weight when the layer is parametrised, and when its ``weight`` is assigned.
-            ``"preserve"``: the inverse, so that the layer computes the same as before, but for weights beyond
-            the bound; ``"direct"``: the weight itself, so that the effective weights become about a/b larger.
+        learnable: train a and b as parameters, one of each per layer. Their gradients are sums over all
+            weights, and at the learning rate of the weights training diverges: use
+            `weight_compander_param_groups`. Not for `fully_shard`, which takes no scalar parameters.
+        relative: a and b are in units of the standard deviation of `weight` at construction (1 / sqrt(fan-in)
+            if the weight is constant, such as zero). Otherwise they are absolute.
+        fn: `"arctan"`, `"tanh"` or `"softsign"`.
+        init: the value to store when the layer is parametrised, and when its `weight` is assigned.
+            `"preserve"`: the inverse, so that the layer computes the same as before, except for weights
+            beyond the bound; `"direct"`: the weight itself, so that effective weights are about a/b larger.
         margin: see `inverse_weight_compand`.
 
     Shape:
@@ -137,10 +136,10 @@ class WeightCompander(nn.Module):
     Raises:
         TypeError, ValueError: as `weight_compand`; a margin or init out of its range.
 
-    Keep v in float32: in half types the gradient of large weights underflows. An optimizer's moments belong
-    to v, so parametrise before training. For deployment see `trueup.nn.bake`.
+    Keep v in float32: in half types the gradient of large weights underflows. Parametrise before training:
+    an optimizer's moments belong to v. For deployment see `trueup.nn.bake`.
 
-    Source: Cakaj, Mehnert, Yang 2023 (arXiv 2306.16993), as far as its abstract tells.
+    Source: Cakaj, Mehnert, Yang 2023 (arXiv 2306.16993), reconstructed from its abstract.
 
     >>> from trueup.nn import bake, parametrize_weights
     >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
@@ -174,7 +173,7 @@ class WeightCompander(nn.Module):
         self.fn: Function = fn
         self.init = init
         self.margin = margin
-        unit = _scale(weight) if relative else torch.ones((), dtype=weight.dtype, device=weight.device)
+        unit = _std(weight) if relative else torch.ones((), dtype=weight.dtype, device=weight.device)
         for name, value in (("a", a), ("b", b)):
             if learnable:
                 self.register_parameter(name, nn.Parameter(unit * value))
@@ -183,15 +182,15 @@ class WeightCompander(nn.Module):
 
     @property
     def bound(self) -> Tensor:
-        """What no weight exceeds in magnitude, shape ()."""
-        return self.a * _SHAPES[self.fn].bound
+        """The largest magnitude that a weight can have, shape ()."""
+        return self.a * _FUNCTIONS[self.fn].bound
 
     def forward(self, v: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The weight of a stored v."""
+        """Compute the weight from the stored v."""
         return weight_compand(v, self.a, self.b, self.fn)
 
     def right_inverse(self, weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """What to store for a weight, see ``init``."""
+        """Compute the value to store for a weight; see `init`."""
         if self.init == "direct":
             return weight
         return inverse_weight_compand(weight, self.a, self.b, self.fn, margin=self.margin)
@@ -204,12 +203,13 @@ class WeightCompander(nn.Module):
 def weight_compander_param_groups(
     model: nn.Module, lr: float, *, weight_decay: float = 0.0, ab_lr_scale: float = 1e-3
 ) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: a and b of all companders with a small rate and no weight decay.
+    """Build parameter groups that give a and b of all companders a small learning rate and no weight decay.
 
     Args:
         model: with learnable `WeightCompander` parametrisations.
         lr, weight_decay: of all other parameters.
-        ab_lr_scale: rate of a and b over ``lr``, >= 0. In our trials 1 diverged or cost points, 1e-3 did not.
+        ab_lr_scale: >= 0, the learning rate of a and b divided by `lr`. In our trials 1 diverged or lost
+            accuracy, and 1e-3 did not.
 
     Raises:
         ValueError: the model has no learnable a and b; a negative scale.
@@ -243,17 +243,17 @@ def weight_stats(
     *,
     types: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
 ) -> dict[str, Tensor]:
-    """How the effective weights of a model are distributed, each layer in its own standard deviations.
+    """Measure the distribution of a model's effective weights, each layer in its own standard deviations.
 
     Args:
-        model: parametrised or not. A layer of equal weights, such as one that starts at zero, has no standard
-            deviation: it counts in units of 1 / sqrt(fan-in).
-        types: layers that are looked at.
+        model: parametrised or not. A layer of equal weights, such as one that starts at zero, is measured in
+            units of 1 / sqrt(fan-in).
+        types: classes of the layers to measure.
 
     Returns:
-        Four scalars: ``near_zero``, the share of weights below 0.1 standard deviations; ``largest``, the
-        largest magnitude in standard deviations; ``kurtosis``, the mean fourth power (3 for normal weights);
-        ``saturated``, the share of weights beyond 0.95 of their compander's bound, 0 without one.
+        Four scalars: `near_zero`, the share of weights below 0.1 standard deviations; `largest`, the
+        largest magnitude in standard deviations; `kurtosis`, the mean fourth power (3 for normal weights);
+        `saturated`, the share of weights beyond 0.95 of their compander's bound, 0 without one.
 
     Raises:
         ValueError: the model has no such layer, or only empty ones.
@@ -269,7 +269,7 @@ def weight_stats(
     relative, saturated = [], []
     for layer in layers:
         weight = upcast(layer.weight.detach())  # type: ignore[operator]
-        relative.append((weight / _scale(weight)).flatten())
+        relative.append((weight / _std(weight)).flatten())
         saturated.append(torch.zeros_like(relative[-1], dtype=torch.bool))
         for compander in _companders(layer):
             saturated[-1] |= weight.flatten().abs() > 0.95 * compander.bound
@@ -290,8 +290,8 @@ def _companders(layer: nn.Module) -> Iterable[WeightCompander]:
 
 
 @torch.no_grad()
-def _scale(weight: Tensor) -> Tensor:
-    """Standard deviation of the weights, or where they are constant what it would commonly be."""
+def _std(weight: Tensor) -> Tensor:
+    """Return the standard deviation of the weights, or 1 / sqrt(fan-in) if they are constant."""
     std = upcast(weight).std(unbiased=False)
     fan_in = max(math.prod(weight.shape[1:]), 1)
     return torch.where(std > 0, std, fan_in**-0.5).to(weight.dtype)

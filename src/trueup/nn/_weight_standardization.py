@@ -1,17 +1,17 @@
-"""Weight standardisation: every filter of a layer has mean 0 and variance 1, in each forward pass.
+"""Weight standardisation: give every filter of a layer mean 0 and variance 1 in each forward pass.
 
-Problem: with one or two images a batch there is no batch normalisation, and nets with batch-free
-normalisation train less well. Idea: standardise the weights instead, with the gradient through mean and
-variance, which makes the loss smoother. For each output filter w, over its n = fan-in values:
+Problem: with one or two images per batch batch normalisation does not work, and nets with batch-free
+normalisation train less well. Idea: standardise the weights, with the gradient through mean and variance,
+which makes the loss smoother. For each output filter w, over its n = fan-in values:
 
     standardised(w) = (w - mean(w)) / sqrt(var(w) + eps)
 
-There is no gain: use it on layers that a normalisation follows, which supplies one.
+There is no gain: use it on layers followed by a normalisation, which has one.
 
 Qiao, Wang, Liu, Shen, Yuille: Micro-Batch Training with Batch-Channel Normalization and Weight
 Standardization, 2019, arXiv 1903.10520. The variance is the unbiased one with eps under the root, as in the
-authors' Batch-Channel-Normalization code; their Weight-Standardization code adds eps to the root
-(``eps_inside=False``), and the layers of BiT take the biased variance (``unbiased=False, eps=1e-6``).
+authors' Batch-Channel-Normalization code. Their Weight-Standardization code adds eps to the root
+(`eps_inside=False`), and the layers of BiT take the biased variance (`unbiased=False, eps=1e-6`).
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def standardize_weight(
     """Shift and scale each output filter to mean 0 and variance 1 over its fan-in.
 
     Args:
-        weight: floating point, ``(O, I/groups, *kernel)`` or ``(O, I)``: filters along dimension 0, as in
-            `nn.Conv1d`, `2d`, `3d` and `nn.Linear` (not in transposed convolutions).
+        weight: floating point, `(O, I/groups, *kernel)` or `(O, I)`: filters along dimension 0, as in
+            `nn.Conv1d`, `2d`, `3d` and `nn.Linear` (but not in transposed convolutions).
         eps: >= 0. A constant filter gives zeros, and a gradient up to 1 / sqrt(eps) times the incoming one;
             with eps = 0 it gives NaN.
         unbiased: divide the sum of squares by n - 1, else by n.
-        eps_inside: divide by ``sqrt(var + eps)``, else by ``sqrt(var) + eps``.
+        eps_inside: divide by `sqrt(var + eps)`, else by `sqrt(var) + eps`.
 
     Statistics are taken in float32 or better; the result has the weight's dtype.
 
@@ -62,16 +62,16 @@ def standardize_weight(
     n = filters.shape[1]
     if eps_inside:
         # Layer normalisation over the fan-in is one fast pass, with the biased variance. The unbiased one is
-        # n/(n-1) times that: the same with less eps and a constant weight.
-        share = (n - 1) / n if unbiased else 1.0
-        factor = filters.new_full((n,), math.sqrt(share)) if unbiased else None
-        standardized = F.layer_norm(filters, (n,), factor, None, eps * share)
+        # n/(n-1) times as large: eps and the result are scaled to match.
+        ratio = (n - 1) / n if unbiased else 1.0
+        constant = filters.new_full((n,), math.sqrt(ratio)) if unbiased else None
+        standardized = F.layer_norm(filters, (n,), constant, None, eps * ratio)
     else:
         centered = filters - filters.mean(1, keepdim=True)
-        # Once more: of a constant filter the mean's rounding is left, which its own root would blow up.
+        # Centre twice: a constant filter leaves the mean's rounding error, which the division would amplify.
         centered = centered - centered.mean(1, keepdim=True)
         var = centered.square().sum(1, keepdim=True) / (n - 1 if unbiased else n)
-        # The root has no derivative at 0, where the quotient has one.
+        # sqrt has no derivative at 0, though the quotient has one.
         std = var.clamp_min(torch.finfo(var.dtype).tiny).sqrt()
         standardized = centered / (std + eps)
     return standardized.view_as(weight).to(weight.dtype)
@@ -80,11 +80,11 @@ def standardize_weight(
 class WeightStandardization(nn.Module):
     """Parametrisation of a weight by `standardize_weight`, for `trueup.nn.parametrize_weights`.
 
-    The stored weight stays as it was: checkpoints of the official code load into
-    ``parametrizations.weight.original``, and assigning to the layer's ``weight`` stores what is assigned.
+    The stored weight is the plain one: checkpoints of the official code load into
+    `parametrizations.weight.original`, and assigning to the layer's `weight` stores the assigned value.
 
     Args:
-        weight: the weight to be parametrised; only its shape and dtype are looked at.
+        weight: the weight to parametrise; only its shape and dtype are used.
         eps, unbiased, eps_inside: see `standardize_weight`.
 
     Shape:
@@ -93,9 +93,9 @@ class WeightStandardization(nn.Module):
     Raises:
         TypeError, ValueError: as `standardize_weight`.
 
-    The statistics are the weight's, so that processes with equal weights have equal ones, and the layer does
-    the same in training and evaluation. A layer that runs several times a step standardises its weight each
-    time, unless within ``torch.nn.utils.parametrize.cached()``; for deployment see `trueup.nn.bake`.
+    The statistics are those of the weight, so they are equal on processes with equal weights and the same in
+    training and evaluation. A layer that runs several times per step standardises its weight each time,
+    except within `torch.nn.utils.parametrize.cached()`. For deployment see `trueup.nn.bake`.
 
     Source: Qiao et al. 2019 (arXiv 1903.10520), section 3.
 
@@ -118,11 +118,11 @@ class WeightStandardization(nn.Module):
         self.eps_inside = eps_inside
 
     def forward(self, weight: Float[Tensor, "out ins *kernel"]) -> Float[Tensor, "out ins *kernel"]:
-        """The standardised weight."""
+        """Standardise the stored weight."""
         return standardize_weight(weight, eps=self.eps, unbiased=self.unbiased, eps_inside=self.eps_inside)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """What to store: the weight itself, whose mean and scale have no effect."""
+        """Store the weight itself; its mean and scale have no effect."""
         return weight
 
     def extra_repr(self) -> str:
@@ -136,12 +136,13 @@ def _check(weight: Tensor, eps: float, unbiased: bool) -> None:
         )
     if weight.dim() < 2:
         raise ValueError(
-            f"weight standardisation needs a weight (out, fan_in...); got shape {tuple(weight.shape)}"
+            f"weight standardisation needs a weight (out, in, ...); got shape {tuple(weight.shape)}: "
+            "skip this layer"
         )
     if not eps >= 0:
         raise ValueError(f"eps must not be negative; got {eps}")
     if unbiased and math.prod(weight.shape[1:]) < 2:
         raise ValueError(
-            f"the unbiased variance needs at least 2 values a filter; got shape {tuple(weight.shape)}: skip "
-            "this layer, or pass unbiased=False, which makes every such filter zero"
+            f"the unbiased variance needs at least 2 values per filter; got shape {tuple(weight.shape)}: "
+            "skip this layer, or pass unbiased=False, which makes every such filter 0"
         )

@@ -1,4 +1,4 @@
-"""Training in fewer bits: fake quantisers, and linear layers that compute with what four bits can hold."""
+"""Training in fewer bits: fake quantisers, and linear layers that compute with four-bit values."""
 
 from trueup.quantization._fake_quantization import (
     fake_quantize_fp4,

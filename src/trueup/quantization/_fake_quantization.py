@@ -1,10 +1,10 @@
-"""Four-bit numbers simulated in full precision, group by group, as in Stable-SPAM's experiments.
+"""Simulate four-bit numbers in full precision, group by group, as in Stable-SPAM's experiments.
 
-Problem: does training survive 4-bit weights and activations? One can ask without 4-bit hardware: round to the
-values that 4 bits can hold, and compute with those. Each group of consecutive elements has its own scale, and
-its few largest magnitudes may be kept exactly:
+Problem: does training survive 4-bit weights and activations? Idea: answer that without 4-bit hardware, by
+rounding to the values that 4 bits can hold and computing with those. Each group of consecutive elements x has
+its own scale, and may keep its few largest magnitudes exactly; alpha is the largest of the other magnitudes:
 
-    FP4         alpha/4 round(4 x / alpha)                        9 levels, alpha the largest of the rest
+    FP4         alpha/4 round(4 x / alpha)                        9 levels
     symmetric   alpha/7 clamp(round(7 x / alpha), -8, 7)          INT4 for activations
     INT4        s (clamp(round(x / s) + z, 0, 15) - z)            s = (max - min)/15, z = -round(min / s)
 
@@ -14,7 +14,7 @@ official code: "FP4" is its format E1M2 with bias 1, whose levels are evenly spa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -22,29 +22,59 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trueup._numerics.chunking import sample_chunks
 from trueup._numerics.custom_function import must_use_composite_ops
+from trueup._numerics.upcasting import upcast
 
 __all__ = ["fake_quantize_fp4", "fake_quantize_int4", "fake_quantize_int4_symmetric", "int4_codes"]
 
-# Elements that are worked on at a time on a CPU, so that temporaries stay small and in cache.
-_BLOCK = 2**18
+
+def round_symmetric(
+    groups: Tensor, keep_top: int, levels: float, low: float, high: float, limit: float
+) -> Tensor:
+    """Round to alpha / levels times an integer in [low, high], within [-limit, limit]: FP4 and symmetric."""
+    magnitude = groups.abs()
+    if keep_top:
+        # A magnitude equal to alpha is itself a level, so among equals it does not matter which are kept.
+        largest = magnitude.topk(keep_top + 1, dim=1, sorted=True).values[:, -1:]
+    else:
+        largest = magnitude.amax(1, keepdim=True)
+    alpha = largest.clamp(min=1e-6)
+    rounded = (groups / alpha).mul_(levels).round_().clamp_(low, high).mul_(alpha / levels)
+    rounded.clamp_(-limit, limit)
+    return torch.where(magnitude > largest, groups, rounded) if keep_top else rounded
+
+
+def encode_int4(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute each element's INT4 code, and each group's scale s and zero point z."""
+    low, high = groups.aminmax(dim=1, keepdim=True)
+    scale = (high / 2 - low / 2).clamp_(min=5e-6) / 7.5  # halves, as the range itself may overflow
+    zero = (low / scale).round_().neg_().clamp_(0, 15)
+    return (groups / scale).round_().add_(zero).clamp_(0, 15), scale, zero
+
+
+def round_int4(groups: Tensor, limit: float) -> Tensor:
+    """Round to the values of the INT4 codes, within [-limit, limit]."""
+    codes, scale, zero = encode_int4(groups)
+    return codes.sub_(zero).mul_(scale).clamp_(-limit, limit)
 
 
 def fake_quantize_fp4(
     input: Float[Tensor, "*shape"], *, group_size: int = 256, keep_top: int = 2
 ) -> Float[Tensor, "*shape"]:
-    """Round to 9 evenly spaced levels a group, the largest magnitudes kept; gradients pass unchanged.
+    """Round each group to 9 evenly spaced levels, but for its largest magnitudes; gradients pass unchanged.
 
     Args:
-        input: floating point; groups are runs of ``group_size`` elements in row-major order.
-        group_size: elements that share a scale; must divide the number of elements.
-        keep_top: how many largest magnitudes a group keeps exactly, at least 0 and below ``group_size``; the
-            scale is the largest of the rest.
+        input: floating point; groups are runs of `group_size` elements in row-major order.
+        group_size: number of elements that share a scale; must divide the number of elements.
+        keep_top: number of largest magnitudes that a group keeps exactly, from 0 to `group_size - 1`; the
+            scale is the largest of the others.
 
     Returns:
-        The input's shape and dtype; scales are taken in float32 or better. A level beyond the largest finite
-        value of the dtype is replaced by that value. Infinities and NaN count among the largest magnitudes:
-        as many as ``keep_top`` are kept and leave the others alone; one more makes the whole group NaN.
+        The input's shape and dtype; scales are computed in float32 or better. A level beyond the largest
+        finite value of the dtype is replaced by that value. Infinities and NaN count among the largest
+        magnitudes: up to `keep_top` of them are kept and do not affect the others; one more makes the whole
+        group NaN.
 
     Raises:
         TypeError: the input is not floating point.
@@ -57,98 +87,70 @@ def fake_quantize_fp4(
     """
     _check("fake_quantize_fp4", input, group_size, keep_top)
     limit = torch.finfo(input.dtype).max
-    quantize = partial(_round_rest, keep_top=keep_top, levels=4.0, low=-4.0, high=4.0, limit=limit)
+    quantize = partial(round_symmetric, keep_top=keep_top, levels=4.0, low=-4.0, high=4.0, limit=limit)
     return _straight_through(input, quantize, group_size)
 
 
 def fake_quantize_int4_symmetric(
     input: Float[Tensor, "*shape"], *, group_size: int = 256, keep_top: int = 2
 ) -> Float[Tensor, "*shape"]:
-    """Round to the levels -8 to 7, in sevenths of a group's scale; arguments as `fake_quantize_fp4`.
+    """Round to the levels -8 to 7, in sevenths of a group's scale.
 
-    Meant for activations, whose few largest magnitudes would cost all others their resolution.
+    Meant for activations, whose few largest magnitudes would cost all others their resolution. Arguments,
+    result, errors and source as `fake_quantize_fp4`.
 
     >>> fake_quantize_int4_symmetric(torch.tensor([9.0, 0.7, -0.42, 0.0]), group_size=4, keep_top=1)
     tensor([ 9.0000,  0.7000, -0.4000,  0.0000])
     """
     _check("fake_quantize_int4_symmetric", input, group_size, keep_top)
     limit = torch.finfo(input.dtype).max
-    quantize = partial(_round_rest, keep_top=keep_top, levels=7.0, low=-8.0, high=7.0, limit=limit)
+    quantize = partial(round_symmetric, keep_top=keep_top, levels=7.0, low=-8.0, high=7.0, limit=limit)
     return _straight_through(input, quantize, group_size)
 
 
 def fake_quantize_int4(input: Float[Tensor, "*shape"], *, group_size: int = 256) -> Float[Tensor, "*shape"]:
-    """Round to 16 levels between a group's least and greatest; gradients pass unchanged.
+    """Round to 16 levels between a group's smallest and largest value; gradients pass unchanged.
 
-    Meant for weights. Arguments, errors and source as `fake_quantize_fp4`, and the result too, but that no
-    element is kept exactly: an infinity or NaN makes its whole group NaN. As in the official code the zero
-    point is itself one of the 16 codes, so a group must straddle zero: one of a single sign, far from zero,
-    is clipped.
+    Meant for weights. Arguments, result, errors and source as `fake_quantize_fp4`, except that no element is
+    kept exactly: an infinity or NaN makes its whole group NaN. As in the official code the zero point is
+    itself one of the 16 codes, so a group whose values have a single sign and are far from zero is clipped.
 
     >>> fake_quantize_int4(torch.tensor([0.0, 1.0, 7.6, 15.0]), group_size=4)
     tensor([ 0.,  1.,  8., 15.])
     """
     _check("fake_quantize_int4", input, group_size, 0)
-    return _straight_through(input, partial(_dequantized, limit=torch.finfo(input.dtype).max), group_size)
+    return _straight_through(input, partial(round_int4, limit=torch.finfo(input.dtype).max), group_size)
 
 
 def int4_codes(
     input: Float[Tensor, "*shape"], *, group_size: int = 256
 ) -> tuple[Tensor, Float[Tensor, "groups 1"], Float[Tensor, "groups 1"]]:
-    """What `fake_quantize_int4` would store: codes 0 to 15, and each group's scale and zero point.
+    """Compute the codes behind `fake_quantize_int4`, 0 to 15, and each group's scale and zero point.
 
     Returns:
-        uint8 codes of the input's shape; scale and zero point, of shape (groups, 1): the value of a code is
-        ``scale * (code - zero)``. In a group with an infinity or NaN all codes are 0, and their value is NaN.
+        uint8 codes of the input's shape; scale and zero point, of shape `(groups, 1)`. The value of a code is
+        `scale * (code - zero)`. In a group with an infinity or NaN all codes are 0, and their value is NaN.
 
     >>> codes, scale, zero = int4_codes(torch.tensor([-1.0, 0.0, 0.6, 2.0]), group_size=4)
     >>> codes, scale, zero
     (tensor([ 0,  5,  8, 15], dtype=torch.uint8), tensor([[0.2000]]), tensor([[5.]]))
     """
     _check("int4_codes", input, group_size, 0)
-    codes, scale, zero = _codes(_wide(input.detach().reshape(-1, group_size)))
+    codes, scale, zero = encode_int4(upcast(input.detach().reshape(-1, group_size)))
     return codes.nan_to_num_(0.0).view(input.shape).to(torch.uint8), scale, zero  # a cast of NaN is undefined
 
 
-def _codes(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    low, high = groups.aminmax(dim=1, keepdim=True)
-    scale = (high / 2 - low / 2).clamp_(min=5e-6) / 7.5  # halves, as the range itself may overflow
-    zero = (low / scale).round_().neg_().clamp_(0, 15)
-    return (groups / scale).round_().add_(zero).clamp_(0, 15), scale, zero
-
-
-def _dequantized(groups: Tensor, limit: float) -> Tensor:
-    codes, scale, zero = _codes(groups)
-    return codes.sub_(zero).mul_(scale).clamp_(-limit, limit)
-
-
-def _round_rest(
-    groups: Tensor, keep_top: int, levels: float, low: float, high: float, limit: float
-) -> Tensor:
-    """Round to alpha / levels times an integer in [low, high]; alpha is the largest of what is not kept."""
-    size = groups.abs()
-    if keep_top:
-        # A magnitude equal to alpha is itself a level, so among equals it does not matter which are kept.
-        largest = size.topk(keep_top + 1, dim=1, sorted=True).values[:, -1:]
-    else:
-        largest = size.amax(1, keepdim=True)
-    alpha = largest.clamp(min=1e-6)
-    rounded = (groups / alpha).mul_(levels).round_().clamp_(low, high).mul_(alpha / levels)
-    rounded.clamp_(-limit, limit)
-    return torch.where(size > largest, groups, rounded) if keep_top else rounded
-
-
 class _StraightThrough(torch.autograd.Function):
-    """Quantises group by group; the gradient of the result is that of the input. Nothing is saved."""
+    """Quantise group by group, and pass the gradient on unchanged. Nothing is saved for the backward pass."""
 
     @staticmethod
     def forward(x: Tensor, quantize: Callable[[Tensor], Tensor], group_size: int) -> Tensor:
         groups = x.reshape(-1, group_size)
         if not x.is_cpu or torch.compiler.is_compiling():
-            return quantize(_wide(groups)).to(x.dtype).view(x.shape)
+            return quantize(upcast(groups)).to(x.dtype).view(x.shape)
         output = torch.empty_like(groups)
-        for start, rows in _blocks(groups):
-            output[start : start + len(rows)] = quantize(_wide(rows))
+        for chunk, out in sample_chunks(groups, output):
+            out.copy_(quantize(upcast(chunk)))
         return output.view(x.shape)
 
     @staticmethod
@@ -161,24 +163,15 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, quantize: Any, group_size: int) -> Any:
-        # Samples one after the other in memory are groups one after the other: no group spans two.
+        # With samples along dimension 0 no group spans two of them.
         return _straight_through(x.movedim(in_dims[0], 0), quantize, group_size), 0
-
-
-def _blocks(groups: Tensor) -> Iterator[tuple[int, Tensor]]:
-    rows = max(_BLOCK // groups.shape[1], 1)
-    return ((start, groups[start : start + rows]) for start in range(0, len(groups), rows))
 
 
 def _straight_through(x: Tensor, quantize: Callable[[Tensor], Tensor], group_size: int) -> Tensor:
     if must_use_composite_ops():
-        quantised = quantize(_wide(x.detach().reshape(-1, group_size))).to(x.dtype).view(x.shape)
-        return quantised + (x - x.detach())
+        quantized = quantize(upcast(x.detach().reshape(-1, group_size))).to(x.dtype).view(x.shape)
+        return quantized + (x - x.detach())
     return cast(Tensor, _StraightThrough.apply(x, quantize, group_size))  # type: ignore[no-untyped-call]
-
-
-def _wide(t: Tensor) -> Tensor:
-    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def _check(name: str, input: object, group_size: int, keep_top: int) -> None:

@@ -1,8 +1,8 @@
 """Find the parameters of a model that take part in a matrix product, or may.
 
-What a forward pass computes cannot be seen from outside. Layers of torch are judged by what their classes are
-known to do, and a parameter of any other class by its shape: with at least two dimensions larger than 1 it
-may be a matrix, as a position embedding of shape (1, 197, 768), but not a class token of shape (1, 1, 768).
+What a forward pass computes cannot be seen from outside. So layers of torch are judged by their class, and a
+parameter of any other class by its shape: with at least two dimensions larger than 1 it may be a matrix, like
+a position embedding of shape (1, 197, 768), and unlike a class token of shape (1, 1, 768).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from trueup.nn._layer_norm_cells import Cell
+from trueup.nn._recurrent_cell import Cell
 
 __all__ = ["MatrixParameter", "bypassed_layers", "matrix_parameters"]
 
 _MULTIPLY = (nn.Linear, nn.MultiheadAttention, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, Cell)
-_CONV1D = "transformers.pytorch_utils.Conv1D"  # by its name: transformers may be missing
+_CONV1D = "transformers.pytorch_utils.Conv1D"  # compared by name, as transformers may be missing
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _DO_NOT = (nn.Embedding, nn.EmbeddingBag, nn.PReLU, _ConvNd, *_NORMS)
 _BYPASS = (nn.MultiheadAttention, nn.LinearCrossEntropyLoss)
@@ -36,13 +36,13 @@ class MatrixParameter(NamedTuple):
     name: str  # in the model
     parameter: Tensor
     module: nn.Module
-    certain: bool  # from what is known of the module's class, and not from the shape alone
+    certain: bool  # judged by the module's class, not by the shape alone
 
 
 def matrix_parameters(model: nn.Module) -> Iterator[MatrixParameter]:
     """Yield the parameters of a model that take part in a matrix product, or may, module by module.
 
-    The module of a parametrised weight is the one that it is the weight of.
+    For a parametrised weight the module is the layer, not the parametrisation that stores it.
 
     >>> model = nn.Sequential(nn.Embedding(9, 8), nn.LSTM(8, 4), nn.Conv1d(4, 4, 3))
     >>> [found.name for found in matrix_parameters(model)]
@@ -64,7 +64,7 @@ def matrix_parameters(model: nn.Module) -> Iterator[MatrixParameter]:
                 continue
             certain = bool(multiplies) and "weight" in role
             if not certain and (local in holder._buffers or (multiplies and role == "bias")):
-                continue  # of buffers, which may be masks or tables, only weights of known layers count
+                continue  # a buffer may be a mask or a table: only weights of known layers count
             if is_lazy(parameter) or _may_be_matrix(parameter, certain):
                 yield MatrixParameter(f"{prefix}.{local}" if prefix else local, parameter, module, certain)
 
@@ -75,12 +75,12 @@ def bypassed_layers(model: nn.Module) -> dict[nn.Module, nn.Module]:
 
 
 def _multiplies(module: nn.Module) -> bool | None:
-    """Whether a module multiplies by its weights; None if that cannot be seen from outside."""
+    """Return whether a module multiplies by its weights; None if that cannot be seen from outside."""
     classes = type(module).__mro__
     if isinstance(module, _MULTIPLY) or _CONV1D in {f"{c.__module__}.{c.__qualname__}" for c in classes}:
         return True
     if isinstance(module, _ConvNd) and set(module.kernel_size) == {1} and module.in_channels != module.groups:
-        return True  # a linear layer per pixel; with a group per channel it only scales
+        return True  # a linear layer per pixel; with one group per channel it only scales
     forward = next(c for c in classes if "forward" in vars(c)).__module__
     if isinstance(module, _DO_NOT) and forward.startswith("torch.nn.") and "forward" not in vars(module):
         return False

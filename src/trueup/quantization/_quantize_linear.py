@@ -1,9 +1,9 @@
 """Train a model's linear layers as if they computed in four bits.
 
 Weights and inputs of each layer are fake-quantised in every forward pass, and the gradient passes straight
-through: the weight that is trained stays in full precision, with its name in the state dict. This is how
-Stable-SPAM's experiments simulate 4-bit training (Huang et al. 2025, arXiv 2502.17055): embeddings, norms and
-the output layer are left alone.
+through. The trained weight stays in full precision, under its name in the state dict. This is how
+Stable-SPAM's experiments simulate 4-bit training (Huang et al. 2025, arXiv 2502.17055); they do not quantise
+embeddings, norms and the output layer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trueup.quantization._matrix_parameters import MatrixParameter, bypassed_lay
 
 __all__ = ["FakeQuantLinear", "dequantize_", "quantize_linear_"]
 
-_KEPT = "_fast_path_of_full_precision"
+_SAVED_SWITCH = "_fast_path_of_full_precision"
 
 Scheme = Literal["fp4", "int4"]
 Model = TypeVar("Model", bound=nn.Module)
@@ -39,10 +39,10 @@ class FakeQuantLinear(nn.Linear):
 
     Args:
         in_features, out_features, bias, device, dtype: as `torch.nn.Linear`.
-        scheme: ``"fp4"``, or ``"int4"``: weights asymmetric, inputs symmetric.
-        group_size: consecutive elements that share a scale; must divide ``in_features``, so that no group
-            spans two rows.
-        keep_top: largest magnitudes of a group that are kept exactly (of INT4, of inputs only).
+        scheme: `"fp4"`, or `"int4"`, which is asymmetric for weights and symmetric for inputs.
+        group_size: number of consecutive elements that share a scale; must divide `in_features`, so that no
+            group spans two rows.
+        keep_top: number of largest magnitudes that a group keeps exactly (for INT4 in inputs only).
 
     Raises:
         ValueError: an unknown scheme or sizes that do not fit.
@@ -74,7 +74,7 @@ class FakeQuantLinear(nn.Linear):
         self.keep_top = keep_top
 
     def forward(self, input: Float[Tensor, "*batch ins"]) -> Float[Tensor, "*batch outs"]:
-        """The product of the quantised input and weight."""
+        """Multiply the quantised input by the quantised weight."""
         options = {"group_size": self.group_size, "keep_top": self.keep_top}
         if self.scheme == "fp4":
             x, weight = fake_quantize_fp4(input, **options), fake_quantize_fp4(self.weight, **options)
@@ -98,41 +98,41 @@ def quantize_linear_(
     keep_top: int = 2,
     skip: str | Iterable[str] = (),
 ) -> Model:
-    """Turn every `nn.Linear` inside a model into a `FakeQuantLinear` with the very same parameters, in place.
+    """Turn every `nn.Linear` inside a model into a `FakeQuantLinear` with the same parameters, in place.
 
-    An optimizer that holds the parameters goes on with them; hooks, ties (an output layer that shares the
-    embedding's weight) and the state dict stay. Layers quantised before are left as they are.
+    An optimizer that holds the parameters stays valid; hooks, ties (an output layer that shares the
+    embedding's weight) and the state dict stay. Layers that are quantised already are left as they are.
 
-    Parameters that multiply, but cannot be quantised, are never passed over: unless they are skipped, one
+    Parameters that multiply but cannot be quantised are never silently left out: unless they are skipped, one
     error names them all. They are the weights of
 
-    - subclasses of `nn.Linear`, the ``Conv1D`` of Hugging Face's GPT-2, `nn.Bilinear`, and each `nn.Linear`
+    - subclasses of `nn.Linear`, the `Conv1D` of Hugging Face's GPT-2, `nn.Bilinear`, and each `nn.Linear`
       that is parametrised or has a forward pass set on the object;
     - `nn.MultiheadAttention` and `nn.LinearCrossEntropyLoss`, which never call the layers inside them;
     - recurrent layers and their cells, those of torch and of `trueup.nn`;
     - convolutions of kernel size 1, except with one group per input channel, which only scale;
 
     and, of all other classes, parameters with at least two dimensions larger than 1, such as fused experts.
-    Whether those multiply cannot be seen from outside: skip what does not, such as a position embedding.
+    Whether those multiply cannot be seen from outside: skip those that do not, such as a position embedding.
     Exempt are torch's embeddings, norms, `nn.PReLU` and larger convolutions, and their subclasses that do not
-    override ``forward``.
+    override `forward`.
 
-    Not noticed are products with a buffer of such classes, and with the weight of a layer that its owner does
-    not call, as in ``F.linear(x, self.embedding.weight)``.
+    Products with a buffer of such classes are not noticed, nor those with the weight of a layer that its
+    owner does not call, as in `F.linear(x, self.embedding.weight)`.
 
     Args:
         model: any module, a Hugging Face one for example.
         scheme, group_size, keep_top: see `FakeQuantLinear`.
-        skip: names of modules to leave alone with all inside them, of parameters, or shell patterns of either
-            (``"*.o_proj"``); pass the output layer's (``"lm_head"``), as the authors do. A parameter that
-            several modules hold is skipped only where it is named.
+        skip: names of modules to skip with all inside them, names of parameters, or shell patterns of either
+            (`"*.o_proj"`); pass the output layer's (`"lm_head"`), as the authors do. A parameter that several
+            modules hold is skipped only where it is named.
 
     Returns:
         The model itself.
 
     Raises:
         ValueError: a name that the model does not have, parameters that would stay in full precision, no
-            linear layer, or one whose ``in_features`` the group size does not divide; the model is then
+            linear layer, or one whose `in_features` the group size does not divide; the model is then
             unchanged.
 
     >>> model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
@@ -141,35 +141,37 @@ def quantize_linear_(
     ['FakeQuantLinear', 'ReLU', 'Linear']
     """
     patterns = [skip] if isinstance(skip, str) else list(skip)
-    left, skipped = _skipped(model, patterns)
+    excluded, skipped = _skipped(model, patterns)
     bypassed = bypassed_layers(model)
     found = list(matrix_parameters(model))
-    left |= {f.module for f in found if f.certain and f.name in skipped}
+    excluded |= {f.module for f in found if f.certain and f.name in skipped}
     called = {name: module for name, module in model.named_modules() if module not in bypassed}
     layers = {
         name: module
         for name, module in called.items()
-        if type(module) is nn.Linear and module not in left and "forward" not in vars(module)
+        if type(module) is nn.Linear and module not in excluded and "forward" not in vars(module)
     }
     quantized: set[nn.Module] = set(layers.values())
     quantized.update(module for module in called.values() if isinstance(module, FakeQuantLinear))
-    passed_over = [f for f in found if f.name not in skipped and not (f.certain and f.module in quantized)]
-    if passed_over:
-        raise ValueError(_complaint(model, passed_over, quantized, patterns))
+    remaining = [f for f in found if f.name not in skipped and not (f.certain and f.module in quantized)]
+    if remaining:
+        raise ValueError(_error_text(model, remaining, quantized, patterns))
     if not layers:
-        raise ValueError("nothing to quantise: the model has no nn.Linear that is not skipped or quantised")
+        raise ValueError(
+            "nothing to quantise: the model has no nn.Linear that is not skipped or quantised already"
+        )
     for name, layer in layers.items():
         try:
             _check(layer.in_features, scheme, group_size, keep_top)
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from None
     for layer in layers.values():
-        # The same object with another forward: whoever holds the layer, its parameters or hooks, keeps them.
+        # Changing only the class keeps references to the layer, its parameters and its hooks valid.
         layer.__class__ = FakeQuantLinear
         vars(layer).update(scheme=scheme, group_size=group_size, keep_top=keep_top)
     for module, switch, off in _fast_paths(model):
         if any(isinstance(inside, FakeQuantLinear) for inside in module.modules()):
-            vars(module).setdefault(_KEPT, getattr(module, switch))
+            vars(module).setdefault(_SAVED_SWITCH, getattr(module, switch))
             setattr(module, switch, off)
     return model
 
@@ -198,13 +200,13 @@ def dequantize_(model: Model) -> Model:
         for setting in ("scheme", "group_size", "keep_top"):
             delattr(layer, setting)
     for module, switch, _ in _fast_paths(model):
-        if _KEPT in vars(module):
-            setattr(module, switch, vars(module).pop(_KEPT))
+        if _SAVED_SWITCH in vars(module):
+            setattr(module, switch, vars(module).pop(_SAVED_SWITCH))
     return model
 
 
 def _fast_paths(model: nn.Module) -> Iterator[tuple[nn.Module, str, object]]:
-    """What in eval mode computes layers from their weights, past their forward; its switch, and off."""
+    """Yield each module that in eval mode bypasses its layers' forward, its switch, and the off value."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             yield module, "activation_relu_or_gelu", 0
@@ -213,7 +215,7 @@ def _fast_paths(model: nn.Module) -> Iterator[tuple[nn.Module, str, object]]:
 
 
 def _skipped(model: nn.Module, patterns: list[str]) -> tuple[set[nn.Module], set[str]]:
-    """The modules that patterns name, with all inside them; the parameters of these and others so named."""
+    """Return the modules that patterns name, with all inside them, and the names of skipped parameters."""
     first = {module: name for name, module in model.named_modules()}
     modules: set[nn.Module] = set()
     parameters: set[str] = set()
@@ -228,15 +230,17 @@ def _skipped(model: nn.Module, patterns: list[str]) -> tuple[set[nn.Module], set
                     parameters.add(_join(first[module], local))
                     matched = True
         if not matched:
-            raise ValueError(f"skip names {pattern!r}, which the model does not have")
+            raise ValueError(
+                f"skip names {pattern!r}, which the model does not have: see model.named_modules()"
+            )
     parameters |= {_join(first[m], local) for m in modules for local in (*m._parameters, *m._buffers)}
     return modules, parameters
 
 
-def _complaint(
+def _error_text(
     model: nn.Module, found: list[MatrixParameter], quantized: set[nn.Module], patterns: list[str]
 ) -> str:
-    """Name parameters that would stay in full precision, and what to pass to skip them."""
+    """Name the parameters that would stay in full precision, and the `skip` that excludes them."""
     bypassed = bypassed_layers(model)
     names = {module: name for name, module in model.named_modules()}
     known = [name for name, _ in model.named_modules(remove_duplicate=False)]
@@ -263,14 +267,14 @@ def _complaint(
         whole = f.certain and names[layer] and quantized.isdisjoint(layer.modules())
         skip.append(names[layer] if whole else f.name)
     return (
-        f"{text}\nReplace what multiplies by a plain nn.Linear; skip the rest (a position embedding, say) "
-        "and whatever should stay in full precision. To skip all of these, pass\n  "
+        f"{text}\nReplace what multiplies by a plain nn.Linear; skip the rest (such as a position embedding) "
+        "and what should stay in full precision. To skip all of these, pass\n  "
         f"skip={[*patterns, *_patterns(skip, known)]}"
     )
 
 
 def _kind(module: nn.Module, bypassed: dict[nn.Module, nn.Module]) -> str:
-    """The class of a module, and why it is not quantised if it is an `nn.Linear`."""
+    """Return the class of a module, and why it is not quantised if it is an `nn.Linear`."""
     kind = parametrize.type_before_parametrizations(module)
     why = ""
     if module in bypassed:
@@ -283,7 +287,7 @@ def _kind(module: nn.Module, bypassed: dict[nn.Module, nn.Module]) -> str:
 
 
 def _patterns(names: Iterable[str], known: Iterable[str]) -> dict[str, list[str]]:
-    """Replace numbers by a star, where the pattern then matches nothing else that is known."""
+    """Replace numbers by a star where the pattern then matches no other known name."""
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
         groups.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", name), []).append(name)

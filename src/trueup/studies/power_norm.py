@@ -20,12 +20,12 @@ from trueup.training import next_symbol_loss
 
 def norms(run: Run) -> dict[str, Callable[[int], nn.Module]]:
     """Return the normalisation layer of each arm, as a function of the width."""
-    heads, warmup = run["heads"], 2 * run["warmup"]
+    heads, settings = run["heads"], {"warmup_iters": 2 * run["warmup"], "variant": "official"}
     return {
         "layer": nn.LayerNorm,
         "batch": TokenBatchNorm,
-        "power": lambda width: PowerNorm1d(width, group_num=heads, warmup_iters=warmup),
-        "power, no groups": lambda width: PowerNorm1d(width, group_scaling=False, warmup_iters=warmup),
+        "power": lambda width: PowerNorm1d(width, group_num=heads, **settings),
+        "power, no groups": lambda width: PowerNorm1d(width, group_scaling=False, **settings),
         "groups": lambda width: GroupScaling(width, heads),
     }
 

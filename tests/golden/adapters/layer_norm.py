@@ -70,7 +70,7 @@ def lstm(case: Case) -> dict[str, object]:
         x.shape[-1],
         size,
         eps=case.hyper["eps"],
-        input_bias_inside=bool(case.hyper["input_bias_inside"]),
+        variant="official" if case.hyper["input_bias_inside"] else "paper",
         dtype=x.dtype,
     )
     cell = layer.cells[0]

@@ -22,7 +22,7 @@ def power_norm(case: Case) -> dict[str, object]:
         group_num=hyper["group_num"],
         group_scaling=bool(hyper["group_scaling"]),
         group_eps=hyper["group_eps"],
-        backward=hyper["backward"],
+        variant=hyper["backward"],
         batch_first=bool(hyper["batch_first"]),
         dtype=weight.dtype,
     )
