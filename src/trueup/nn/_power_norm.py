@@ -153,7 +153,7 @@ def power_norm(
             undone = (running - (1 - alpha_fwd) * batch.phi) / alpha_fwd
             before = torch.where(batch.has_token, undone, running)
         phi = torch.where(batch.has_token & (step <= warmup_iters), batch.phi, before)
-        gradient_phi = torch.where(batch.has_token, batch.phi, phi) if variant == "official" else phi
+        gradient_phi = torch.where(batch.has_token, batch.phi, phi) if variant == "official" else None
         nu = (1 - alpha_bkw) * upcast(snapshot(ema_gz))
 
     if torch.compiler.is_exporting():
@@ -161,7 +161,10 @@ def power_norm(
         u = scale_groups(upcast(x), groups, group_eps)
         output = equation(u, phi, weight, bias, eps, gradient_phi=gradient_phi).to(x.dtype)
     else:
-        output = normalize(x, weight, bias, batch, phi, gradient_phi, nu, eps, ema_gz, process_group)
+        output = normalize(
+            x, weight, bias, batch.inverse_rms, phi, gradient_phi, nu,
+            batch.phi_with_padding, batch.per_position, ema_gz, eps, process_group,
+        )  # fmt: skip
 
     if not recomputed:
         with torch.no_grad():

@@ -3,9 +3,8 @@
 RECONSTRUCTED: no code was published, and only the abstract could be read. The function and its two parameters
 follow from the abstract's description; all constants are ours.
 
-Problem: some weights grow large and dominate while many stay near zero, which is a sign of over-fitting.
-Idea: train v, and let the layer use w = psi(v), where psi compresses large values and expands those near zero
-("compander"):
+Problem: some weights grow large and dominate while many stay near zero, and the net over-fits. Idea: train v,
+and let the layer use w = psi(v), where psi compresses large values and expands small ones ("compander"):
 
     psi(v) = a arctan(v / b)        |w| < a pi/2,    psi'(0) = a/b > 1
 
@@ -174,11 +173,7 @@ class WeightCompander(nn.Module):
         self.fn: Function = fn
         self.init = init
         self.margin = margin
-        unit = (
-            _standard_deviation(weight)
-            if relative
-            else torch.ones((), dtype=weight.dtype, device=weight.device)
-        )
+        unit = _std(weight) if relative else torch.ones((), dtype=weight.dtype, device=weight.device)
         for name, value in (("a", a), ("b", b)):
             if learnable:
                 self.register_parameter(name, nn.Parameter(unit * value))
@@ -274,7 +269,7 @@ def weight_stats(
     relative, saturated = [], []
     for layer in layers:
         weight = upcast(layer.weight.detach())  # type: ignore[operator]
-        relative.append((weight / _standard_deviation(weight)).flatten())
+        relative.append((weight / _std(weight)).flatten())
         saturated.append(torch.zeros_like(relative[-1], dtype=torch.bool))
         for compander in _companders(layer):
             saturated[-1] |= weight.flatten().abs() > 0.95 * compander.bound
@@ -295,7 +290,7 @@ def _companders(layer: nn.Module) -> Iterable[WeightCompander]:
 
 
 @torch.no_grad()
-def _standard_deviation(weight: Tensor) -> Tensor:
+def _std(weight: Tensor) -> Tensor:
     """Return the standard deviation of the weights, or 1 / sqrt(fan-in) if they are constant."""
     std = upcast(weight).std(unbiased=False)
     fan_in = max(math.prod(weight.shape[1:]), 1)

@@ -231,8 +231,7 @@ def _skipped(model: nn.Module, patterns: list[str]) -> tuple[set[nn.Module], set
                     matched = True
         if not matched:
             raise ValueError(
-                f"skip names {pattern!r}, which the model does not have: pass a name from "
-                "model.named_modules() or model.named_parameters()"
+                f"skip names {pattern!r}, which the model does not have: see model.named_modules()"
             )
     parameters |= {_join(first[m], local) for m in modules for local in (*m._parameters, *m._buffers)}
     return modules, parameters

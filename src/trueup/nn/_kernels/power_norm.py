@@ -52,29 +52,8 @@ def batch_statistics(
     return BatchStatistics(inverse_rms, phi, total * per_position, per_position, has_token)
 
 
-def normalize(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    batch: BatchStatistics,
-    phi: Tensor,
-    gradient_phi: Tensor,
-    nu: Tensor,
-    eps: float,
-    ema_gz: Tensor,
-    process_group: ProcessGroup | None,
-) -> Tensor:
-    """Divide rows by the root of `phi`, and in the approximate backward pass by that of `gradient_phi`."""
-    with torch.no_grad():
-        inverse_psi = (phi + eps).rsqrt()
-        gradient_inverse_psi = inverse_psi if gradient_phi is phi else (gradient_phi + eps).rsqrt()
-    return _apply(
-        x, weight, bias, batch.inverse_rms, inverse_psi, gradient_inverse_psi, nu,
-        batch.phi_with_padding, batch.per_position, ema_gz, process_group,
-    )  # fmt: skip
-
-
-def _apply(*args: Any) -> Tensor:
+def normalize(*args: Any) -> Tensor:
+    """Normalise rows, with the approximate backward pass; the arguments are those of `_Normalize.forward`."""
     return cast(Tensor, _Normalize.apply(*args))  # type: ignore[no-untyped-call]
 
 
@@ -91,14 +70,16 @@ class _Normalize(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         inverse_rms: Tensor | None,
-        inverse_psi: Tensor,  # of the forward pass, (C,)
-        gradient_inverse_psi: Tensor,  # of the backward pass, (C,)
+        phi: Tensor,  # psi^2 of the forward pass, (C,)
+        gradient_phi: Tensor | None,  # psi^2 of the backward pass; None: as in the forward pass
         nu: Tensor,
         phi_with_padding: Tensor,
         per_position: Tensor,
         ema_gz: Tensor,
+        eps: float,
         process_group: ProcessGroup | None,
     ) -> Tensor:
+        inverse_psi = (phi + eps).rsqrt()
         scale = inverse_psi if weight is None else inverse_psi * weight
         shift = scale.new_zeros(()) if bias is None else bias.to(scale.dtype)
         if triton_kernels := _triton_kernels(x):
@@ -110,22 +91,16 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.ema_gz, ctx.process_group = inputs
+        *tensors, ctx.ema_gz, ctx.eps, ctx.process_group = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (
-            x,
-            weight,
-            bias,
-            inverse_rms,
-            inverse_psi,
-            gradient_inverse_psi,
-            nu,
-            phi_with_padding,
-            per_position,
-        ) = ctx.saved_tensors
+        x, weight, bias, inverse_rms, phi, gradient_phi, nu, phi_with_padding, per_position = (
+            ctx.saved_tensors
+        )
+        inverse_psi = (phi + ctx.eps).rsqrt()
+        gradient_inverse_psi = inverse_psi if gradient_phi is None else (gradient_phi + ctx.eps).rsqrt()
         scale = gradient_inverse_psi if weight is None else gradient_inverse_psi * weight.detach()
         correction = nu * inverse_psi * gradient_inverse_psi
         gradients = _Gradients.forward if torch.compiler.is_compiling() else _Gradients.apply
@@ -142,19 +117,19 @@ class _Normalize(torch.autograd.Function):
             ctx.ema_gz.add_(torch.where(change.isfinite().all(), change, 0.0))
         grad_weight = None if weight is None else sum_gz.to(weight.dtype)
         grad_bias = None if bias is None else sum_g.to(bias.dtype)
-        return grad_x, grad_weight, grad_bias, *[None] * 8
+        return grad_x, grad_weight, grad_bias, *[None] * 9
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         """Treat mapped layers as one layer with as many times the channels and groups."""
-        *tensors, process_group = args
-        if in_dims[-2] is None:
+        *tensors, eps, process_group = args
+        if in_dims[-3] is None:
             raise ValueError(
                 "power norm under vmap needs one set of buffers per mapped layer; got a single ema_gz: map "
                 "over ema_gz too"
             )
         folded = _fold_into_last_dim(info.batch_size, tensors, in_dims)
-        return _apply(*folded, process_group).unflatten(1, (info.batch_size, -1)), 1
+        return normalize(*folded, eps, process_group).unflatten(1, (info.batch_size, -1)), 1
 
 
 class _Gradients(torch.autograd.Function):
