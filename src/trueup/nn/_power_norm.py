@@ -153,7 +153,7 @@ def power_norm(
             undone = (running - (1 - alpha_fwd) * batch.phi) / alpha_fwd
             before = torch.where(batch.has_token, undone, running)
         phi = torch.where(batch.has_token & (step <= warmup_iters), batch.phi, before)
-        gradient_phi = torch.where(batch.has_token, batch.phi, phi) if variant == "official" else phi
+        gradient_phi = torch.where(batch.has_token, batch.phi, phi) if variant == "official" else None
         nu = (1 - alpha_bkw) * upcast(snapshot(ema_gz))
 
     if torch.compiler.is_exporting():

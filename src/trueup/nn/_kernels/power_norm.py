@@ -71,7 +71,7 @@ class _Normalize(torch.autograd.Function):
         bias: Tensor | None,
         inverse_rms: Tensor | None,
         phi: Tensor,  # psi^2 of the forward pass, (C,)
-        gradient_phi: Tensor,  # psi^2 of the backward pass, (C,)
+        gradient_phi: Tensor | None,  # psi^2 of the backward pass; None: as in the forward pass
         nu: Tensor,
         phi_with_padding: Tensor,
         per_position: Tensor,
@@ -99,7 +99,8 @@ class _Normalize(torch.autograd.Function):
         x, weight, bias, inverse_rms, phi, gradient_phi, nu, phi_with_padding, per_position = (
             ctx.saved_tensors
         )
-        inverse_psi, gradient_inverse_psi = ((t + ctx.eps).rsqrt() for t in (phi, gradient_phi))
+        inverse_psi = (phi + ctx.eps).rsqrt()
+        gradient_inverse_psi = inverse_psi if gradient_phi is None else (gradient_phi + ctx.eps).rsqrt()
         scale = gradient_inverse_psi if weight is None else gradient_inverse_psi * weight.detach()
         correction = nu * inverse_psi * gradient_inverse_psi
         gradients = _Gradients.forward if torch.compiler.is_compiling() else _Gradients.apply
