@@ -215,5 +215,5 @@ def test_constant_columns_and_no_information():
 def test_warm_start_with_other_features():
     X, y = clouds()
     model = LargeStepLogisticRegression(warm_start=True).fit(X, y)
-    with pytest.raises(ValueError, match="goes on from 2 coefficients, but X has 4 features"):
+    with pytest.raises(ValueError, match="continues from 2 coefficients, but X has 4 features"):
         model.fit(np.column_stack([X, X]), y)
