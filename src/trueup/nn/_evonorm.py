@@ -163,8 +163,7 @@ def evonorm_s(
     composite = must_use_composite_ops()
     if activation is not None and activation is not F.silu:
         # It may have parameters of its own, so it takes the input in its own dtype and shape.
-        activated = per_channel_view(activation(input))
-        plan, composite = PlanS(form, groups, eps, lambda _: activated), True
+        plan, composite = PlanS(form, groups, eps, lambda _: per_channel_view(activation(input))), True
     if composite:
         output = _evonorm_s(x, plan, *parameters)
     else:
