@@ -503,7 +503,7 @@ def test_gradients_that_a_kernel_will_unscale_are_refused() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     scaler.scale(torch.zeros(()))
     p.grad = torch.tensor([3.0, 4.0, 0.0]) * 8
-    with pytest.raises(RuntimeError, match=r"call scaler\.unscale_"):
+    with pytest.raises(RuntimeError, match=r"Call scaler\.unscale_"):
         scaler.step(optimizer)
     del optimizer.grad_scale, optimizer.found_inf  # which the scaler's step left there
     scaler.update()
