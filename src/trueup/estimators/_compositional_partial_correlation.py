@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from trueup.estimators import _compositions as compositions
 from trueup.estimators._compositions import Shrinkage
+from trueup.estimators._part_network import Edge, draw
 
 if TYPE_CHECKING:
     from typing import Self
@@ -37,14 +38,6 @@ if TYPE_CHECKING:
 
 _CORRECTIONS = ("fdr_bh", "fdr_by", "bonferroni", None)
 _ZERO_RULES = ("error", "min", "multiplicative")
-
-
-class Edge(NamedTuple):
-    """Two parts, by name if the input had names and else by index, and their partial correlation."""
-
-    first: str | int
-    second: str | int
-    partial_correlation: float
 
 
 @dataclass(frozen=True)
@@ -306,7 +299,6 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
             ImportError: without the ``plot`` extra.
         """
         check_is_fitted(self)
-        from trueup.estimators._part_network import draw
 
         return draw(self._names(), self.edges(threshold), self.partial_variance_, threshold)
 

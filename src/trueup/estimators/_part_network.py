@@ -1,8 +1,8 @@
-"""Draw the network of parts; needs the ``plot`` extra."""
+"""The network of parts: its edges, and its drawing, which needs the `plot` extra."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +10,16 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from trueup.estimators._compositional_partial_correlation import Edge
-
 # The line style repeats the meaning of the colour, for readers who do not see it.
 _TOGETHER, _APART, _INK = "#2166ac", "#b2182b", "#4a4a4a"
+
+
+class Edge(NamedTuple):
+    """Two parts, by name if the input had names and else by index, and their partial correlation."""
+
+    first: str | int
+    second: str | int
+    partial_correlation: float
 
 
 def draw(
