@@ -191,7 +191,7 @@ def replicate(
     """
     from trueup.lab import _evidence as evidence
     from trueup.lab import ledger
-    from trueup.lab._replication import agrees, compare_effects
+    from trueup.lab._replication import agrees, compare_effects, replication_event
     from trueup.lab._runner import Options
 
     entries = ledger.read()
@@ -218,19 +218,7 @@ def replicate(
         }[agreed]
     )
     if ledger.checkout() is not None:
-        ledger.add_event(
-            slug,
-            {
-                "event": "replicated",
-                "date": outcome["provenance"]["date"],
-                "protocol": published["protocol"],
-                "fingerprint": outcome["provenance"]["fingerprint"],
-                "attempt": attempt,
-                "verdict": outcome["verdict"]["outcome"],
-                "agrees": agreed,
-                "effects": rows,
-            },
-        )
+        ledger.add_event(slug, replication_event(outcome, published["protocol"], attempt, rows, agreed))
         console.print(f"recorded in the ledger as replication {attempt}")
     raise typer.Exit(1 if failed else 0)
 

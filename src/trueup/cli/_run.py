@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -185,6 +184,7 @@ def _print_plans(refs: Sequence[StudyRef], path: Path, options: Options, workers
     from trueup.lab import _sentences as sentences
     from trueup.lab import ledger
     from trueup.lab._formatting import duration, plural
+    from trueup.lab._measured import margin_of
     from trueup.lab._outcome_document import unit_of
     from trueup.lab._store import Store
 
@@ -227,10 +227,8 @@ def _print_plans(refs: Sequence[StudyRef], path: Path, options: Options, workers
                         metric = claim.contrast.metric
                         higher = study.metric(metric).higher if metric else None
                         unit = unit_of(study, claim.contrast) | {"higher": higher}
-                        asked = math.log1p(claim.min_effect) if unit["scale"] == "log" else claim.min_effect
-                        least = plan.detectable[claim.name]
-                        effects = (escape(sentences.amount(value, **unit)) for value in (least, asked))
-                        found.add_row(claim.name, *effects)
+                        effects = (plan.detectable[claim.name], margin_of(claim))
+                        found.add_row(claim.name, *(escape(sentences.amount(d, **unit)) for d in effects))
                 console.print(found)
             elif study.statistical:
                 console.print(

@@ -62,6 +62,26 @@ def agrees(rows: Sequence[Mapping[str, Any]]) -> bool:
     return bool(rows) and all(row["agrees"] for row in rows if row["primary"])
 
 
+def replication_event(
+    outcome: Mapping[str, Any],
+    protocol: int,
+    attempt: int,
+    rows: Sequence[Mapping[str, Any]],
+    agreed: bool | None,
+) -> dict[str, Any]:
+    """Return the history event that records a replication; `agreed` is None if cells failed."""
+    return {
+        "event": "replicated",
+        "date": outcome["provenance"]["date"],
+        "protocol": protocol,
+        "fingerprint": outcome["provenance"]["fingerprint"],
+        "attempt": attempt,
+        "verdict": outcome["verdict"]["outcome"],
+        "agrees": agreed,
+        "effects": rows,
+    }
+
+
 def _effect(judged: Mapping[str, Any]) -> dict[str, Any]:
     effect = {key: judged.get(key) for key in ("outcome", "mean", "low", "high", "n")}
     if effect["mean"] is None and (d := _contrasts(judged)):
