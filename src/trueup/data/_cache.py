@@ -15,7 +15,7 @@ from trueup.data._sets import Pin, find
 
 
 def cache_folder() -> Path:
-    """Return the folder of fetched sets: ``TRUEUP_DATA`` if set, else the user's cache folder."""
+    """Return the folder of fetched sets: `TRUEUP_DATA` if set, else the user's cache folder."""
     if folder := os.environ.get("TRUEUP_DATA"):
         return Path(folder).expanduser().absolute()
     try:
@@ -42,9 +42,9 @@ def load(name: str) -> Dataset:
     """Load a data set. The arrays may be changed in place.
 
     Args:
-        name: a key of `trueup.data.SETS`: ``digits``, ``breast-cancer``, ``wine``, ``roman-cups`` and
-            ``apache-licence`` work at once; ``fashion-mnist``, ``mnist``, ``forensic-glass``, ``pottery`` and
-            ``python-manual`` after one `trueup.data.fetch`.
+        name: a key of `trueup.data.SETS`: `digits`, `breast-cancer`, `wine`, `roman-cups` and
+            `apache-licence` work at once; `fashion-mnist`, `mnist`, `forensic-glass`, `pottery` and
+            `python-manual` after one `trueup.data.fetch`.
 
     Raises:
         ValueError: for an unknown name; the message suggests the nearest.

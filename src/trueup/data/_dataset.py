@@ -16,17 +16,17 @@ class Dataset:
 
     Attributes:
         name: the name under which it was loaded.
-        X: samples in rows: float64 tables ``(n, features)``; uint8 images ``(n, height, width)``; the bytes
-            ``(n,)`` of a text.
-        y: int64 labels ``(n,)`` that index ``target_names``, or ``None`` where there are no labels.
+        X: samples in rows: float64 tables `(n, features)`; uint8 images `(n, height, width)`; the bytes
+            `(n,)` of a text.
+        y: int64 labels `(n,)` that index `target_names`, or `None` where there are no labels.
         feature_names: one name per column of a table; empty for images.
         target_names: one name per class; empty where there are no labels.
-        n_train: number of rows in the training part of the official split, which come first; ``None`` where
+        n_train: number of rows in the training part of the official split, which come first; `None` where
             there is no official split.
         title: what the set holds, in one line.
         licence: the terms of use.
         source: the package or publication that it comes from.
-        sha256: digest of the values, dtypes and shapes of ``X`` and ``y``; it enters a study's fingerprint.
+        sha256: digest of the values, dtypes and shapes of `X` and `y`; it enters a study's fingerprint.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Decode the files of a package into arrays, with one function per file format.
 
-Each function takes the files' contents by base name and returns ``(X, y)``. The contents have been checked
+Each function takes the files' contents by base name and returns `(X, y)`. The contents have been checked
 against their pinned digests, which makes it safe to unpickle them.
 """
 

@@ -48,7 +48,7 @@ def fetch(name: str, *, verbose: bool = True) -> Dataset:
         ValueError: for an unknown name; the message suggests the nearest.
         FetchError: if there is no client or no network, a file is not the pinned one, or the cache cannot be
             written.
-        ImportError: if the file format needs a package of the ``data`` extra.
+        ImportError: if the file format needs a package of the `data` extra.
 
     Example:
         >>> fetch("wine").X.shape  # scikit-learn carries it: nothing to download
@@ -144,7 +144,7 @@ def _command(source: Source) -> list[str]:
 
 
 def _download(source: Source, folder: Path) -> None:
-    """Download the source's archive, or the files of an address, into ``folder``."""
+    """Download the source's archive, or the files of an address, into `folder`."""
     if source.kind == "https":
         for member in source.members:
             address = f"{source.package}/{member}"

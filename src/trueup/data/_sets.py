@@ -21,8 +21,8 @@ class Source:
     """One place from which a set can be fetched.
 
     Attributes:
-        kind: ``included`` (here or in scikit-learn), ``pip``, ``npm``, ``apt`` (a Debian package) or
-            ``https`` (the address of a folder).
+        kind: `included` (here or in scikit-learn), `pip`, `npm`, `apt` (a Debian package) or
+            `https` (the address of a folder).
         package: the package, the publication or the address.
         decode: turns the files into arrays.
         version: exact for pip and npm. Debian may rebuild a package, so for apt it is the version that was

@@ -4,7 +4,7 @@ Closure makes ordinary correlations of proportions spurious (what one part gains
 correlations of log-ratios depend on the choice of a reference part. Partial correlations have neither
 problem: given all other parts, the correlation of two parts is the same for every reference, lies in [-1, 1]
 and may be negative. It comes from the pseudo-inverse of the covariance of the centred log-ratios (see
-``_compositions``). Like ordinary partial correlations it is not subcompositionally coherent: if a part is
+`_compositions`). Like ordinary partial correlations it is not subcompositionally coherent: if a part is
 left out, the others are no longer given that part.
 
 Ionas Erb, Partial correlations in compositional data analysis, Applied Computing and Geosciences 6 (2020),
@@ -59,31 +59,31 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
     """Partial correlations of the parts of compositions, free of any reference part.
 
     Args:
-        shrinkage: None, which needs as many samples as parts; ``"basis"`` (recommended for few samples),
-            which shrinks the covariance of the log proportions, then takes log-ratios; ``"clr"``, which
+        shrinkage: None, which needs as many samples as parts; `"basis"` (recommended for few samples),
+            which shrinks the covariance of the log proportions, then takes log-ratios; `"clr"`, which
             shrinks the covariance of the centred log-ratios and gives up the equivalence of references; a
             number from 0 (as None) to 1: basis shrinkage with that intensity for correlations and variances.
-        zero_replace: ``"error"``; ``"min"``, every zero becomes the smallest non-zero entry of the matrix
-            (this depends on the row sums); ``"multiplicative"``, every zero becomes the share ``1 /
+        zero_replace: `"error"`; `"min"`, every zero becomes the smallest non-zero entry of the matrix
+            (this depends on the row sums); `"multiplicative"`, every zero becomes the share ``1 /
             parts**2`` and the other shares of that sample shrink in proportion (Martin-Fernandez et al.
             2003). To use a pseudo-count, add it to the counts.
-        ddof: 0 or 1; covariances are divided by ``samples - ddof``. Partial correlations do not depend on it.
+        ddof: 0 or 1; covariances are divided by `samples - ddof`. Partial correlations do not depend on it.
         assume_centered: treat the log-ratios (for basis shrinkage, the log proportions) as having mean zero.
 
     Attributes:
-        covariance_: covariance of the centred log-ratios, shrunk with ``shrinkage``, ``(parts, parts)``.
-        precision_: its pseudo-inverse, ``(parts, parts)``; computed from the next two when read.
-        partial_correlation_: ``(parts, parts)``, 1 on the diagonal.
-        partial_variance_: ``(parts,)``, the residual variance of the log of a part over any reference,
+        covariance_: covariance of the centred log-ratios, shrunk with `shrinkage`, `(parts, parts)`.
+        precision_: its pseudo-inverse, `(parts, parts)`; computed from the next two when read.
+        partial_correlation_: `(parts, parts)`, 1 on the diagonal.
+        partial_variance_: `(parts,)`, the residual variance of the log of a part over any reference,
             regressed on all other log-ratios to that reference: the same for every reference.
-        shrinkage_: the intensities used, of correlations and of variances, ``(2,)``.
+        shrinkage_: the intensities used, of correlations and of variances, `(2,)`.
         condition_number_: of the covariance in the 1-norm, without its structural zero. When parts are
-            nearly proportional, ``precision_`` loses at least half as many digits as this number has.
+            nearly proportional, `precision_` loses at least half as many digits as this number has.
         n_samples_: number of samples.
         n_features_in_: number of parts.
         feature_names_in_: names of parts, if the input had names.
 
-    ``fit`` raises ValueError for zeros (unless replaced), negative numbers, NaN, infinity, fewer than three
+    `fit` raises ValueError for zeros (unless replaced), negative numbers, NaN, infinity, fewer than three
     parts or samples, fewer samples than parts without shrinkage, and linearly dependent log-ratios (two parts
     in a constant ratio, for example). Rows need not sum to a constant: multiplying a sample by a positive
     number changes nothing.
@@ -113,7 +113,7 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
         self.assume_centered = assume_centered
 
     def fit(self, X: ArrayLike, y: None = None) -> Self:
-        """Estimate from samples in rows and positive parts in columns; ``y`` is ignored.
+        """Estimate from samples in rows and positive parts in columns; `y` is ignored.
 
         Raises:
             ValueError: see the class.
@@ -152,10 +152,10 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
         return precision
 
     def conditional(self, parts: Sequence[str | int]) -> CompositionalPartialCorrelation:
-        """Condition on chosen parts only; return a fitted estimator of the subcomposition of ``parts``.
+        """Condition on chosen parts only; return a fitted estimator of the subcomposition of `parts`.
 
         Its partial correlation of two parts is that of their log-ratios given the log-ratios among the
-        remaining ``parts``, and is as free of a reference as the full one. Parts that are left out are
+        remaining `parts`, and is as free of a reference as the full one. Parts that are left out are
         neither given nor a reference. All methods work on the result.
 
         Args:
@@ -211,7 +211,7 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
         return np.asarray(1 - self.partial_variance_ / of_log_ratio)
 
     def edges(self, threshold: float) -> list[Edge]:
-        """Return the pairs with ``|partial correlation| >= threshold``, the strongest first.
+        """Return the pairs with `|partial correlation| >= threshold`, the strongest first.
 
         Raises:
             ValueError: for a threshold outside [0, 1].
@@ -234,8 +234,8 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
         """Test every pair for zero partial correlation, by Fisher's z with variance 1 / (samples - parts).
 
         Args:
-            correction: for the number of pairs: false discovery rate by Benjamini-Hochberg (``"fdr_bh"``) or,
-                for any dependence, Benjamini-Yekutieli (``"fdr_by"``); family-wise error by ``"bonferroni"``;
+            correction: for the number of pairs: false discovery rate by Benjamini-Hochberg (`"fdr_bh"`) or,
+                for any dependence, Benjamini-Yekutieli (`"fdr_by"`); family-wise error by `"bonferroni"`;
                 None.
 
         Raises:
@@ -286,17 +286,17 @@ class CompositionalPartialCorrelation(BaseEstimator):  # type: ignore[misc]
         return low, high
 
     def plot(self, threshold: float = 0.3) -> Figure:
-        """Draw the network of parts: an edge wherever ``|partial correlation| >= threshold``.
+        """Draw the network of parts: an edge wherever `|partial correlation| >= threshold`.
 
         Wider edges are stronger; solid blue edges join parts that go together, dotted red ones parts that go
         apart. Strongly linked parts are drawn close to each other; positions have no other meaning.
 
         Returns:
-            A plotly figure: ``.show()`` opens it, ``.write_html(path)`` saves it.
+            A plotly figure: `.show()` opens it, `.write_html(path)` saves it.
 
         Raises:
             ValueError: for a threshold outside [0, 1].
-            ImportError: without the ``plot`` extra.
+            ImportError: without the `plot` extra.
         """
         check_is_fitted(self)
 

@@ -93,7 +93,7 @@ def clr(X: Float[Tensor, "*batch samples parts"]) -> Float[Tensor, "*batch sampl
         float64; every row sums to zero.
 
     Raises:
-        TypeError: if ``X`` is not a floating-point tensor.
+        TypeError: if `X` is not a floating-point tensor.
         ValueError: for fewer than two parts, and for zeros, negative numbers, NaN or infinity.
 
     Example:
@@ -114,7 +114,7 @@ def alr(
         reference: index of the reference part; the last by default.
 
     Returns:
-        float64, one column fewer than ``X``.
+        float64, one column fewer than `X`.
 
     Raises:
         TypeError, ValueError: as `clr`.
@@ -136,14 +136,14 @@ def alr(
 def ilr(X: Float[Tensor, "*batch samples parts"]) -> Float[Tensor, "*batch samples rest"]:
     """Compute isometric log-ratios: coordinates of `clr` in an orthonormal (Helmert) basis.
 
-    Coordinate k is ``sqrt(k / (k + 1))`` times the log of the geometric mean of the first k parts over part
+    Coordinate k is `sqrt(k / (k + 1))` times the log of the geometric mean of the first k parts over part
     k + 1. Distances and angles are those of the centred log-ratios, without their redundant dimension.
 
     Args:
         X: as in `clr`.
 
     Returns:
-        float64, one column fewer than ``X``.
+        float64, one column fewer than `X`.
 
     Raises:
         TypeError, ValueError: as `clr`.
@@ -165,8 +165,8 @@ def variation_matrix(
     """Compute the variances of all pairwise log-ratios (Aitchison), 0 where two parts are proportional.
 
     Args:
-        X: as in `clr`, at least ``ddof + 1`` samples.
-        ddof: the divisor is ``samples - ddof``.
+        X: as in `clr`, at least `ddof + 1` samples.
+        ddof: the divisor is `samples - ddof`.
 
     Returns:
         float64, symmetric, zero on the diagonal.
@@ -202,8 +202,8 @@ def partial_correlation(
 
     Args:
         X: as in `clr`, at least three parts.
-        shrinkage: None, which needs as many samples as parts; ``"basis"`` (Jin et al. 2023), which shrinks
-            the covariance of the log proportions and then takes log-ratios; ``"clr"``, which shrinks the
+        shrinkage: None, which needs as many samples as parts; `"basis"` (Jin et al. 2023), which shrinks
+            the covariance of the log proportions and then takes log-ratios; `"clr"`, which shrinks the
             covariance of the centred log-ratios and gives up the equivalence of references; a number from 0
             to 1: basis shrinkage with that intensity.
 
@@ -280,7 +280,7 @@ def shrunk_covariance(
     """Shrink correlations to zero and variances to their median (Schaefer and Strimmer 2005).
 
     The intensities minimise the expected squared error, estimated from the data: the summed sampling
-    variances of the entries over the summed squared distances to the target; ``intensity`` sets both instead.
+    variances of the entries over the summed squared distances to the target; `intensity` sets both instead.
     A constant variable is taken as uncorrelated with all others.
     """
     n = values.shape[-2]

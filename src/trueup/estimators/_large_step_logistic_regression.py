@@ -38,24 +38,24 @@ if TYPE_CHECKING:
 class LargeStepLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Binary linear classifier for separable data, fitted by full-batch descent with large steps.
 
-    A larger ``lr`` needs fewer steps, almost without limit; scale samples to norms of about 1. The scale of
-    ``coef_`` follows that of the steps and has no meaning, so there are no probabilities: wrap the estimator
+    A larger `lr` needs fewer steps, almost without limit; scale samples to norms of about 1. The scale of
+    `coef_` follows that of the steps and has no meaning, so there are no probabilities: wrap the estimator
     in `sklearn.calibration.CalibratedClassifierCV` to get them.
 
     Args:
         lr: step size, finite and above 0; the perceptrons ignore it.
         max_iter: largest number of steps, at least 1.
         fit_intercept: append a constant feature of 1 to the data, whose weight is the intercept.
-        mode: ``"normalized"``, the paper's method; ``"lrgd"``, plain gradient descent;
-            ``"normalized_batch_perceptron"`` and ``"batch_perceptron"``, the limits of these two for infinite
-            steps; for comparison ``"inverse_loss"`` and ``"unit_gradient"``, which divide the gradient by the
+        mode: `"normalized"`, the paper's method; `"lrgd"`, plain gradient descent;
+            `"normalized_batch_perceptron"` and `"batch_perceptron"`, the limits of these two for infinite
+            steps; for comparison `"inverse_loss"` and `"unit_gradient"`, which divide the gradient by the
             loss and by its norm.
         warm_start: start at the coefficients of the last fit instead of at zero.
 
     Attributes:
         classes_: the two labels, sorted; a positive score means the second.
-        coef_: of shape ``(1, features)``.
-        intercept_: of shape ``(1,)``; 0 without ``fit_intercept``.
+        coef_: of shape `(1, features)`.
+        intercept_: of shape `(1,)`; 0 without `fit_intercept`.
         n_iter_: number of steps taken.
         separated_: whether all training samples of positive weight are classified correctly.
         loss_curve_: mean logistic loss after each step.
@@ -63,9 +63,9 @@ class LargeStepLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         n_features_in_: number of features.
         feature_names_in_: names of features, if the input had names.
 
-    Raises (``fit``): ValueError for a parameter out of range, labels that are not of two classes, NaN or
+    Raises (`fit`): ValueError for a parameter out of range, labels that are not of two classes, NaN or
     infinity in X or in the scores (from huge features and steps), and negative weights. It warns with
-    ConvergenceWarning if ``max_iter`` steps do not separate the classes.
+    ConvergenceWarning if `max_iter` steps do not separate the classes.
 
     Source: section 8 and table 1 of the paper.
 
@@ -99,8 +99,8 @@ class LargeStepLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         """Step until all samples are classified correctly.
 
         Args:
-            X: of shape ``(samples, features)``.
-            y: labels of two classes, of shape ``(samples,)``.
+            X: of shape `(samples, features)`.
+            y: labels of two classes, of shape `(samples,)`.
             sample_weight: one non-negative weight per sample; a sample of weight 2 counts as two equal
                 samples, one of weight 0 is ignored.
 
@@ -124,7 +124,7 @@ class LargeStepLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         return self
 
     def decision_function(self, X: ArrayLike) -> Float[NDArray[np.float64], " samples"]:
-        """Return the scores ``X @ coef_ + intercept_``; positive means ``classes_[1]``."""
+        """Return the scores `X @ coef_ + intercept_`; positive means `classes_[1]`."""
         check_is_fitted(self, "coef_")
         features = validate_data(self, X, dtype=np.float64, reset=False)
         return np.asarray(features @ self.coef_[0] + self.intercept_[0])

@@ -6,13 +6,13 @@ server's model on its own data; the server averages the copies and sends the mea
     server = sum_k p_k client_k        client_k = server
 
 FedAvg averages every entry of the state dict, including the running statistics of normalization layers.
-FedBN leaves all entries of the normalization layers where they are (``keep``). FedWon has no normalization
+FedBN leaves all entries of the normalization layers where they are (`keep`). FedWon has no normalization
 layers.
 
 McMahan, Moore, Ramage, Hampson, Arcas 2017, arXiv 1602.05629; Li, Jiang, Zhang, Kamp, Dou 2021, arXiv
 2102.07623. Counters are not averaged: as in FedBN's code, the server takes those of the first client.
 
-Like `torch.nn.Module.state_dict`, both functions return an `OrderedDict` whose ``_metadata`` holds the
+Like `torch.nn.Module.state_dict`, both functions return an `OrderedDict` whose `_metadata` holds the
 version of each module. Without it, `load_state_dict` would take the state for an old one and migrate it.
 """
 
@@ -43,28 +43,28 @@ def federated_average(
 
     Args:
         clients: at least one state dict; all have the same names and shapes.
-        weights: share of each client, such as its share of the samples: at least 0, with sum 1. ``None``
+        weights: share of each client, such as its share of the samples: at least 0, with sum 1. `None`
             gives all clients the same share. A client with share 0 has no influence, so that one that
             diverged can be left out; it must still have the same names and shapes.
-        server: the server's previous state, from which it keeps entries; required with ``keep``.
+        server: the server's previous state, from which it keeps entries; required with `keep`.
         keep: names of modules or entries that are not averaged.
 
     Returns:
         New tensors, on the devices of the first client that takes part. Floating-point and complex entries
         are averaged in double precision and have the dtype to which torch promotes those of the clients;
-        others, such as ``num_batches_tracked``, are the first client's. The ``_metadata`` of a module comes
+        others, such as `num_batches_tracked`, are the first client's. The `_metadata` of a module comes
         from the states that its entries come from; a plain dict has none and is taken to have the others'
         version.
 
     Raises:
         ValueError: no client; clients with different names or shapes; an entry that is an integer for some
             clients only; weights that are negative, too few or too many, or whose sum is not 1; a name in
-            ``keep`` that no entry has; ``keep`` without ``server``, or with other shapes there; different
+            `keep` that no entry has; `keep` without `server`, or with other shapes there; different
             versions of a module.
         TypeError: one state dict in the place of a list; a client that is not a state dict, or has an entry
             that is not a tensor.
 
-    Source: algorithm 1 of McMahan et al. 2017; with ``keep``, FedBN.
+    Source: algorithm 1 of McMahan et al. 2017; with `keep`, FedBN.
 
     >>> clients = [{"fc.weight": torch.tensor([1.0]), "bn.bias": torch.tensor([5.0])},
     ...            {"fc.weight": torch.tensor([3.0]), "bn.bias": torch.tensor([7.0])}]
@@ -127,10 +127,10 @@ def broadcast_state(
         keep: names of modules or entries that the client keeps.
 
     Returns:
-        New tensors, with the ``_metadata`` of the states that they come from.
+        New tensors, with the `_metadata` of the states that they come from.
 
     Raises:
-        ValueError, TypeError: states that do not match, as in `federated_average`; a name in ``keep`` that no
+        ValueError, TypeError: states that do not match, as in `federated_average`; a name in `keep` that no
             entry has.
 
     >>> server = {"fc.weight": torch.tensor([2.0]), "bn.bias": torch.tensor([0.0])}
@@ -194,7 +194,7 @@ def _with_metadata(state: State, *sources: tuple[str, Mapping[str, Tensor], Iter
 
 
 def _check_alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor], who: str) -> None:
-    """Raise an error unless ``other``, the state of ``who``, has the entries and shapes of ``one``."""
+    """Raise an error unless `other`, the state of `who`, has the entries and shapes of `one`."""
     if not isinstance(other, Mapping):
         raise TypeError(f"{who} must be a state dict; got a {type(other).__name__}: pass model.state_dict()")
     for name, entry in other.items():

@@ -11,7 +11,7 @@ Norm = Callable[[int], nn.Module]
 
 
 class CifarResNet(nn.Module):
-    """A ResNet of ``depth = 2 + 6 D`` layers: D blocks per segment, with W, 2 W and 4 W channels.
+    """A ResNet of `depth = 2 + 6 D` layers: D blocks per segment, with W, 2 W and 4 W channels.
 
     Convolutions have no bias; their weights and the classifier's are He-normal. Segments 2 and 3 halve the
     image. A shortcut is the identity, or a 1x1 convolution and a norm where the shape changes. Every
@@ -22,10 +22,10 @@ class CifarResNet(nn.Module):
         depth: number of layers: 8, 14, 20, ...
         width: channels W of the first segment.
         classes: number of logits.
-        norm: ``norm(channels)`` makes a normalization layer.
+        norm: `norm(channels)` makes a normalization layer.
 
     Raises:
-        ValueError: if the depth is not ``2 + 6 D`` with D of at least 1.
+        ValueError: if the depth is not `2 + 6 D` with D of at least 1.
 
     Source: He et al. 2016, arXiv 1512.03385, section 4.2, with projections instead of padded shortcuts.
 

@@ -22,7 +22,7 @@ def convnet(
         in_channels: channels of the images.
         widths: channels of the convolutions; a max pool halves the image before all but the first.
         classes: number of logits, which a linear layer computes from the mean over positions.
-        norm: ``norm(channels)`` makes a normalization layer; ``None`` leaves it out.
+        norm: `norm(channels)` makes a normalization layer; `None` leaves it out.
         convs_per_width: convolutions, each with norm and ReLU, per width.
         bias: give the convolutions a bias.
 

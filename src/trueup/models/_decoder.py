@@ -13,18 +13,18 @@ from torch import Tensor, nn
 class Decoder(nn.Module):
     """A causal transformer that predicts the next symbol at each position.
 
-    It maps symbols ``(B, T)`` to logits ``(B, T, vocabulary)``. Each layer is ``x = norm(x + attention(x))``,
-    then ``x = norm(x + feed_forward(x))`` with ReLU and four times the width: post-norm, as in the first
-    transformers. With ``norm_first`` it is pre-norm, ``x = x + attention(norm(x))`` and so on, with one more
+    It maps symbols `(B, T)` to logits `(B, T, vocabulary)`. Each layer is `x = norm(x + attention(x))`,
+    then `x = norm(x + feed_forward(x))` with ReLU and four times the width: post-norm, as in the first
+    transformers. With `norm_first` it is pre-norm, `x = x + attention(norm(x))` and so on, with one more
     norm before the head. There is no dropout.
 
     Args:
         vocabulary: number of symbols.
         width: size of the embedding.
         depth: number of layers.
-        heads: attention heads per layer; divides ``width``.
+        heads: attention heads per layer; divides `width`.
         block: longest sequence T.
-        norm: ``norm(width)`` makes a layer that takes and returns ``(B, T, width)``.
+        norm: `norm(width)` makes a layer that takes and returns `(B, T, width)`.
         norm_first: pre-norm instead of post-norm, as in `torch.nn.TransformerEncoderLayer`.
 
     >>> import torch

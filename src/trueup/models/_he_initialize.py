@@ -11,7 +11,7 @@ def he_initialize_(model: nn.Module, types: type[nn.Module] | tuple[type[nn.Modu
     The variance 2 / fan-in keeps the power of the signal in a net with ReLUs; torch's own is smaller.
 
     Args:
-        types: classes of the layers whose weights are drawn; ``()`` draws none.
+        types: classes of the layers whose weights are drawn; `()` draws none.
 
     Source: He et al. 2015, arXiv 1502.01852, equation 10.
 

@@ -30,7 +30,7 @@ class GroupScaling(GainAndBias):
 
     Args:
         features: size of the input's last dimension.
-        groups: number of groups; divides ``features``.
+        groups: number of groups; divides `features`.
 
     >>> GroupScaling(4, groups=2)(torch.tensor([3.0, 3.0, -5.0, 5.0])).round().tolist()
     [1.0, 1.0, -1.0, 1.0]
@@ -46,7 +46,7 @@ class GroupScaling(GainAndBias):
 
 
 class TokenBatchNorm(nn.BatchNorm1d):
-    """Batch normalization over all tokens of ``(batch, time, features)``.
+    """Batch normalization over all tokens of `(batch, time, features)`.
 
     >>> TokenBatchNorm(3)(torch.randn(2, 5, 3)).shape
     torch.Size([2, 5, 3])

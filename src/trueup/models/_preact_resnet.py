@@ -39,13 +39,13 @@ class PreActResNet(nn.Module):
 
     Args:
         in_channels: channels of the image.
-        depth: number of layers, ``6 n + 2`` with n blocks per stage: 8, 14, 20, ...
+        depth: number of layers, `6 n + 2` with n blocks per stage: 8, 14, 20, ...
         width: channels of the first stage.
         classes: number of logits.
-        norm_act: ``norm_act(channels)`` makes normalization and activation as one module.
+        norm_act: `norm_act(channels)` makes normalization and activation as one module.
 
     Raises:
-        ValueError: if the depth is not ``6 n + 2`` with n of at least 1.
+        ValueError: if the depth is not `6 n + 2` with n of at least 1.
 
     Source: He, Zhang, Ren, Sun 2016, Identity Mappings in Deep Residual Networks, arXiv 1603.05027.
 

@@ -15,8 +15,8 @@ class SequenceClassifier(nn.Module):
     """A linear layer that classifies the last output of a recurrent layer.
 
     Args:
-        recurrent: returns outputs, then the state, and takes ``(batch, time, features)``, as `torch.nn.LSTM`
-            does with ``batch_first=True``.
+        recurrent: returns outputs, then the state, and takes `(batch, time, features)`, as `torch.nn.LSTM`
+            does with `batch_first=True`.
         hidden_size: features of its outputs.
         classes: number of logits.
 
@@ -48,8 +48,8 @@ def lstm_classifier(
     All three kinds start from the same weights, the recurrent ones orthogonal.
 
     Args:
-        norm: ``"layer"`` normalizes; ``"none"`` does not; ``"scaled"`` divides the initial weights once, so
-            that on ``X`` the summed inputs start with the variance that layer norm would keep them at.
+        norm: `"layer"` normalizes; `"none"` does not; `"scaled"` divides the initial weights once, so
+            that on `X` the summed inputs start with the variance that layer norm would keep them at.
         X: sequences to read, on the CPU.
 
     >>> lstm_classifier("scaled", torch.randn(5, 32, 2), 8, 10)(torch.zeros(5, 32, 2)).shape

@@ -104,24 +104,24 @@ def batch_channel_norm(
     The arguments are those of `F.batch_norm`, then ours.
 
     Args:
-        input: floating point, ``(N, C)`` or ``(N, C, ...)``.
-        running_mean, running_var: ``(C,)``, both or neither; updated in place when training. Needed with a
-            ``moving_speed`` and when not training.
-        weight, bias: ``(C,)`` or None, of the batch part.
+        input: floating point, `(N, C)` or `(N, C, ...)`.
+        running_mean, running_var: `(C,)`, both or neither; updated in place when training. Needed with a
+            `moving_speed` and when not training.
+        weight, bias: `(C,)` or None, of the batch part.
         training: update the statistics by the batch; if False, normalise by the running ones, as constants.
         momentum: for batch statistics, as in `F.batch_norm`; None takes the plain average and needs
-            ``num_batches_tracked``.
+            `num_batches_tracked`.
         eps: added to the channel part's variance under the root.
         num_groups: divides C; a group is C / num_groups neighbouring channels.
-        channel_weight, channel_bias: of the channel part, ``(num_groups,)``, ``(C,)`` or None.
+        channel_weight, channel_bias: of the channel part, `(num_groups,)`, `(C,)` or None.
         moving_speed: r in [0, 1] for estimated statistics; None for batch statistics.
         batch_eps: added to the batch part's variance under the root.
         warm_start: replace the estimates by the mean and variance of the first batch. Needs
-            ``num_batches_tracked``, which is 0 before the first batch.
+            `num_batches_tracked`, which is 0 before the first batch.
         num_batches_tracked: counter, increased by one when training.
         process_group: the processes that share the batch part's statistics; None: this process only.
 
-    A group of one value has no deviation; its result is ``channel_bias``, as in the official code.
+    A group of one value has no deviation; its result is `channel_bias`, as in the official code.
 
     Raises:
         TypeError: the input is not floating point.
@@ -327,14 +327,14 @@ class _BatchChannelNorm(nn.Module):
 
 
 class BatchChannelNorm1d(_BatchChannelNorm):
-    """Batch-channel normalisation of ``(N, C)`` or ``(N, C, L)``.
+    """Batch-channel normalisation of `(N, C)` or `(N, C, L)`.
 
     The positional arguments are those of `torch.nn.BatchNorm1d`, in torch's order.
 
     Args:
         num_features: channels C.
         eps: added to the channel part's variance under the root.
-        momentum: of batch statistics, in [0, 1]; None: the plain average. Estimates use ``moving_speed``.
+        momentum: of batch statistics, in [0, 1]; None: the plain average. Estimates use `moving_speed`.
         affine: learn a weight and a bias per channel in the batch part.
         track_running_stats: if False there are no running statistics, and evaluation uses the batch's too.
         device, dtype: of the parameters and buffers.
@@ -345,11 +345,11 @@ class BatchChannelNorm1d(_BatchChannelNorm):
             The official code leaves it at 0, where estimates never move.
         warm_start: replace the estimates by the mean and variance of the first batch. They start at 0 and 1
             otherwise, as in the official code, whatever the scale of the input.
-        channel_affine: the channel part's weight and bias: one per ``"group"``, as in the official code, of
-            shape (1, num_groups, 1); one per ``"channel"``, of shape (C,); or None.
+        channel_affine: the channel part's weight and bias: one per `"group"`, as in the official code, of
+            shape (1, num_groups, 1); one per `"channel"`, of shape (C,); or None.
         batch_eps: added to the batch part's variance under the root; 1e-5 in the official code.
         process_group: the processes that share the statistics of the BATCH part, forward and backward, as in
-            `torch.nn.SyncBatchNorm`; ``torch.distributed.group.WORLD`` for all. None: each process uses its
+            `torch.nn.SyncBatchNorm`; `torch.distributed.group.WORLD` for all. None: each process uses its
             own. The channel part is always per sample.
 
     Raises:
@@ -358,9 +358,9 @@ class BatchChannelNorm1d(_BatchChannelNorm):
             bias.
         RuntimeError: a second derivative through batch statistics of several processes.
 
-    The state dict has the official names: ``weight`` and ``bias`` of the channel part, ``bn.weight``,
-    ``bn.bias``, ``bn.running_mean``, ``bn.running_var`` and ``bn.num_batches_tracked``. The official
-    ``bn.estbn_moving_speed`` is accepted and ignored: ``moving_speed`` is a setting of the layer.
+    The state dict has the official names: `weight` and `bias` of the channel part, `bn.weight`,
+    `bn.bias`, `bn.running_mean`, `bn.running_var` and `bn.num_batches_tracked`. The official
+    `bn.estbn_moving_speed` is accepted and ignored: `moving_speed` is a setting of the layer.
 
     A training forward updates the running statistics:
 
@@ -370,7 +370,7 @@ class BatchChannelNorm1d(_BatchChannelNorm):
       current ones. These are the first pass's if no other batch came between, as when each forward has its
       backward before the next.
     - `DistributedDataParallel` copies the first process's buffers to all others before each forward. Without
-      a ``process_group`` this discards what the other processes saw; with one the buffers are equal anyway.
+      a `process_group` this discards what the other processes saw; with one the buffers are equal anyway.
 
     Source: Qiao et al. 2019 (arXiv 1903.10520), section 5.
 
@@ -386,7 +386,7 @@ class BatchChannelNorm1d(_BatchChannelNorm):
 
 
 class BatchChannelNorm2d(_BatchChannelNorm):
-    """Batch-channel normalisation of ``(N, C, H, W)``.
+    """Batch-channel normalisation of `(N, C, H, W)`.
 
     Arguments, state, errors and source as `BatchChannelNorm1d`. With batch statistics one sample is legal if
     its channels hold more than one value each.

@@ -64,14 +64,14 @@ def estimated_batch_norm(
     """Normalise by estimated statistics, which are constants for the gradient.
 
     Args:
-        input: floating point, ``(N, C)`` or ``(N, C, ...)``. A single value per channel is legal.
-        running_mean, running_var: the estimates, ``(C,)``; updated in place when training.
-        weight, bias: ``(C,)`` or None.
+        input: floating point, `(N, C)` or `(N, C, ...)`. A single value per channel is legal.
+        running_mean, running_var: the estimates, `(C,)`; updated in place when training.
+        weight, bias: `(C,)` or None.
         training: move the estimates by this batch before they are used.
         moving_speed: r in [0, 1], the weight of one batch in the estimates.
         eps: added to the estimated variance under the root.
         warm_start: replace the estimates by the mean and variance of the first batch. Needs
-            ``num_batches_tracked``, which is 0 before the first batch.
+            `num_batches_tracked`, which is 0 before the first batch.
         num_batches_tracked: counter, increased by one when training.
         process_group: the processes whose batches move the estimates together; None: this process only.
 
@@ -133,7 +133,7 @@ def batch_statistics(
     """Return the batch's mean and biased variance per channel, and its number of values per channel.
 
     Args:
-        moments: mean and variance ``(N, C)`` of each instance.
+        moments: mean and variance `(N, C)` of each instance.
         area: values per instance.
         process_group: processes that hold parts of the batch.
     """
@@ -152,7 +152,7 @@ def estimated_statistics(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the estimates, moved by the batch, and the batch's number of values per channel.
 
-    Where ``first``, ``(C,)``, is True, the batch's mean and variance replace the estimates.
+    Where `first`, `(C,)`, is True, the batch's mean and variance replace the estimates.
     """
     # Copies: the buffers move, now or at the next batch, and the backward pass needs these values.
     mean, var = (t.to(moments[0].dtype, copy=True) for t in (running_mean, running_var))
@@ -320,7 +320,7 @@ class _EstimatedBatchNorm(BatchPart):
 
 
 class EstimatedBatchNorm1d(_EstimatedBatchNorm):
-    """Batch normalisation of ``(N, C)`` or ``(N, C, L)`` by estimated statistics, for micro-batches.
+    """Batch normalisation of `(N, C)` or `(N, C, L)` by estimated statistics, for micro-batches.
 
     A batch of one sample is legal. The state dict is that of `torch.nn.BatchNorm1d`.
 
@@ -332,7 +332,7 @@ class EstimatedBatchNorm1d(_EstimatedBatchNorm):
         warm_start: replace the estimates by the mean and variance of the first batch. They start at 0 and 1
             otherwise, as in the official code, whatever the scale of the input.
         process_group: the processes whose batches move the estimates together, as in
-            `torch.nn.SyncBatchNorm`; ``torch.distributed.group.WORLD`` for all. None: each process keeps its
+            `torch.nn.SyncBatchNorm`; `torch.distributed.group.WORLD` for all. None: each process keeps its
             own estimates.
         device, dtype: of the parameters and buffers.
 
@@ -354,7 +354,7 @@ class EstimatedBatchNorm1d(_EstimatedBatchNorm):
 
 
 class EstimatedBatchNorm2d(_EstimatedBatchNorm):
-    """Batch normalisation of ``(N, C, H, W)`` by estimated statistics; see `EstimatedBatchNorm1d`.
+    """Batch normalisation of `(N, C, H, W)` by estimated statistics; see `EstimatedBatchNorm1d`.
 
     >>> EstimatedBatchNorm2d(3)(torch.randn(2, 3, 5, 5)).shape
     torch.Size([2, 3, 5, 5])

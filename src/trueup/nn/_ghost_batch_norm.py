@@ -62,27 +62,27 @@ def ghost_batch_norm(
 ) -> Float[Tensor, "batch channels *spatial"]:
     """Normalise each ghost batch by its own statistics.
 
-    The arguments are those of `F.batch_norm`, then ours. With ``training=False`` this is ordinary batch
+    The arguments are those of `F.batch_norm`, then ours. With `training=False` this is ordinary batch
     normalisation by the running statistics.
 
     Args:
-        input: floating point, ``(N, C)`` or ``(N, C, ...)``. Samples are cut into ghost batches in order.
-        running_mean, running_var: ``(C,)``, updated in place when training; both or neither. Needed if
-            ``training`` is False.
-        weight, bias: ``(C,)`` or None, shared by all ghost batches.
+        input: floating point, `(N, C)` or `(N, C, ...)`. Samples are cut into ghost batches in order.
+        running_mean, running_var: `(C,)`, updated in place when training; both or neither. Needed if
+            `training` is False.
+        weight, bias: `(C,)` or None, shared by all ghost batches.
         momentum: in [0, 1], weight of ONE ghost batch in the running statistics; None takes the plain average
-            of all ghost batches seen, which needs ``num_batches_tracked``.
+            of all ghost batches seen, which needs `num_batches_tracked`.
         eps: added to the variance under the root.
         ghost_batch_size: samples per ghost batch, g >= 1. A batch of at most g samples is one ghost batch.
-        remainder: how to treat the last N mod g samples. ``"merge"`` adds them to the last ghost batch;
-            ``"keep"`` makes them a smaller ghost batch, as ``x.split(g)`` does; ``"drop_stats"`` does the
+        remainder: how to treat the last N mod g samples. `"merge"` adds them to the last ghost batch;
+            `"keep"` makes them a smaller ghost batch, as `x.split(g)` does; `"drop_stats"` does the
             same but keeps every ghost batch of fewer than g samples out of the running statistics.
         num_batches_tracked: counter, increased in place by the number of ghost batches that entered the
             running statistics.
 
     An empty batch gives an empty result and leaves the running statistics and the counter alone. A ghost
-    batch with a single value per channel has no variance: an error, except under ``"drop_stats"``, where the
-    result is ``bias`` and its gradient zero. Statistics are computed in float32 or better whatever the
+    batch with a single value per channel has no variance: an error, except under `"drop_stats"`, where the
+    result is `bias` and its gradient zero. Statistics are computed in float32 or better whatever the
     input's dtype.
 
     Raises:
@@ -136,7 +136,7 @@ def ghost_batch_norm(
 
 
 def _ghosts(samples: int, size: int, remainder: Remainder) -> Ghosts:
-    """Return the ghost batches of a batch: ``split(size)``, or with the remainder merged into the last."""
+    """Return the ghost batches of a batch: `split(size)`, or with the remainder merged into the last."""
     count, rest = samples // size, samples % size  # `divmod` knows no symbolic number of samples
     if rest == 0:
         return ((count, size),)
@@ -275,10 +275,10 @@ class _GhostBatchNorm(_BatchNorm):
 
 
 class GhostBatchNorm1d(_GhostBatchNorm):
-    """Ghost batch normalisation of ``(N, C)`` or ``(N, C, L)``, in place of `torch.nn.BatchNorm1d`.
+    """Ghost batch normalisation of `(N, C)` or `(N, C, L)`, in place of `torch.nn.BatchNorm1d`.
 
     The positional arguments are those of torch's layer, and so is the state: state dicts interchange. In
-    evaluation the layer equals `BatchNorm1d`. ``num_batches_tracked`` counts ghost batches.
+    evaluation the layer equals `BatchNorm1d`. `num_batches_tracked` counts ghost batches.
 
     Args:
         num_features: channels C.
@@ -288,10 +288,10 @@ class GhostBatchNorm1d(_GhostBatchNorm):
         affine: learn a weight and a bias per channel.
         track_running_stats: if False there are no running statistics, and evaluation uses ghost batches too.
         device, dtype: of the parameters and buffers.
-        bias: learn the bias, if ``affine``.
+        bias: learn the bias, if `affine`.
         ghost_batch_size: samples per ghost batch, at least 2.
-        remainder: how to treat the last samples of a batch that is no multiple of it: ``"merge"``, ``"keep"``
-            or ``"drop_stats"``, see `ghost_batch_norm`.
+        remainder: how to treat the last samples of a batch that is no multiple of it: `"merge"`, `"keep"`
+            or `"drop_stats"`, see `ghost_batch_norm`.
 
     Raises:
         ValueError, TypeError: a setting out of range; in training, input of another rank or number of
@@ -317,7 +317,7 @@ class GhostBatchNorm1d(_GhostBatchNorm):
 
 
 class GhostBatchNorm2d(_GhostBatchNorm):
-    """Ghost batch normalisation of ``(N, C, H, W)``, in place of `torch.nn.BatchNorm2d`.
+    """Ghost batch normalisation of `(N, C, H, W)`, in place of `torch.nn.BatchNorm2d`.
 
     Arguments, state, errors and source as `GhostBatchNorm1d`, except that a ghost batch of one sample is
     legal if its channels hold more than one value each. On a CPU it is faster than `BatchNorm2d` for
@@ -334,7 +334,7 @@ class GhostBatchNorm2d(_GhostBatchNorm):
 
 
 class GhostBatchNorm3d(_GhostBatchNorm):
-    """Ghost batch normalisation of ``(N, C, D, H, W)``, in place of `torch.nn.BatchNorm3d`.
+    """Ghost batch normalisation of `(N, C, D, H, W)`, in place of `torch.nn.BatchNorm3d`.
 
     Arguments, state, errors and source as `GhostBatchNorm2d`.
 

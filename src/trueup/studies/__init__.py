@@ -1,1 +1,1 @@
-"""One study per paper, in a file named after its slug; each holds ``study = Study(...)``."""
+"""One study per paper, in a file named after its slug; each holds `study = Study(...)`."""

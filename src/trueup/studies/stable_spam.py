@@ -30,7 +30,7 @@ BASES: dict[str, Make] = {
 
 
 def make_optimizer(name: str, params: Any, lr: float, steps: int) -> Optimizer:
-    """Build an arm's optimizer, such as ``"adam, clip"``: a base and what is added to it."""
+    """Build an arm's optimizer, such as `"adam, clip"`: a base and what is added to it."""
     base, _, parts = name.partition(", ")
     optimizer = BASES[base](params, lr, BETAS, **({"total_steps": steps} if base == "stable-spam" else {}))
     for add in PARTS.get(parts, ()):

@@ -39,12 +39,12 @@ def minibatches(
 
     Args:
         n: number of rows.
-        batch_size: rows per batch, at most ``n``.
+        batch_size: rows per batch, at most `n`.
         epochs: passes over the rows.
         generator: draws the order; the same generator state gives the same batches.
 
     Raises:
-        ValueError: if ``batch_size`` is not between 1 and ``n``.
+        ValueError: if `batch_size` is not between 1 and `n`.
 
     >>> sorted(torch.cat(list(minibatches(4, 2, 1, torch.Generator().manual_seed(0)))).tolist())
     [0, 1, 2, 3]
@@ -100,8 +100,8 @@ def train(
 
     Args:
         model: switched to training mode.
-        batches: pairs ``(inputs, targets)``.
-        loss: called as ``loss(model(inputs), targets)``.
+        batches: pairs `(inputs, targets)`.
+        loss: called as `loss(model(inputs), targets)`.
         max_norm: limit to which the global gradient norm is clipped.
         scheduler: stepped after every update.
 

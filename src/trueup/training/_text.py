@@ -16,7 +16,7 @@ def split_text(
 ) -> tuple[Int[Tensor, " fit"], Int[Tensor, " held_out"]]:
     """Split a text into a part to fit on and a tenth to evaluate on.
 
-    Of ten equal parts, ``rng`` draws one for the test and one for validation. When ``tuning``, the model fits
+    Of ten equal parts, `rng` draws one for the test and one for validation. When `tuning`, the model fits
     on the other eight and is evaluated on the validation part, so that it never sees the test part. Otherwise
     it fits on nine parts and is evaluated on the test part.
 
@@ -33,7 +33,7 @@ def split_text(
 def windows(
     text: Int[Tensor, " symbols"], starts: Int[Tensor, " batch"], block: int
 ) -> tuple[Int[Tensor, "batch block"], Int[Tensor, "batch block"]]:
-    """Cut windows of ``block`` symbols from each start; return them and the symbol after each position.
+    """Cut windows of `block` symbols from each start; return them and the symbol after each position.
 
     >>> windows(torch.arange(10), torch.tensor([0, 6]), 3)
     (tensor([[0, 1, 2],
@@ -47,7 +47,7 @@ def windows(
 def random_windows(
     text: Int[Tensor, " symbols"], block: int, batch_size: int, steps: int, generator: torch.Generator
 ) -> Iterator[tuple[Int[Tensor, "batch block"], Int[Tensor, "batch block"]]]:
-    """Yield one batch of windows per step, with starts drawn by ``generator``.
+    """Yield one batch of windows per step, with starts drawn by `generator`.
 
     >>> batches = list(random_windows(torch.arange(100), 5, 2, 3, torch.Generator().manual_seed(0)))
     >>> len(batches), batches[0][0].shape
@@ -60,7 +60,7 @@ def random_windows(
 def even_windows(
     text: Int[Tensor, " symbols"], block: int, count: int
 ) -> tuple[Int[Tensor, "count block"], Int[Tensor, "count block"]]:
-    """Cut ``count`` windows, spread evenly over the text, to evaluate a model on.
+    """Cut `count` windows, spread evenly over the text, to evaluate a model on.
 
     >>> even_windows(torch.arange(100), 3, 2)[0]
     tensor([[ 0,  1,  2],

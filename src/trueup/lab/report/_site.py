@@ -54,7 +54,7 @@ def write_report(
             known, every seed's contrast; shown for papers that were not run here.
 
     Returns:
-        The path of ``index.html``.
+        The path of `index.html`.
 
     Raises:
         ValueError: if an outcome has no valid slug or scale, or two have the same study and scale.

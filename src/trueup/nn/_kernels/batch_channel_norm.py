@@ -27,8 +27,8 @@ __all__ = ["Plan", "normalize"]
 class Plan:
     """The arguments that are not tensors.
 
-    ``equation`` is the composite form of both parts, given the batch part's statistics. These are the
-    batch's if ``moving_speed`` is None, else the running ones after they have moved at that speed.
+    `equation` is the composite form of both parts, given the batch part's statistics. These are the
+    batch's if `moving_speed` is None, else the running ones after they have moved at that speed.
     """
 
     equation: Callable[..., Tensor]
@@ -47,9 +47,9 @@ def normalize(
     Only y carries a gradient.
 
     Args:
-        x: per-channel view ``(N, C, L)``.
+        x: per-channel view `(N, C, L)`.
         plan: the other arguments.
-        running: mean, variance, and, ``(C,)``, whether the batch's own replace them.
+        running: mean, variance, and, `(C,)`, whether the batch's own replace them.
         parameters: weight and bias of the batch part, then of the channel part.
     """
     if must_use_composite_ops():
@@ -78,7 +78,7 @@ def _composite(
 
 
 class _Normalize(torch.autograd.Function):
-    """As `normalize`; returns the instances' moments ``(N, C)`` too, if these hold more than one value.
+    """As `normalize`; returns the instances' moments `(N, C)` too, if these hold more than one value.
 
     Saved for backward: x, and tensors of the size of the moments and of the parameters.
     """
@@ -181,7 +181,7 @@ def _compose_parts(
 
         z = gain_c * rstd_nc * (x - mean_nc(x)) + mean_nc(z)
 
-    The result is the gain ``(C,)`` and, ``(N, C)``, rstd and the instances' means of z.
+    The result is the gain `(C,)` and, `(N, C)`, rstd and the instances' means of z.
     """
     gain = (var + plan.batch_eps).rsqrt()
     if weight is not None:
@@ -214,7 +214,7 @@ def _gradients(
         grad_u = rstd * (t - mean_ng(t) - z * mean_ng(t * z))
         grad_x = gain * (grad_u - mean_c(grad_u) - h * mean_c(grad_u * h))        estimates: gain * grad_u
 
-    This needs only sums of grad over instances. Then, with coefficients ``(N, C)``,
+    This needs only sums of grad over instances. Then, with coefficients `(N, C)`,
 
         grad_x = scale * grad + slope * (x - mean_nc(x)) + constant
     """

@@ -198,7 +198,7 @@ def _row_gradients(
 
 
 def _row_chunks(ghosts: Ghosts, *views: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the rows of a few ghost batches at a time, ``(count, rows each, C)``, of all tensors alike."""
+    """Yield the rows of a few ghost batches at a time, `(count, rows each, C)`, of all tensors alike."""
     samples, features, area = views[0].shape
     chunks = []
     for count, size in ghosts:
@@ -214,7 +214,7 @@ def _row_chunks(ghosts: Ghosts, *views: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _split(t: Tensor, runs: Iterable[tuple[int, int]]) -> Iterator[Tensor]:
-    """Yield a view ``(count, size, ...)`` of each run of `count * size` items along dimension 0."""
+    """Yield a view `(count, size, ...)` of each run of `count * size` items along dimension 0."""
     start = 0
     for count, size in runs:
         yield t[start : start + count * size].unflatten(0, (count, size))

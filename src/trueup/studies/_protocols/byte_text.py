@@ -36,15 +36,15 @@ class ByteText:
     targets: Int[Tensor, "windows block"]
 
     def decoder(self, **options: Any) -> Decoder:
-        """Build a decoder of the run's ``width``, ``depth``, ``heads`` and ``block`` from the seed."""
+        """Build a decoder of the run's `width`, `depth`, `heads` and `block` from the seed."""
         torch.manual_seed(self.run.torch_seed("init"))
         shape = {name: self.run[name] for name in ("width", "depth", "heads", "block")}
         return Decoder(256, **shape, **options).to(self.run.device)
 
     def train(self, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> list[Update]:
-        """Train for ``steps`` batches of ``windows`` random windows; return one record per update.
+        """Train for `steps` batches of `windows` random windows; return one record per update.
 
-        Gradients are clipped at the global norm ``max_norm``, if the run has such a setting.
+        Gradients are clipped at the global norm `max_norm`, if the run has such a setting.
         """
         run, limit = self.run, self.run.get("max_norm", math.inf)
         batches = random_windows(self.fit, run["block"], run["windows"], run["steps"], run.generator("order"))
@@ -57,7 +57,7 @@ class ByteText:
 
 
 def load_text(run: Run) -> ByteText:
-    """Load the text that the setting ``data`` names, split by the seed; judge on ``n_eval`` windows."""
+    """Load the text that the setting `data` names, split by the seed; judge on `n_eval` windows."""
     text = torch.tensor(data.load(run["data"]).X, dtype=torch.long, device=run.device)
     fit, held_out = split_text(text, run.rng("split"), tuning=run.tuning)
     return ByteText(run, fit, *even_windows(held_out, run["block"], run["n_eval"]))

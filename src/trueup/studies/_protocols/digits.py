@@ -21,7 +21,7 @@ ACCURACY = Metric("accuracy", higher=True, worst=0.1, unit="%", label="test accu
 
 
 def nll(worst: float) -> Metric:
-    """Declare the negative log likelihood, scored ``worst`` where training diverged."""
+    """Declare the negative log likelihood, scored `worst` where training diverged."""
     return Metric("nll", higher=False, worst=worst, label="test NLL")
 
 
@@ -56,7 +56,7 @@ class Images:
 
         Args:
             epochs: passes over the training rows; a fraction stops within a pass.
-            schedule: ``schedule(optimizer, updates)`` makes the scheduler; ``None`` keeps the learning rate.
+            schedule: `schedule(optimizer, updates)` makes the scheduler; `None` keeps the learning rate.
             max_norm: limit of the global gradient norm.
         """
         updates = round(epochs * (len(self.X) // batch_size))
@@ -73,12 +73,12 @@ class Images:
 def load_images(run: Run, *, shape: tuple[int, ...] = (1, 8, 8), center: float | None = None) -> Images:
     """Load the study's images (8x8 digits by default), split by the seed.
 
-    Pixels are divided by the largest value of the data set. Then ``center`` is subtracted from them, or, if
-    it is ``None``, they are standardized by the mean and standard deviation of the training rows.
+    Pixels are divided by the largest value of the data set. Then `center` is subtracted from them, or, if
+    it is `None`, they are standardized by the mean and standard deviation of the training rows.
 
     Args:
-        run: read for the settings ``n_train``, ``n_test`` and, unless it is digits, ``data``.
-        shape: of one image; ``(-1,)`` flattens it.
+        run: read for the settings `n_train`, `n_test` and, unless it is digits, `data`.
+        shape: of one image; `(-1,)` flattens it.
         center: constant to subtract, in [0, 1]. Studies differ in it, and published numbers depend on it.
     """
     table = data.load(run.get("data", "digits"))

@@ -19,7 +19,7 @@ Mode: TypeAlias = Literal[
 
 
 def steps_to_separate(mode: Mode, lr: float, n: int, most: int = 20_000) -> int:
-    """Count the steps from zero, ``most`` at most, until the worst-case problem of n samples is separated."""
+    """Count the steps from zero, `most` at most, until the worst-case problem of n samples is separated."""
     X, y = worst_case_problem(n)
     descent = large_step_descent(y[:, None] * X, lr, mode)
     return next((t for t, (_, m) in enumerate(descent) if m.min() > 0 or t == most), most)
@@ -46,7 +46,7 @@ def from_limit(limits: Iterable[tuple[Mode, Mode]], first: int, second: int) -> 
 
 
 def steadier(method: str, other: str, metric: str, over: str, groups: Sequence[dict[str, Any]]) -> Contrast:
-    """Compare by which factor a metric varies over a sweep; the log of the ratio, averaged over ``groups``.
+    """Compare by which factor a metric varies over a sweep; the log of the ratio, averaged over `groups`.
 
     Args:
         over: the condition that is swept.

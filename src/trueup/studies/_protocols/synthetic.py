@@ -35,7 +35,7 @@ def toward(target: Tensor) -> Gradient:
 def spike_progress(make: Make, seed: int, max_norm: float = math.inf) -> float:
     """Return how far the entries that spikes hit move in 300 steps, relative to the same without spikes.
 
-    The gradients of a 30 x 30 weight are a constant plus noise, clipped at the global norm ``max_norm``. From
+    The gradients of a 30 x 30 weight are a constant plus noise, clipped at the global norm `max_norm`. From
     step 75 on, every 25th is a hundred times as large in the first five entries before it is clipped.
     """
 
