@@ -312,7 +312,7 @@ UNFIT: list[tuple[Callable[[], Any], str]] = [
     (lambda: asked(results(), gain="percent"), "gain must be 'difference' or 'ratio', got 'percent'"),
     (
         lambda: asked(pd.concat([results(), results()[:1]])),
-        "2 rows of arm 'sgd', seed 0, condition clean: one is expected; if one is a repeat, keep the",
+        "expected one row of arm 'sgd', seed 0, condition clean; got 2; if one is a repeat, keep the",
     ),
     (
         lambda: asked(results().query("not (arm == 'adamp' and seed in [3, 7])")),
@@ -456,7 +456,7 @@ def test_text_in_the_metric_is_named(tmp_path: Path) -> None:
         ("arm;seed;acc\nsgd;0;0.5\n", "separated by ';'; separate them by commas"),
         (
             "arm,seed,acc\nsgd,0,0,5\nsgd,1,0,6\n",
-            "more values than the header has columns; write decimals with a point",
+            "more values than the header has columns; use a decimal point",
         ),
         ('arm,seed,acc\n"sgd,0,0.5\n', "results.csv: not a CSV file"),
         (b"\xff\xfe\x00\x01", "results.csv: not a CSV file"),

@@ -1,4 +1,4 @@
-"""Load data sets, from the folder of fetched ones if need be."""
+"""Load data sets: those included in packages, and those fetched before, from the cache folder."""
 
 from __future__ import annotations
 

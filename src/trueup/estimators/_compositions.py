@@ -1,9 +1,9 @@
 """Log-ratio statistics of compositions: data known only up to a positive factor per sample.
 
 Proportions, counts at unknown depth and oxide percentages carry information only in the ratios of their
-parts. Every statistic here is unchanged when a sample is multiplied by a positive number. With C the centred
-log-ratios and Gamma their covariance (rank D - 1: its null vector is the vector of ones, by construction),
-partial correlations come from the pseudo-inverse
+parts. Every statistic here is unchanged when a sample is multiplied by a positive number. With Gamma the
+covariance of the centred log-ratios of D parts (rank D - 1: its null vector is the vector of ones), partial
+correlations come from its pseudo-inverse
 
     P = inv(Gamma + c 11'/D) - 11'/(c D)    for any c > 0,    r_ij = -P_ij / sqrt(P_ii P_jj),
 
@@ -11,7 +11,7 @@ and do not depend on a reference part, as correlations of log-ratios do.
 
 Ionas Erb, Partial correlations in compositional data analysis, Applied Computing and Geosciences 6 (2020),
 arXiv 1904.09480. The structural zero of Gamma is removed in closed form, by one Cholesky factorisation, which
-also has a gradient: a pseudo-inverse that decides by a cut-off can keep the zero and then explodes.
+also has a gradient. A pseudo-inverse with a cut-off may keep the zero by mistake, and its values explode.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ _RANK_LOST = (
 
 class RankLossError(ValueError):
     """The log-ratios are linearly dependent, so their covariance has no inverse."""
+
+
+# ---- the equation ----
 
 
 def log_ratio_precision(

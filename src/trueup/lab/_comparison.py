@@ -289,8 +289,8 @@ def read_results(path: str | Path) -> pd.DataFrame:
             header = pd.read_csv(path, header=None, nrows=1, **options).iloc[0].str.strip()
     except pd.errors.ParserWarning:
         raise ValueError(
-            f"{path}: the rows hold more values than the header has columns; write decimals with a point, "
-            "and text that holds a comma in quotation marks"
+            f"{path}: some rows have more values than the header has columns; use a decimal point, and quote "
+            "text that contains commas"
         ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a CSV file with a header line: {error}") from None
@@ -441,7 +441,7 @@ def _seed(seed: Any, i: int) -> Hashable:
 
 
 def _number(value: Any) -> float | None:
-    """Return a number, also from the text of a CSV file; `None` for anything else."""
+    """Convert a value, possibly the text of a CSV file, to a number; return `None` for anything else."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -468,7 +468,7 @@ def _check_pairs(
                 else ""
             )
             raise ValueError(
-                f"{count} rows of arm {arm!r}, {_place(seed, condition)}: one is expected{remedy}; "
+                f"expected one row of arm {arm!r}, {_place(seed, condition)}; got {count}{remedy}; "
                 "if one is a repeat, keep the first run of each seed"
             )
     seeds = tuple(dict.fromkeys(row.seed for row in rows))

@@ -46,7 +46,9 @@ def read(slug: str, folder: Path | None = None) -> dict[str, Any]:
     """
     path = (folder or FOLDER) / f"{slug}.json.gz"
     if not path.exists():
-        raise EvidenceError(f"no evidence of {slug} ships with this trueup: publish its verdict again")
+        raise EvidenceError(
+            f"no evidence of {slug} ships with this version of trueup: publish its verdict again"
+        )
     try:
         document: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
         found = document["format"]
@@ -56,7 +58,7 @@ def read(slug: str, folder: Path | None = None) -> dict[str, Any]:
     except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
         raise EvidenceError(f"{path} is damaged: {error}; restore it from the repository") from None
     if found > FORMAT:
-        raise EvidenceError(f"{path} is of format {found}, this trueup reads {FORMAT}: upgrade trueup")
+        raise EvidenceError(f"{path} has format {found}; this trueup reads {FORMAT}: upgrade trueup")
     return document
 
 
@@ -451,7 +453,7 @@ def difference(published: Any, now: Any) -> str | None:
 
 
 def _plain(value: object) -> Any:
-    """Return a value as it is after writing and reading: tuples become lists."""
+    """Return the value after a JSON round trip: tuples become lists."""
     return json.loads(json.dumps(value))
 
 

@@ -284,7 +284,7 @@ _NOTES = {  # the verdict rule's notes, as people read them
 
 
 def _with_head(outcome: str, claim: ClaimDocument, scale: str) -> str:
-    """Put the verdict before what was found, unless all is as claimed."""
+    """Put the verdict before the finding, unless the claim is reproduced."""
     found = _finding(claim)
     unlabelled = [f"{arm} " for arm in claim.get("arms") or [] if _label(claim, arm) == arm]
     started = found if found.startswith(tuple(unlabelled)) else _capital(found)
@@ -582,7 +582,7 @@ def _scaled(mean: float, low: float | None, high: float | None, claim: ClaimDocu
 
 
 def _rounded(values: Sequence[float]) -> list[str]:
-    """Round a mean, and the two ends of its interval if it has one, alike."""
+    """Format a mean, and the two ends of its interval if there is one, with the same number of decimals."""
     mean, low, high = values if len(values) == 3 else (values[0], None, None)
     return list(rounded(mean, low, high))[: len(values)]
 

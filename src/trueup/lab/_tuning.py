@@ -97,7 +97,7 @@ def edges(axes: Sequence[Axis], winner: Mapping[str, Value]) -> dict[str, Side]:
 
 
 def widen(axis: Axis, sides: set[Side]) -> Axis:
-    """Add one value at each side: by the grid's own ratio if all values are > 0, else by its step.
+    """Extend the grid by one value per given side: geometrically if all values are positive, else linearly.
 
     >>> widen(Axis("lr", (0.1, 0.3)), {"high"}).values
     (0.1, 0.3, 0.9)

@@ -347,7 +347,7 @@ def skewness(d: Sequence[float]) -> float | None:
 
 
 def missable_divergence(n: int) -> float | None:
-    """Return the rate of divergence that `n` runs without any exclude with 95 % confidence.
+    """Return the 95 % upper confidence limit of the divergence rate after `n` runs without a divergence.
 
     >>> round(missable_divergence(10), 2)
     0.26

@@ -62,7 +62,7 @@ def read(path: Path | None = None) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise LedgerError(f"{path} is not a ledger: {error}") from None
     if found > FORMAT:
-        raise LedgerError(f"{path} is of format {found}, this trueup reads {FORMAT}: upgrade trueup")
+        raise LedgerError(f"{path} has format {found}; this trueup reads {FORMAT}: upgrade trueup")
     return entries
 
 

@@ -50,6 +50,9 @@ __all__ = ["BatchChannelNorm1d", "BatchChannelNorm2d", "batch_channel_norm"]
 ChannelAffine = Literal["group", "channel"]
 
 
+# ---- the equation ----
+
+
 def batch_then_group_norm(
     x: Tensor,
     mean: Tensor,

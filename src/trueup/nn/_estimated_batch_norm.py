@@ -37,6 +37,9 @@ from trueup.nn._validation import (
 __all__ = ["EstimatedBatchNorm1d", "EstimatedBatchNorm2d", "estimated_batch_norm"]
 
 
+# ---- the equation ----
+
+
 def move_estimates(
     mean: Tensor, var: Tensor, batch_mean: Tensor, batch_var: Tensor, moving_speed: float | Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -644,7 +644,7 @@ class _AlwaysDivides(_EvoNormS):
 
 
 class EvoNorm2dS1a(_AlwaysDivides):
-    """timm's EvoNorm-S1a: as `EvoNorm2dS1`, but it also divides without activation.
+    """timm's EvoNorm-S1a: like `EvoNorm2dS1`, but it also divides if `apply_act=False`.
 
     >>> EvoNorm2dS1a(8, groups=4, apply_act=False)(torch.randn(1, 8, 5, 5)).shape
     torch.Size([1, 8, 5, 5])

@@ -34,6 +34,9 @@ __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d", "ghost_ba
 Remainder = Literal["merge", "keep", "drop_stats"]
 
 
+# ---- the equation ----
+
+
 def normalize_ghost_batches(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,7 +163,7 @@ def _update_running(
     ghosts: Ghosts,
     area: int,
 ) -> None:
-    """Update the running statistics as if by one ghost batch after the other, in closed form."""
+    """Update the running statistics as one update per ghost batch, in order, but in closed form."""
     count = sum(run for run, _ in ghosts)
     if count == 0:
         return

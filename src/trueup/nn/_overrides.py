@@ -44,7 +44,7 @@ def overridden_attributes(cls: type[nn.Module], kind: type[nn.Module]) -> list[s
 
 
 def own_methods(module: nn.Module) -> list[str]:
-    """Return the methods of its class that are overridden on this one object.
+    """Return the methods that are overridden on this object rather than in its class.
 
     >>> relu = nn.ReLU()
     >>> relu.forward = lambda x: x

@@ -7,6 +7,7 @@ channels are scaled first:
 
     u = x / sqrt(mean_group(x^2) + group_eps)    z = u / sqrt(psi^2 + eps)    y = weight * z + bias
     dL/du = (g - nu z) / sqrt(psi^2 + eps)       g = weight * dL/dy
+    psi^2 <- alpha_fwd psi^2 + (1 - alpha_fwd) mean(u^2)
     nu <- nu + (1 - alpha_bkw) * mean((g - nu z) z)
 
 Shen, Yao, Gholami, Mahoney, Keutzer: PowerNorm, ICML 2020, arXiv 2003.07845, which writes the same rule as
@@ -33,6 +34,9 @@ from trueup.nn._validation import check_eps, check_int, check_unit_interval
 __all__ = ["PowerNorm1d", "PowerNorm2d", "power_norm"]
 
 Variant = Literal["paper", "official"]
+
+
+# ---- the equation ----
 
 
 def scale_groups(x: Float[Tensor, "tokens channels"], groups: int, eps: float) -> Tensor:

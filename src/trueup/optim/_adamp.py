@@ -29,9 +29,14 @@ from trueup.optim._projection import invariant_row_norms, project_and_decay, pro
 from trueup.optim._routes import Flat, Group, RoutedOptimizer, State, Tensors, Weight, scalar
 from trueup.optim._validation import check_decays, check_range
 
+# ---- the equation ----
+
 
 def adamp(w: Weight, g: Weight, state: State, group: Group) -> tuple[Weight, State]:
-    """Return the weight and the state after one step by the gradient `g`, as the equations above state it."""
+    """Return the weight and the state after one step by the gradient `g`.
+
+    The specification: both routes of the class below are tested against it, and benchmarks take it as a peer.
+    """
     lr, eps, (beta1, beta2) = group["lr"], group["eps"], group["betas"]
     t = state["step"] + 1
     m = beta1 * state["exp_avg"] + (1 - beta1) * g

@@ -2,8 +2,8 @@
 
 A drifting gradient norm makes Adam's step size drift. Per tensor, at its t-th step, with norm n:
 
-    N1 <- g1 N1 + (1 - g1) n,    N2 <- g2 N2 + (1 - g2) n^2
-    g <- g / n * N1 / (1 - g1^t) / (sqrt(N2 / (1 - g2^t)) + eps)
+    N1 <- gamma1 N1 + (1 - gamma1) n,    N2 <- gamma2 N2 + (1 - gamma2) n^2
+    g <- g / n * (N1 / (1 - gamma1^t)) / (sqrt(N2 / (1 - gamma2^t)) + eps)
 
 Huang et al.: Stable-SPAM, 2025, arXiv 2502.17055, section 4.2. The averages are kept in float32 or better.
 """

@@ -26,9 +26,14 @@ from trueup.optim._projection import invariant_row_norms, project_and_decay, pro
 from trueup.optim._routes import Flat, Group, RoutedOptimizer, State, Tensors, Weight, scalar
 from trueup.optim._validation import check_range, check_variant
 
+# ---- the equation ----
+
 
 def sgdp(w: Weight, g: Weight, state: State, group: Group) -> tuple[Weight, State]:
-    """Return the weight and the state after one step by the gradient `g`, as the equations above state it."""
+    """Return the weight and the state after one step by the gradient `g`.
+
+    The specification: both routes of the class below are tested against it, and benchmarks take it as a peer.
+    """
     lr, momentum, nesterov = group["lr"], group["momentum"], group["nesterov"]
     b = momentum * state["momentum"] + (1 - group["dampening"]) * g
     d = g + momentum * b if nesterov else b

@@ -30,9 +30,14 @@ from trueup.optim._gradient_norms import norm_of, norms_of
 from trueup.optim._routes import Flat, Group, RoutedOptimizer, State, Tensors, Weight, multiply_each, scalar
 from trueup.optim._validation import check_count, check_decays, check_range
 
+# ---- the equation ----
+
 
 def spam(w: Weight, g: Weight, state: State, group: Group) -> tuple[Weight, State]:
-    """Return the weight and the state after one step by the gradient `g`, as the equations above state it."""
+    """Return the weight and the state after one step by the gradient `g`.
+
+    The specification: both routes of the class below are tested against it, and benchmarks take it as a peer.
+    """
     lr, eps, (beta1, beta2) = group["lr"], group["eps"], group["betas"]
     t, m, v = state["step"] + 1, state["exp_avg"], state["exp_avg_sq"]
     clips, resets, s = schedule(group, t)

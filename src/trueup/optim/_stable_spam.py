@@ -7,12 +7,12 @@ Adam's moments are zeroed every T steps:
 
     g <- AdaGN(AdaClip(g)),   m = v = k = 0 if t mod T == 0,   k <- k + 1
     m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
-    w <- w (1 - lr wd) - lr / (1 - b1^k) m / (sqrt(v / (1 - b2^k)) + eps)
+    w <- w (1 - lr wd) - lr (m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + eps)
 
 Huang et al.: Stable-SPAM, 2025, arXiv 2502.17055. The official code, `variant="official"`, has one counter: a
-reset also restarts AdaClip's, which all but disables it for the next 1 / (1 - g3) steps, and the step itself
-still uses the old moments. Other departures: averages and moments are kept in float32 or better, a gradient
-that is not finite skips its tensor, `p.grad` is not changed, and the schedule never rises again.
+reset also restarts AdaClip's, which all but disables it for the next 1 / (1 - gamma3) steps, and the step
+itself still uses the old moments. Other departures: averages and moments are kept in float32 or better, a
+gradient that is not finite skips its tensor, `p.grad` is not changed, and the schedule never rises again.
 """
 
 from __future__ import annotations
@@ -33,9 +33,14 @@ from trueup.optim._gradient_norms import largest_entries, largest_entry, norms_o
 from trueup.optim._routes import Flat, Group, RoutedOptimizer, State, Tensors, Weight, multiply_each, scalar
 from trueup.optim._validation import check_count, check_decays, check_range, check_variant
 
+# ---- the equation ----
+
 
 def stable_spam(w: Weight, g: Weight, state: State, group: Group) -> tuple[Weight, State]:
-    """Return the weight and the state after one step by the gradient `g`, as the equations above state it."""
+    """Return the weight and the state after one step by the gradient `g`.
+
+    The specification: both routes of the class below are tested against it, and benchmarks take it as a peer.
+    """
     lr, eps, beta2, new = group["lr"], group["eps"], group["betas"][1], dict(state)
     new["total_step"] = state["total_step"] + 1
     beta1, gammas, resets, t = schedule(group, new["total_step"], state["step"] + 1)

@@ -1,4 +1,5 @@
-"""Can a net whose weights are standardised and scaled do without batch norm, and learn from single images?
+"""Test whether a net with scaled standardized weights can do without batch norm, and learn at batch size 1.
+
 The layer of Zhuang, Lyu 2024, arXiv 2306.05879; nothing here is federated yet."""
 
 from __future__ import annotations

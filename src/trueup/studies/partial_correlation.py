@@ -1,5 +1,6 @@
-"""Are partial correlations of compositional data independent of the reference and of closure, unlike ordinary
-ones? Erb 2020, arXiv 1904.09480. All claims are exact: real tables, no seeds."""
+"""Test whether partial correlations of compositional data are independent of the reference and of closure.
+
+Ordinary ones are not. Erb 2020, arXiv 1904.09480. All claims are exact: real tables, no seeds."""
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ def against_regression(method: str, table: str) -> float:
 
 
 def subcomposition(statistic: str, table: str) -> float:
-    """Compute how far the largest change of a pair's value without one part falls short of 0.1."""
+    """Return 0.1 minus the largest change of any pair's statistic when a part is left out; at least 0."""
     X = parts(table)
 
     def values(Z: Matrix) -> Matrix:

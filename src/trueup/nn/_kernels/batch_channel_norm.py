@@ -129,7 +129,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        """Layers side by side are one layer with as many times the channels and the groups."""
+        """Fold the mapped dimension into the channels and groups."""
         x, plan, *vectors = args
         x, *vectors = fold_vmap_dim(info.batch_size, (x, *vectors), (in_dims[0], *in_dims[2:]))
         plan = replace(plan, num_groups=info.batch_size * plan.num_groups)

@@ -78,7 +78,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        """Layers side by side are one layer with as many times the channels."""
+        """Fold the mapped dimension into the channels."""
         x, *options, weight, bias = args
         folded = fold_vmap_dim(info.batch_size, (x, weight, bias), (in_dims[0], *in_dims[-2:]))
         outputs = _Normalize.apply(folded[0], *options, *folded[1:])  # type: ignore[no-untyped-call]

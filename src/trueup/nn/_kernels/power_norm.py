@@ -121,7 +121,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        """Treat mapped layers as one layer with as many times the channels and groups."""
+        """Fold the mapped dimension into the channels and groups."""
         *tensors, eps, process_group = args
         if in_dims[-3] is None:
             raise ValueError(
