@@ -200,7 +200,7 @@ def test_what_cannot_be_parametrised_is_refused_and_left_alone(
 
 def test_an_error_in_the_second_layer_leaves_the_first_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1, groups=4))
-    with pytest.raises(ValueError, match="at least 2 values a filter"):
+    with pytest.raises(ValueError, match="at least 2 values per filter"):
         parametrize_weights(model, WeightStandardization, inplace=True)
     assert parametrised(model) == []
 
