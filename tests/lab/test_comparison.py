@@ -202,7 +202,7 @@ def test_a_mapping_of_columns_is_as_good_as_a_frame() -> None:
 def test_conditions_may_be_named() -> None:
     frame = results().rename(columns={"condition": "noise"})
     with pytest.raises(
-        ValueError, match=r"expected one row of arm 'sgd', seed 0; got 2; .* pass conditions= \(--condition\): noise"
+        ValueError, match=r"one row of arm 'sgd', seed 0; got 2; .* pass conditions= \(--condition\): noise"
     ):
         asked(frame)
     named = asked(frame, conditions="noise")

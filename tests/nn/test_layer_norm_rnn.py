@@ -520,7 +520,7 @@ def test_bad_options() -> None:
         LayerNormLSTM(2, 3, variant="code")
     with pytest.raises(ValueError, match=r'variant="official" adds the bias .*: pass bias=True'):
         LayerNormLSTM(2, 3, bias=False, variant="official")
-    with pytest.raises(TypeError, match=r"LayerNormGRUCell.* unexpected keyword argument 'variant'"):
+    with pytest.raises(TypeError, match=r"LayerNormGRU\.__init__.* unexpected keyword argument 'variant'"):
         LayerNormGRU(2, 3, variant="official")
     with pytest.raises(TypeError, match="positional"):
         LayerNormLSTM(2, 3, 1, True, False, 0.0, False, 0)  # torch's proj_size

@@ -485,7 +485,8 @@ class _EvoNormS(_EvoNorm):
                     f"group_size={group_size}: pass a divisor of {num_features}"
                 )
             groups = num_features // group_size
-        elif variant == "official" and groups >= 1:
+        elif variant == "official":
+            check_int("groups", groups, 1)
             groups = _nearest_divisor(num_features, groups)
         _check_groups(name, num_features, groups)
         self.groups = groups

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from trueup._numerics.upcasting import upcast
 from trueup.nn._recurrent_cell import Cell, State
+from trueup.nn._validation import check_choice
 
 __all__ = ["LayerNormGRUCell", "LayerNormLSTMCell", "LayerNormRNNCell"]
 
@@ -158,8 +159,7 @@ class LayerNormLSTMCell(Cell):
         variant: Variant = "paper",
     ) -> None:
         super().__init__(input_size, hidden_size, bias, device, dtype, eps)
-        if variant not in get_args(Variant):
-            raise ValueError(f"variant must be one of {get_args(Variant)}; got {variant!r}")
+        check_choice("variant", variant, get_args(Variant))
         if variant == "official" and not bias:
             raise ValueError(
                 'variant="official" adds the bias inside a norm, and bias=False leaves none: pass bias=True'

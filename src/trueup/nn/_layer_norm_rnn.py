@@ -367,6 +367,23 @@ class LayerNormGRU(Recurrent):
 
     cell_type = LayerNormGRUCell
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        eps: float = 1e-5,
+    ) -> None:
+        shape = input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
+        super().__init__(*shape, device, dtype, eps=eps)
+
     def forward(
         self,
         input: Inputs,

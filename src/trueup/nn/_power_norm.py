@@ -14,7 +14,8 @@ Shen, Yao, Gholami, Mahoney, Keutzer: PowerNorm, ICML 2020, arXiv 2003.07845, wh
 nu <- nu (1 - (1 - alpha) mean(z^2)) + (1 - alpha) mean(g z). The buffer `ema_gz` is nu / (1 - alpha_bkw), as
 in the official code. From that code come the group scaling and a warm-up in which psi^2 is the batch's own,
 psi_B^2. It divides the gradient by psi_B after the warm-up too, though the forward pass divides by the
-running psi: `variant="official"` does so, while the default has the same psi in both, as in the paper.
+running psi: `variant="official"` does so and gave the published results, while the default has the same psi
+in both, as in the paper.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from torch.distributed import ProcessGroup
 from trueup._numerics.recomputation import is_recomputing, snapshot
 from trueup._numerics.upcasting import upcast
 from trueup.nn._kernels.power_norm import batch_statistics, normalize
-from trueup.nn._validation import check_eps, check_int, check_unit_interval
+from trueup.nn._validation import check_choice, check_eps, check_int, check_unit_interval
 
 __all__ = ["PowerNorm1d", "PowerNorm2d", "power_norm"]
 
@@ -234,8 +235,7 @@ def _check_options(
             f"power norm needs num_features divisible by group_num; got num_features={features}, "
             f"group_num={group_num}: pass a divisor, say the number of attention heads"
         )
-    if variant not in get_args(Variant):
-        raise ValueError(f"variant must be one of {get_args(Variant)}; got {variant!r}")
+    check_choice("variant", variant, get_args(Variant))
 
 
 class _PowerNorm(nn.Module):
@@ -260,7 +260,6 @@ class _PowerNorm(nn.Module):
         group_scaling: bool = True,
         group_eps: float = 1e-5,
         variant: Variant = "paper",
-        batch_first: bool = True,
         process_group: ProcessGroup | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -278,7 +277,6 @@ class _PowerNorm(nn.Module):
         self.group_scaling = group_scaling
         self.group_eps = group_eps
         self.variant: Variant = variant
-        self.batch_first = batch_first
         self.process_group = process_group
         for name in ("weight", "bias"):
             values = torch.empty(num_features, device=device, dtype=dtype)
@@ -327,6 +325,7 @@ class _PowerNorm(nn.Module):
         return (
             f"{self.num_features}, eps={self.eps}, alpha_fwd={self.alpha_fwd}, alpha_bkw={self.alpha_bkw}, "
             f"affine={self.affine}, warmup_iters={self.warmup_iters}{groups}"
+            + (", variant='official'" if self.variant == "official" else "")
         )
 
 
@@ -373,6 +372,41 @@ class PowerNorm1d(_PowerNorm):
     torch.Size([2, 3, 8])
     """
 
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        *,
+        alpha_fwd: float = 0.9,
+        alpha_bkw: float = 0.9,
+        affine: bool = True,
+        warmup_iters: int = 10000,
+        group_num: int = 1,
+        group_scaling: bool = True,
+        group_eps: float = 1e-5,
+        variant: Variant = "paper",
+        batch_first: bool = True,
+        process_group: ProcessGroup | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            num_features,
+            eps,
+            alpha_fwd=alpha_fwd,
+            alpha_bkw=alpha_bkw,
+            affine=affine,
+            warmup_iters=warmup_iters,
+            group_num=group_num,
+            group_scaling=group_scaling,
+            group_eps=group_eps,
+            variant=variant,
+            process_group=process_group,
+            device=device,
+            dtype=dtype,
+        )
+        self.batch_first = batch_first
+
     @classmethod
     def from_module(cls, module: nn.Module, **options: Any) -> PowerNorm1d:
         """Build a layer of the size of a `LayerNorm` over one dimension; `trueup.nn.convert` calls this.
@@ -409,8 +443,8 @@ class PowerNorm1d(_PowerNorm):
 class PowerNorm2d(_PowerNorm):
     """Power normalisation of `(N, C, H, W)`, in the place of `torch.nn.BatchNorm2d`; pixels are tokens.
 
-    Arguments, state, errors and source are those of `PowerNorm1d`; `batch_first` has no effect. The memory
-    format is kept; channels last is the faster one.
+    Arguments but `batch_first`, state, errors and source are those of `PowerNorm1d`. The memory format stays;
+    channels last is faster.
 
     >>> layer = PowerNorm2d(8)
     >>> layer(torch.randn(4, 8, 5, 5)).shape

@@ -5,7 +5,7 @@ A weight before a normalisation only grows, momentum makes it grow faster, and i
 from their update its part along the weight (`_projection.py`), and decays them only `wd_ratio` times as much:
 
     m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2
-    u = m / (sqrt(v) / sqrt(1 - b2^t) + eps),    (u, r) = project_radial(w, g, u)
+    u = m / (sqrt(v) / sqrt(1 - b2^t) + eps),    (u, r) = project(w, g, u)
     w <- w (1 - lr wd r) - lr / (1 - b1^t) u
 
 Heo, Chun, Oh, Han, Yun, Kim, Uh, Ha: AdamP, ICLR 2021, arXiv 2006.08217, algorithm 2. Departures from the
@@ -25,7 +25,7 @@ from torch.optim.optimizer import ParamsT
 from trueup._numerics.flat_chunks import Scratch, chunks
 from trueup._numerics.upcasting import upcast_dtype
 from trueup.optim._bias_correction import bias_corrections
-from trueup.optim._projection import invariant_row_norms, project_and_decay, project_radial, projected_chunks
+from trueup.optim._projection import invariant_row_norms, project, project_and_decay, projected_chunks
 from trueup.optim._routes import Flat, Group, RoutedOptimizer, State, Tensors, Weight, scalar
 from trueup.optim._validation import check_decays, check_range
 
@@ -43,7 +43,7 @@ def adamp(w: Weight, g: Weight, state: State, group: Group) -> tuple[Weight, Sta
     v = beta2 * state["exp_avg_sq"] + (1 - beta2) * g**2
     u = beta1 * m + (1 - beta1) * g if group["nesterov"] else m
     u = u / (v.sqrt() / (1 - beta2**t).sqrt() + eps)
-    u, r = project_radial(w, g, u, group["delta"], group["wd_ratio"], eps)
+    u, r = project(w, g, u, group["delta"], group["wd_ratio"], eps)
     w = w * (1 - lr * group["weight_decay"] * r) - lr / (1 - beta1**t) * u
     return w, {"step": t, "exp_avg": m, "exp_avg_sq": v}
 

@@ -11,8 +11,8 @@ The test runs on all output channels at once (every row must pass), then on the 
 official code n is not exactly of unit length, so a fraction 2 eps / ||w|| of the component remains. Departure
 from the official code: dots and norms are accumulated in float32 for bfloat16 and float16 tensors.
 
-`project_radial` states the projection for one tensor. It runs the foreach route's code; the single-tensor
-route reads values instead, in chunks.
+`project_radial` is the public form for one tensor. It runs the foreach route's code; the single-tensor route
+reads values instead, in chunks.
 """
 
 from __future__ import annotations
@@ -29,6 +29,26 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from trueup._numerics.flat_chunks import CHUNK_SIZE, Scratch, chunks, row_chunks
 from trueup._numerics.upcasting import upcast, upcast_dtype
+
+# ---- the equation ----
+
+
+def project(
+    w: Tensor, g: Tensor, u: Tensor, delta: float, wd_ratio: float, eps: float
+) -> tuple[Tensor, float]:
+    """Return the projected update and the factor for weight decay; both routes are tested against it."""
+    if w.dim() > 1 and w.numel():
+        for rows in (w.size(0), 1):
+            w_rows, g_rows, u_rows = (upcast(t).reshape(rows, -1) for t in (w, g, u))
+            w_norm, g_norm = (t.norm(dim=1).clamp(min=eps) for t in (w_rows, g_rows))
+            cosine = (w_rows * g_rows).sum(1).abs() / (w_norm * g_norm)
+            if bool((cosine < delta / math.sqrt(w_rows.size(1))).all()):
+                n = w_rows / (w_rows.norm(dim=1, keepdim=True) + eps)
+                return (u_rows - n * (n * u_rows).sum(1, keepdim=True)).view_as(w), wd_ratio
+    return u, 1.0
+
+
+# ---- as a function ----
 
 
 def project_radial(

@@ -4,12 +4,13 @@ As AdamP, for SGD: the update d loses its part along the weight where the gradie
 scale-invariant (`_projection.py`), and such weights decay only `wd_ratio` times as much:
 
     b <- momentum b + (1 - dampening) g,    d = g + momentum b  (nesterov)  or  b
-    (d, r) = project_radial(w, g, d),    w <- w (1 - lr wd r / (1 - momentum)) - lr d
+    (d, r) = project(w, g, d),    w <- w (1 - lr wd r / (1 - momentum)) - lr d
 
 Heo, Chun, Oh, Han, Yun, Kim, Uh, Ha: AdamP, ICLR 2021, arXiv 2006.08217, algorithm 1. The buffer starts at
 zero, so the first gradient is dampened too, unlike in `torch.optim.SGD`; the factor 1 / (1 - momentum)
 turns SGD's L2 coefficient into its decoupled equivalent. Without nesterov the official code projects the
-buffer b itself, because d is b; `variant="official"` does so, the default projects d alone. The other
+buffer b itself, because d is b: the published results come from `variant="official"`, which does so, while
+the default projects d alone. The other
 departures are those of `_adamp.py`.
 """
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from trueup._numerics.flat_chunks import Scratch, chunks
-from trueup.optim._projection import invariant_row_norms, project_and_decay, project_radial, projected_chunks
+from trueup.optim._projection import invariant_row_norms, project, project_and_decay, projected_chunks
 from trueup.optim._routes import Flat, Group, RoutedOptimizer, State, Tensors, Weight, scalar
 from trueup.optim._validation import check_range, check_variant
 
@@ -37,7 +38,7 @@ def sgdp(w: Weight, g: Weight, state: State, group: Group) -> tuple[Weight, Stat
     lr, momentum, nesterov = group["lr"], group["momentum"], group["nesterov"]
     b = momentum * state["momentum"] + (1 - group["dampening"]) * g
     d = g + momentum * b if nesterov else b
-    d, r = project_radial(w, g, d, group["delta"], group["wd_ratio"], group["eps"])
+    d, r = project(w, g, d, group["delta"], group["wd_ratio"], group["eps"])
     if group["variant"] == "official" and not nesterov:
         b = d
     return w * (1 - lr * group["weight_decay"] * r / (1 - momentum)) - lr * d, {"momentum": b}
