@@ -99,7 +99,7 @@ def _card(paper: papers.Paper, entry: dict[str, Any] | None) -> str:
         "## Claims and verdicts",
         _verdicts(paper, entry),
         "## Fidelity",
-        f"`{paper.fidelity}`: {FIDELITY[paper.fidelity]}. Held against {paper.reference}.",
+        f"`{paper.fidelity}`: {FIDELITY[paper.fidelity]}. Checked against {paper.reference}.",
     ]
     if paper.reconstructed:
         parts.append("!!! warning\n    The equations of this method are a reconstruction.")
@@ -141,7 +141,7 @@ def _verdicts(paper: papers.Paper, entry: dict[str, Any] | None) -> str:
 
 
 def _claim(name: str, outcome: str, primary: bool, origin: str, text: str) -> str:
-    """A line of what it is, and below it what it says or what came out."""
+    """Return a line with the claim's kind and outcome, and below it its statement or its result."""
     word = outcome and f"*{outcome_words(outcome, 'desk')}*"
     head = [f"**{name}**", word, "primary" if primary else "secondary", ORIGIN[origin]]
     return f"{' · '.join(filter(None, head))}  \n{text}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import pkgutil
 import re
 import subprocess
 import sys
@@ -46,6 +47,33 @@ def test_areas_load_when_used_and_unknown_names_do_not() -> None:
 def test_version_is_the_one_in_the_changelog_or_newer() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", trueup.__version__)
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_area_says_what_is_public() -> None:
+    packages = {path.parent.name for path in (ROOT / "src/trueup").glob("*/__init__.py")}
+    assert {name for name in packages if not name.startswith("_")} - {"cli", "studies"} <= set(AREAS)
+
+
+@pytest.mark.parametrize("area", [area for area in AREAS if area != "lab"])
+def test_modules_of_an_area_are_private(area: str) -> None:
+    names = {
+        module.name for module in pkgutil.iter_modules(importlib.import_module(f"trueup.{area}").__path__)
+    }
+    assert all(name.startswith("_") for name in names)
+
+
+@pytest.mark.parametrize(("area", "name"), PUBLIC, ids=[f"{area}.{name}" for area, name in PUBLIC])
+def test_no_public_name_hides_a_module(area: str, name: str) -> None:
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(f"trueup.{area}.{name}")
+
+
+def test_without_the_cli_extra_only_the_command_line_is_missing() -> None:
+    code = (
+        "import sys; sys.modules['typer'] = None\n"
+        "import trueup; [getattr(trueup, name) for name in dir(trueup)]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(("area", "name"), PUBLIC, ids=[f"{area}.{name}" for area, name in PUBLIC])
@@ -102,12 +130,12 @@ def test_tracked_files_name_no_machine() -> None:
     assert not found, "\n".join(found)
 
 
-def test_no_room_is_a_drawer() -> None:
-    drawers = {"utils.py", "common.py", "helpers.py", "base.py", "misc.py"}
+def test_no_module_has_a_name_without_meaning() -> None:
+    vague = {"utils.py", "common.py", "helpers.py", "base.py", "misc.py"}
     ours = [
         path for path in _tracked() if "stub" not in path.parts
     ]  # a stub has the names of what it replaces
-    assert not [path for path in ours if path.name in drawers]
+    assert not [path for path in ours if path.name in vague]
 
 
 def test_every_extra_that_ci_installs_is_pinned() -> None:

@@ -16,5 +16,6 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def __dir__() -> list[str]:
-    modules = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
-    return sorted([*modules, "__version__"])
+    modules = {module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")}
+    # the command line needs an extra, and studies are loaded by the lab
+    return sorted({*modules, "__version__"} - {"cli", "studies"})

@@ -94,7 +94,7 @@ def kinds(slug: str, adapters: Path = ADAPTERS) -> dict[str, Adapter]:
 
 
 def check(reference: Reference, adapters: Mapping[str, Adapter]) -> None:
-    """Run the case's adapter and compare every reference key; all differences are told at once."""
+    """Run the case's adapter and compare every reference key; all differences are reported at once."""
     if reference.kind not in adapters:
         raise Mismatch(f"no adapter for kind {reference.kind!r}; {reference.slug} has {sorted(adapters)}")
     if not reference.expected:

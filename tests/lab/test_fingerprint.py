@@ -18,7 +18,7 @@ from trueup.lab._engine import StudyRef
 from trueup.lab._fingerprint import _closure, cell_fingerprint, code_fingerprint, verdict_fingerprint
 from trueup.lab._spec import StudyError
 
-ROOM = {
+LIBRARY = {
     "trueup/__init__.py": (
         "'''Areas.'''\nimport importlib\n__version__ = '0.1'\n_AREAS = ('nn', 'lab', 'data')\n"
         "def __getattr__(name):\n    if name in _AREAS:\n"
@@ -84,7 +84,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     monkeypatch.setattr(fingerprint, "_SOURCE", tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     tree = Tree(tmp_path)
-    tree.write(ROOM)
+    tree.write(LIBRARY)
     return tree
 
 

@@ -93,10 +93,20 @@ def test_the_kernel_equals_the_equation(layout: str) -> None:
     x, (mean, var, *parameters) = torch.randn(3, 4, 5).double(), torch.rand(6, 4).double() + 0.5
     if layout == "channels_last":
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
-    options = {"channel_weight": parameters[2][:2], "channel_bias": parameters[3], "num_groups": 2}
-    y = batch_channel_norm(x, mean, var, *parameters[:2], eps=1e-2, batch_eps=0.1, **options)
     parameters[2] = parameters[2][:2]
-    torch.testing.assert_close(y, batch_then_group_norm(x, mean, var, parameters, 2, 1e-2, 0.1))
+    inputs = [t.requires_grad_() for t in (x, *parameters)]
+    options = {"channel_weight": parameters[2], "channel_bias": parameters[3], "num_groups": 2}
+    for training in (False, True):
+        if training:
+            mean, var = x.mean((0, 2)), x.var((0, 2), correction=0)
+        running = mean.detach().clone(), var.detach().clone()
+        y = batch_channel_norm(
+            x, *running, *parameters[:2], training=training, eps=1e-2, batch_eps=0.1, **options
+        )
+        want = batch_then_group_norm(x, mean, var, parameters, 2, 1e-2, 0.1)
+        torch.testing.assert_close(y, want)
+        upstream = torch.randn_like(want)
+        torch.testing.assert_close(*(torch.autograd.grad(out, inputs, upstream) for out in (y, want)))
 
 
 def test_running_statistics_of_batches_are_torchs() -> None:

@@ -86,9 +86,12 @@ def test_the_kernels_equal_the_equation(dtype: torch.dtype, layout: str) -> None
     )
     if layout == "channels_last":
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
     y = ghost_batch_norm(x, None, None, weight, bias, training=True, ghost_batch_size=4)
     want, _, _ = normalize_ghost_batches(x.unflatten(0, (2, 4)), weight, bias, 1e-5)
     torch.testing.assert_close(y, want)
+    upstream = torch.randn_like(want)
+    torch.testing.assert_close(*(torch.autograd.grad(out, inputs, upstream) for out in (y, want)))
 
 
 @given(

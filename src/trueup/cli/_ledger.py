@@ -41,10 +41,10 @@ def show(context: typer.Context) -> None:
     if not entries:
         console.print("nothing is published yet; `trueup run SLUG`, then `trueup ledger publish SLUG`")
         return
-    primary = sum(c["primary"] and c["kind"] == "statistical" for e in entries.values() for c in e["claims"])
+    primary, false_wins = ledger.expected_false_wins(entries)
     console.print(
-        f"{primary} primary statistical claims, each a false win with a chance of at most 0.025: "
-        f"expect {primary * 0.025:.2f} false wins.\n"
+        f"{primary} primary statistical claims, each a false win with a chance of at most "
+        f"{ledger.FALSE_WIN}: expect {false_wins:.2f} false wins.\n"
         "q: the expected share of false wins among the published claims that do at least as well."
     )
     q = ledger.q_values(entries)

@@ -1,4 +1,4 @@
-"""Judgements as sentences: what came out, by how much, how sure, and on what.
+"""Judgements as sentences: the finding, its size, its interval, and what it was tested on.
 
 Every function takes plain values or a claim of the outcome document (a dictionary) and returns text; it shows
 only numbers of the verdict rule. Intervals come with their true level, and a contradiction with the scale of
@@ -103,7 +103,7 @@ def contrast_label(part: ClaimDocument, higher: bool | None = None) -> str:
 
 
 def claim_sentence(claim: ClaimDocument, scale: str) -> str:
-    """Say in one short sentence what came out of a claim, by how much and how sure.
+    """State the finding of a claim in one short sentence, with its size and its interval.
 
     >>> claim = {"kind": "exact", "statement": "Rows add up", "outcome": "reproduced", "tolerance": 1e-8,
     ...     "instances": [{"name": "a", "deviation": 4e-14, "holds": True}],
@@ -300,7 +300,7 @@ def _without_result(claim: ClaimDocument) -> bool:
 
 
 def _finding(claim: ClaimDocument) -> str:
-    """Say what came out, in short: without seeds and minimum effect."""
+    """State the finding in short, without seeds and minimum effect."""
     statement = str(claim["statement"]).strip().rstrip(".")
     if _without_result(claim):
         return claim.get("note") or statement

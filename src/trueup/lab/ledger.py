@@ -27,6 +27,7 @@ except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 FORMAT = 2
+FALSE_WIN = 0.025  # one-sided error of a primary claim
 MARK = "<!-- ledger -->"
 SHIPPED = Path(__file__).parent.parent / "ledger.json"
 
@@ -334,6 +335,13 @@ def current_fingerprints(published: Mapping[str, Any]) -> set[str]:
     return current
 
 
+def expected_false_wins(entries: Mapping[str, Any]) -> tuple[int, float]:
+    """Return the number of primary statistical claims, and the expected false wins among them."""
+    claims = (claim for published in entries.values() for claim in published["claims"])
+    number = sum(claim["primary"] and claim["kind"] == "statistical" for claim in claims)
+    return number, FALSE_WIN * number
+
+
 def q_values(entries: Mapping[str, Any]) -> dict[tuple[str, str], float]:
     """Compute Benjamini-Hochberg q-values of all published primary statistical claims, by (slug, claim)."""
     keys = [
@@ -360,7 +368,7 @@ def readme_table(entries: Mapping[str, Any], papers: Sequence[Any]) -> str:
         *("", "| area | available | verdicts |", "| --- | --- | --- |"),
         *(f"| `{name}` | {_available(part)} | {_tally(entries, part)} |" for name, part in areas.items()),
         "",
-        "Every verdict and what came out: `trueup ledger`, the page *Ledger* of the site (`make docs`), "
+        "Every verdict with its effect: `trueup ledger`, the page *Ledger* of the site (`make docs`), "
         "or [as data](src/trueup/ledger.json).",
     ]
     return "\n".join(lines)
@@ -381,7 +389,7 @@ def full_table(entries: Mapping[str, Any], papers: Sequence[Any]) -> str:
 
     Names link to the method cards, seen from the root of the documentation (`methods/adamp.md`).
     """
-    lines = ["| paper | verdict | its control | what came out |", "| --- | --- | --- | --- |"]
+    lines = ["| paper | verdict | its control | result |", "| --- | --- | --- | --- |"]
     for paper in papers:
         if paper.state != "available":
             continue

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 
 def reference(target: str) -> StudyRef:
+    """Return the study of a paper's slug or of a study file.
+
+    Raises:
+        ValueError: an unknown or planned paper, another kind of file, or a study file with a paper's slug.
+        FileNotFoundError: there is no such study file.
+    """
     from trueup.lab._engine import StudyRef
 
     known = {paper.slug for paper in papers.CATALOGUE}

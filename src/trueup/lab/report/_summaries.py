@@ -12,12 +12,12 @@ from scipy import stats
 
 from trueup.lab import _sentences as sentences
 from trueup.lab._formatting import fixed, rounded
+from trueup.lab.ledger import FALSE_WIN
 from trueup.lab.report._phrases import value_text
 
 Doc: TypeAlias = Mapping[str, Any]
 
 LEVEL = 0.95  # of an arm's own interval; a claim's interval has the level of its look
-FALSE_WIN = 0.025  # one-sided error of a primary claim
 
 EMPTY: dict[str, Any] = {
     "question": "",
