@@ -31,7 +31,7 @@ def uses_single_tensor_route(param: Tensor, foreach: bool | None) -> bool:
     """Return whether `param` takes the single-tensor route, and not the foreach route.
 
     `foreach` is the optimizer's argument: True means the foreach route everywhere. Accelerators always take
-    it, and so do tensor subclasses such as DTensor: the single-tensor route reads values and addresses memory.
+    it, and so do tensor subclasses such as DTensor: the single-tensor route reads values and uses addresses.
     """
     if is_traceable_wrapper_subclass(param):
         return False

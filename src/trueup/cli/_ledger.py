@@ -266,9 +266,9 @@ def certify(
     """Show that refactored code computes what was published, without a full run. For maintainers.
 
     Run it in a git checkout with everything under src/ committed. A sample of each study's cells is computed
-    twice on this machine, by the published commit and by the present code: two seeds of each look, every
-    trial at one seed, the best two trials at all seeds, and every exact claim. Cost claims are measured
-    again. The seeds in the sample depend on the commit.
+    again: two seeds of each look, every trial at one seed, the best two trials at all seeds, and every exact
+    claim. Cells that differ from the published ones are computed by the published commit too, since another
+    processor may differ in the last bits. Cost claims are measured again. The seeds depend on the commit.
 
     certified: equal in every bit. The ledger notes the present code, and the verdict is current again.
 
