@@ -451,7 +451,7 @@ def test_a_status_a_series_and_a_failure_differ_too(published, result, number):
 def test_a_cell_that_the_published_code_cannot_compute_here_fails_without_a_record(published):
     broken = '.hexdigest(), "status": "failed", "error": "MemoryError"}'
     broken_commit = commit(published.root, {CODE: edited(METHOD, (".hexdigest()}", broken))})
-    document = evidence.read("adamp", published.shipped)
+    document = of_another_processor(published)
     evidence.write({**document, "commit": broken_commit}, published.shipped)
     commit(published.root, {CODE: METHOD})
     found = published.certify()
@@ -460,12 +460,30 @@ def test_a_cell_that_the_published_code_cannot_compute_here_fails_without_a_reco
     assert published.entry()["history"] == []
 
 
-def test_other_last_bits_on_this_processor_are_counted_and_certified(published):
+def of_another_processor(published):
+    """Give the published cells of one arm other last bits, so that the published code runs too."""
     document = evidence.read("adamp", published.shipped)
     for record in document["cells"]:
         if record["arm"] == "ours":
             record["sha256"] = "of another processor"
     evidence.write(document, published.shipped)
+    return document
+
+
+def test_cells_that_equal_the_published_ones_do_not_run_the_published_code(published):
+    document = evidence.read("adamp", published.shipped)
+    broken = commit(
+        published.root, {CODE: edited(METHOD, (".hexdigest()}", ".hexdigest(), 'status': 1 / 0}"))}
+    )
+    evidence.write({**document, "commit": broken}, published.shipped)
+    commit(published.root, {CODE: METHOD})
+    found = published.certify()
+    assert found.outcome == "certified"
+    assert found.equal_to_evidence == found.compared > 0
+
+
+def test_other_last_bits_on_this_processor_are_counted_and_certified(published):
+    of_another_processor(published)
     found = published.certify()
     assert found.outcome == "certified"
     other = found.compared - found.equal_to_evidence
@@ -487,7 +505,7 @@ def test_a_cost_claim_must_come_out_as_published(published):
 
 def test_code_that_is_not_what_was_published_is_refused(published):
     document = evidence.read("adamp", published.shipped)
-    publish(published.shipped, {**document, "fingerprint": "another"})
+    publish(published.shipped, {**of_another_processor(published), "fingerprint": "another"})
     with pytest.raises(CertifyError, match="is not the code that was published"):
         published.certify()
     evidence.write({**document, "protocol": 7}, published.shipped)  # of another publication
