@@ -93,7 +93,7 @@ def test_the_kernel_equals_the_equation(layout: str) -> None:
     x, (mean, var, *parameters) = torch.randn(3, 4, 5).double(), torch.rand(6, 4).double() + 0.5
     if layout == "channels_last":
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
-    parameters[2] = parameters[2][:2]
+    parameters[2:] = (p[:2] for p in parameters[2:])  # one per group
     inputs = [t.requires_grad_() for t in (x, *parameters)]
     options = {"channel_weight": parameters[2], "channel_bias": parameters[3], "num_groups": 2}
     for training in (False, True):
