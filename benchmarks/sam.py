@@ -1,4 +1,4 @@
-"""What a sharpness-aware step costs beyond its two forward and backward passes."""
+"""The cost of a sharpness-aware step beyond its two forward and backward passes."""
 
 from __future__ import annotations
 

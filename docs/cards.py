@@ -24,7 +24,7 @@ from trueup.lab.report._phrases import FIDELITY, ORIGIN
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from conformance import estimators, layers, optimizers
 
-# What a case of the conformance suite declares that a layer is by design not able to do.
+# The limits by design that a case of the conformance suite declares for a layer.
 LAYERS = {
     "approximate_backward": "the gradient is approximate: {}",
     "once_differentiable": "the gradient cannot be differentiated again: {}",
@@ -148,7 +148,7 @@ def _claim(name: str, outcome: str, primary: bool, origin: str, text: str) -> st
 
 
 def _exceptions(paper: papers.Paper) -> str:
-    """What the conformance cases of the paper's names declare, with the reasons given there."""
+    """Return what the conformance cases of the paper's names declare, with the reasons given there."""
     lines: list[str] = []
     for name in paper.names:
         short = name.rpartition(".")[2]

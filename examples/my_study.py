@@ -1,4 +1,4 @@
-"""A study of your own: does AdamP train this small network better than SGD on the breast-cancer data?
+"""A study of your own: compare AdamP with SGD on a small network and the breast-cancer data.
 
     trueup run examples/my_study.py
 

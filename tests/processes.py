@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import spawn
 
 
 def in_processes(function: Callable[..., Any], *args: Any, folder: Path, number: int = 2) -> list[Any]:
-    """What ``function(rank, *args)`` returns in each of ``number`` gloo processes, in the order of ranks.
+    """Return the results of `function(rank, *args)` of each of `number` gloo processes, in rank order.
 
     The function is a module's own, since processes are spawned. An assertion that fails in one fails here.
     """

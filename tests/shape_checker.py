@@ -1,4 +1,4 @@
-"""What `pytest --shapes` checks signatures with: an int passes where a float is asked for, as in mypy."""
+"""The checker of `pytest --shapes`: an int passes where a float is expected, as in mypy."""
 
 from beartype import BeartypeConf, beartype
 

@@ -28,7 +28,7 @@ class Mismatch(AssertionError):
 
 @dataclass(frozen=True)
 class Case:
-    """What an adapter may look at: never the case's name.
+    """The parts of a case that an adapter may look at: never the case's name.
 
     ``inputs`` and ``params`` hold numpy arrays; ``hyper`` holds Python numbers, booleans and strings, and
     arrays where a hyperparameter is one.

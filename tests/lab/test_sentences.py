@@ -520,11 +520,11 @@ LABELLED = {"arms": ["small", "adam"], "contrast": "small - adam, acc", "labels"
         (
             "smaller",
             [LOST, SMALL | {"name": "gain"}],
-            "Smaller than asked for at desk scale: adamp is ahead of adam in test acc by 0.10 points "
+            "Below the minimum effect at desk scale: adamp is ahead of adam in test acc by 0.10 points "
             "(95 % interval 0.05 to 0.15).",
             [
                 "The minimum effect is 0.2 points.",
-                "1 of 2 primary claims smaller than asked for (gain), 1 contradicted at desk scale "
+                "1 of 2 primary claims below the minimum effect (gain), 1 contradicted at desk scale "
                 "(accuracy). The first sentence is on gain.",
             ],
         ),
@@ -691,7 +691,7 @@ def test_the_label_of_a_link_takes_the_direction_of_its_claim() -> None:
 
 def test_a_gain_below_the_minimum_says_what_the_minimum_is() -> None:
     assert sentences.claim_sentence(SMALL, "desk") == (
-        "Smaller than asked for at desk scale: adamp is ahead of adam in test acc by 0.10 points "
+        "Below the minimum effect at desk scale: adamp is ahead of adam in test acc by 0.10 points "
         "(95 % interval 0.05 to 0.15)."
     )
     assert sentences.claim_details(SMALL) == ["10 seeds; minimum effect 0.2 points."]

@@ -82,7 +82,7 @@ def test_a_constant_factor_of_the_gradient_changes_nothing(factor: float, foreac
 
 
 def test_spiked_entries_go_on_moving() -> None:
-    """The paper's illness: Adam freezes entries that have had spikes. How far do they get, beside none?"""
+    """Return the progress of entries that have had spikes, which Adam freezes, beside that without spikes."""
     generator = torch.Generator().manual_seed(3)
     base = torch.randn(30, 30, generator=generator) * 0.3
 
@@ -134,7 +134,7 @@ def test_half_types_train_as_float32_does(scale: float, foreach: bool) -> None:
 
 
 def test_norms_of_large_tensors_keep_the_digits_of_float32() -> None:
-    """What torch's own norm does not on a CPU, and why two float32 implementations may disagree."""
+    """Torch's own norm does not do this on a CPU, so two float32 implementations may disagree."""
     g = torch.randn(2048, 1024, generator=torch.Generator().manual_seed(0))
     exact = float(g.double().norm())
     assert float(norm_of(g)) == pytest.approx(exact, rel=5e-6)

@@ -1,4 +1,4 @@
-"""What `quantize_linear_` names rather than leave in full precision, and what it need not name."""
+"""`quantize_linear_` names the parameters it would leave in full precision, and no others."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def to_paste(message: str) -> list[str]:
 
 
 def named(message: str) -> dict[str, str]:
-    """What each line of the error says of the parameters that it names."""
+    """Each line of the error describes the parameters that it names."""
     return dict(
         line.strip().split(": ", 1) for line in message.splitlines() if line.startswith("  ") and ": " in line
     )
@@ -242,7 +242,7 @@ class Renamed(nn.Embedding):
 
 
 class Quiet(nn.Module):
-    """What is no matrix, or not in full precision."""
+    """Parameters that are no matrices, or not in full precision, are not named."""
 
     def __init__(self) -> None:
         super().__init__()

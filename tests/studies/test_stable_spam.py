@@ -15,7 +15,7 @@ def test_the_claim_holds_and_its_negative_control_breaks_it():
 
 
 def test_without_spikes_there_is_no_harm():
-    class Deaf(torch.optim.SGD):
+    class SignSGD(torch.optim.SGD):
         """Sees only the sign of a gradient's entries, which a spike does not change."""
 
         def step(self, closure=None):
@@ -23,7 +23,7 @@ def test_without_spikes_there_is_no_harm():
                 p.grad.sign_()
             return super().step(closure)
 
-    assert stable_spam.spike_progress(Deaf, seed=0) == 1
+    assert stable_spam.spike_progress(SignSGD, seed=0) == 1
 
 
 def test_each_arm_trains_with_its_own_optimizer():

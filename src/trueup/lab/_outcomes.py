@@ -38,7 +38,7 @@ _ROWS = (  # best first: the order of the ledger and of tallies
     Shown("partly", "partly reproduced", colour="yellow", icon="half", claim=False),
     Shown(
         "smaller",
-        "smaller than asked for",
+        "below the minimum effect",
         "better, by less than you asked",
         "yellow",
         "less",
@@ -69,7 +69,7 @@ def outcome_words(word: str, scale: str = "desk") -> str:
     """Return the text of an outcome; a text about own results is returned unchanged.
 
     >>> outcome_words("contradicted"), outcome_words("smaller"), outcome_words("cannot tell")
-    ('contradicted at desk scale', 'smaller than asked for', 'cannot tell')
+    ('contradicted at desk scale', 'below the minimum effect', 'cannot tell')
     """
     return OUTCOMES[word].words.format(scale=scale) if word in OUTCOMES else word
 

@@ -209,7 +209,7 @@ def verdict_head(outcome: str, scale: str) -> str:
     """Return the words that a sentence begins with, unless all it is on was reproduced.
 
     >>> verdict_head("smaller", "desk"), verdict_head("contradicted", "desk")
-    ('Smaller than asked for at desk scale', 'Contradicted at desk scale')
+    ('Below the minimum effect at desk scale', 'Contradicted at desk scale')
     """
     at = f" at {scale} scale"
     return _capital(outcome_words(outcome, scale).removesuffix(at)) + at

@@ -266,7 +266,7 @@ def event_words(event: Mapping[str, Any]) -> str:
     """Describe an event of a history in one line.
 
     >>> event_words({"event": "rejudged", "verdict": "smaller", "protocol": 1})
-    'judged again by a new rule: smaller than asked for'
+    'judged again by a new rule: below the minimum effect'
     """
     commit = f" at commit {event['commit'][:12]}" if event.get("commit") else ""
     if event["event"] == "published":
@@ -278,9 +278,10 @@ def event_words(event: Mapping[str, Any]) -> str:
         result = {True: "effects agree", False: "effects differ", None: "cells failed"}[event["agrees"]]
         return f"replication {event['attempt']}: {result}"
     if event["event"] == "certified":
-        equal = f"{event['equal_to_evidence']:,} equal the published ones"
-        return f"certified{commit}: {event['cells']:,} cells computed by both codes agree, {equal}"
-    return f"{event['event']}{commit}: {event['cells']:,} cells computed by both codes do not all agree"
+        # the others equal what the published code computes on that machine, or are rounds of cost claims
+        equal = f"{event['equal_to_evidence']:,} of {event['cells']:,} cells equal the published ones"
+        return f"certified{commit}: {equal}"
+    return f"{event['event']}{commit}: some of {event['cells']:,} cells differ from the published code's"
 
 
 def last_certified(published: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ def linear(case: Case) -> dict[str, object]:
 
 
 def inverse(case: Case) -> dict[str, object]:
-    """What is stored for a wanted weight, and the weight that comes of it."""
+    """Return the stored weight for a wanted weight, and the weight that it gives."""
     w, hyper = torch.tensor(case.inputs["w"]), case.hyper
     v = inverse_weight_compand(w, hyper["a"], hyper["b"], hyper["fn"], margin=hyper["margin"])
     return {"out.v": v, "out.w": weight_compand(v, hyper["a"], hyper["b"], hyper["fn"])}

@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would see: tags, attributes, text, and the JSON of the figures."""
+    """A page as a browser sees it: tags, attributes, text, and the JSON of the figures."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -103,16 +103,16 @@ def test_a_gain_below_the_minimum_has_a_chip_of_its_own(tmp_path: Path) -> None:
     assert '<span class="chip is-less">' in text
     seen = page(tmp_path, "layer-norm.html")
     parts = [
-        "Smaller than asked for at desk scale: AdamP is 19.",
+        "Below the minimum effect at desk scale: AdamP is 19.",
         "lower than Adam in weight norm (a factor of 1.",
         "The minimum effect is a factor of 1.4.",
         "The gain of lower-loss survives its control.",
         "Tested on digits with 20k parameters; the paper used ImageNet, ResNet-50.",
-        "Both primary claims smaller than asked for (slower-norm, lower-loss).",
+        "Both primary claims below the minimum effect (slower-norm, lower-loss).",
         "The question:",
-        "Smaller than asked for at desk scale: AdamP is 19.",
+        "Below the minimum effect at desk scale: AdamP is 19.",
         "10 seeds; minimum effect a factor of 1.4; lower is better.",
-        "Smaller than asked for at desk scale: AdamP is ahead of Adam in loss by 0.0",
+        "Below the minimum effect at desk scale: AdamP is ahead of Adam in loss by 0.0",
         "Against its control, the gain holds: AdamP beats scaled Adam by",
         "10 seeds; minimum effect 0.03; lower is better.",
         "These seeds are strongly skewed",
@@ -126,7 +126,7 @@ def test_a_gain_below_the_minimum_has_a_chip_of_its_own(tmp_path: Path) -> None:
     index = row(tmp_path, "layer-norm")
     assert 'data-order="2" data-search="smaller"' in index
     figure = page(tmp_path, "index.html").figures[-1]
-    assert [t["name"] for t in figure["data"]] == ["smaller than asked for"]
+    assert [t["name"] for t in figure["data"]] == ["below the minimum effect"]
 
 
 def test_a_label_has_the_order_of_the_number_drawn(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_label_has_the_order_of_the_number_drawn(tmp_path: Path) -> None:
     for claim, label in ((norm, "Adam / AdamP, norm"), (gain, "Adam - AdamP, loss")):
         figure = claim_figure(claim)
         assert figure is not None
-        assert figure["layout"]["annotations"][0]["text"] == f"{label}: smaller than asked for"
+        assert figure["layout"]["annotations"][0]["text"] == f"{label}: below the minimum effect"
         assert all(x > 0 for x in figure["data"][0]["x"])
     effect = phrases.effect(norm)
     assert effect is not None
@@ -165,7 +165,7 @@ def test_a_published_verdict_stands_in_where_nothing_was_run(folder: Path) -> No
     assert "Replicated on fresh seeds (2026-11-24): the effects agree, reproduced." in text
     assert "This protocol was published 2 times, on the same seeds." in text
     assert "protocol 1 published at commit beef: reproduced (a bug mended)" in text
-    assert "certified at commit f00d: 24 cells computed by both codes agree" in text
+    assert "certified at commit f00d: 24 of 24 cells equal the published ones" in text
 
 
 def test_a_study_of_ones_own_names_its_file_and_no_paper(tmp_path: Path) -> None:
@@ -215,8 +215,8 @@ def test_the_key_of_a_figure_says_what_is_drawn(tmp_path: Path) -> None:
         "at another look); the dashed line is the minimum effect (1 point)." in page(tmp_path, name).text
     )
     assert "99\N{NO-BREAK SPACE}% interval" in (tmp_path / name).read_text(encoding="utf-8")
-    for told in document["claims"]:
-        told["d"] = []  # as the ledger has it
+    for claim in document["claims"]:
+        claim["d"] = []  # as the ledger has it
     write_report(tmp_path, [document], [], {})
     assert "mark is one seed; the bar is the mean with its 99" not in page(tmp_path, name).text
 
@@ -272,13 +272,13 @@ def test_an_available_paper_without_a_run_tells_the_command(folder: Path) -> Non
     assert not (folder / "planned-9.html").exists()
 
 
-def test_every_protocol_tried_is_told_with_its_reason(folder: Path) -> None:
+def test_every_protocol_tried_is_shown_with_its_reason(folder: Path) -> None:
     text = page(folder, "adamp.html").text
     assert "2 protocols were tried" in text
     assert "the learning-rate grid was too coarse for every arm" in text
 
 
-def test_an_edge_in_the_tuning_grid_is_told(folder: Path) -> None:
+def test_an_edge_in_the_tuning_grid_is_shown(folder: Path) -> None:
     assert "at the edge: lr" in page(folder, "power-norm.html").text
     assert "about 14" in page(folder, "power-norm.html").text
 
