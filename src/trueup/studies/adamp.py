@@ -1,5 +1,5 @@
-"""Does momentum make scale-invariant weights grow, and does projecting each update onto the tangent plane
-improve accuracy over a whole learning-rate sweep? Heo et al. 2021, arXiv 2006.08217."""
+"""Test whether momentum makes scale-invariant weights grow, and whether projecting each update onto the
+tangent plane improves accuracy over a whole learning-rate sweep. Heo et al. 2021, arXiv 2006.08217."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""With one or two images per batch, do standardised weights help group norm, and does batch-channel norm with
-estimated statistics recover what batch norm loses? Qiao et al. 2019, arXiv 1903.10520."""
+"""Test, with batches of one or two images, whether standardised weights help group norm, and whether estimated
+statistics recover what batch norm loses. Qiao et al. 2019, arXiv 1903.10520."""
 
 from __future__ import annotations
 

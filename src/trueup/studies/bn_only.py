@@ -1,4 +1,4 @@
-"""How far does a net of random features come if only normalisation's scale and shift are trained? Against as
+"""Test how far a net of random features comes if only normalisation's scale and shift are trained, against as
 many weights drawn at random, and over depth. Frankle, Schwab, Morcos 2021, arXiv 2003.00152."""
 
 from __future__ import annotations

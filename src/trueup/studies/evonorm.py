@@ -1,5 +1,5 @@
-"""Does EvoNorm replace normalisation and activation, at an ordinary batch size and at one too small for batch
-norm? Liu, Brock, Simonyan, Le 2020, arXiv 2004.02967."""
+"""Test whether EvoNorm replaces normalisation and activation, at an ordinary batch size and at one too small
+for batch norm. Liu, Brock, Simonyan, Le 2020, arXiv 2004.02967."""
 
 from __future__ import annotations
 

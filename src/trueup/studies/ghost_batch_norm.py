@@ -1,5 +1,5 @@
-"""Does a large batch generalise worse at equal epochs, and do sqrt scaling, ghost statistics and as many
-updates as the small batch close the gap? Hoffer, Hubara, Soudry 2017, arXiv 1705.08741."""
+"""Test whether a large batch generalises worse at equal epochs, and whether sqrt scaling, ghost statistics
+and as many updates as the small batch close the gap. Hoffer, Hubara, Soudry 2017, arXiv 1705.08741."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Does layer normalisation keep with tiny batches what batch normalisation loses there, and does it let an
-LSTM learn in fewer updates, and at a rate that is not the best? Ba, Kiros, Hinton 2016, arXiv 1607.06450."""
+"""Test whether layer normalisation keeps with tiny batches what batch normalisation loses there, and lets an
+LSTM learn in fewer updates, also at a rate that is not the best. Ba, Kiros, Hinton 2016, arXiv 1607.06450."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Does dividing the gradient by the mean misclassification weight find a separating hyperplane in fewer
-steps, whatever the step size? Tyurin 2025, arXiv 2412.08424. Steps are full-batch and start from zero."""
+"""Test whether dividing the gradient by the mean misclassification weight finds a separating hyperplane in
+fewer steps, whatever the step size. Tyurin 2025, arXiv 2412.08424. Steps are full-batch and start from
+zero."""
 
 from __future__ import annotations
 

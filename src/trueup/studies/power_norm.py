@@ -1,5 +1,5 @@
-"""Does batch normalisation fail in a transformer because batch statistics fluctuate, and does power
-normalisation repair it and outperform layer normalisation? Shen et al. 2020, arXiv 2003.07845."""
+"""Test whether batch normalisation fails in a transformer because batch statistics fluctuate, and whether
+power normalisation repairs it and outperforms layer normalisation. Shen et al. 2020, arXiv 2003.07845."""
 
 from __future__ import annotations
 

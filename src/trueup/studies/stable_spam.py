@@ -1,5 +1,5 @@
-"""Does StableSPAM train a language model in four bits better than Adam does, even than Adam in full
-precision, and less sensitively to the learning rate? Huang et al. 2025, arXiv 2502.17055."""
+"""Test whether StableSPAM trains a language model in four bits better than Adam does, even than Adam in full
+precision, and less sensitively to the learning rate. Huang et al. 2025, arXiv 2502.17055."""
 
 from __future__ import annotations
 

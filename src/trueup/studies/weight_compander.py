@@ -1,5 +1,5 @@
-"""Do weights that are bounded and steep at zero change their distribution, and do they generalise better than
-tuned weight decay? Cakaj, Mehnert, Yang 2023, arXiv 2306.16993, reconstructed from its abstract."""
+"""Test whether weights that are bounded and steep at zero change their distribution and generalise better
+than tuned weight decay. Cakaj, Mehnert, Yang 2023, arXiv 2306.16993, reconstructed from its abstract."""
 
 from __future__ import annotations
 
