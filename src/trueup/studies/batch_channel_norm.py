@@ -1,4 +1,4 @@
-"""Test, with batches of one or two images, whether standardised weights help group norm, and whether estimated
+"""Test, with one or two images per batch, whether standardised weights help group norm and whether estimated
 statistics recover what batch norm loses. Qiao et al. 2019, arXiv 1903.10520."""
 
 from __future__ import annotations
