@@ -17,12 +17,19 @@ from mkdocs.structure.files import File, Files
 from trueup import papers
 from trueup.lab import ledger
 from trueup.lab._engine import StudyRef
-from trueup.lab._fingerprint import code_fingerprint
 from trueup.lab._outcomes import outcome_words
 from trueup.lab.report._phrases import FIDELITY, ORIGIN
+from trueup.studies import _lookup as lookup
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from conformance import estimators, layers, optimizers
+
+# What became of the code since a verdict was published.
+SINCE = {
+    "published": "",
+    "certified": "; the code was rewritten since, and computes the same to the last bit",
+    "stale": "; the code has changed since",
+}
 
 # The limits by design that a case of the conformance suite declares for a layer.
 LAYERS = {
@@ -119,10 +126,12 @@ def _resolve(name: str) -> Any:
 
 
 def _verdicts(paper: papers.Paper, entry: dict[str, Any] | None) -> str:
-    ref = StudyRef("module", paper.study)
     again = f"`trueup run {paper.slug}` tests the claims on your machine"
     if entry is None:
-        parts = [_claim(c.name, "", c.primary, c.origin, c.statement) for c in ref.load().claims]
+        parts = [
+            _claim(c.name, "", c.primary, c.origin, c.statement)
+            for c in StudyRef("module", paper.study).load().claims
+        ]
         return "\n\n".join([f"No verdict is published yet; {again}.", *parts])
     verdict, scope = entry["verdict"], entry["scope_sentence"].rstrip(".")
     # entries published before a verdict had details have the scope beside it
@@ -132,10 +141,10 @@ def _verdicts(paper: papers.Paper, entry: dict[str, Any] | None) -> str:
         text = " ".join(filter(None, (claim["sentence"], claim["control_sentence"], *claim["details"])))
         parts.append(_claim(claim["name"], claim["outcome"], claim["primary"], claim["origin"], text))
     tried, provenance = len(entry["protocols"]), entry["provenance"]
-    stale = "; the code has changed since" if code_fingerprint(ref) != provenance["fingerprint"] else ""
+    since = SINCE[lookup.standing(paper, {paper.slug: entry})]
     parts.append(
         f"Protocols tried: {tried}. Published {provenance['date'][:10]} with torch {provenance['torch']}"
-        f"{stale}. {again}; [the protocol](../protocol.md) says what a verdict is worth."
+        f"{since}. {again}; [the protocol](../protocol.md) says what a verdict is worth."
     )
     return "\n\n".join(parts)
 
