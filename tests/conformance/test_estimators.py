@@ -14,13 +14,15 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import SkipTestWarning
 from sklearn.utils import estimator_checks
 
+import trueup.calibration
 import trueup.estimators
 from conformance.estimators import CASES
 
 ESTIMATORS = [
     name
-    for name in trueup.estimators.__all__
-    if inspect.isclass(thing := getattr(trueup.estimators, name)) and issubclass(thing, BaseEstimator)
+    for area in (trueup.calibration, trueup.estimators)
+    for name in area.__all__
+    if inspect.isclass(thing := getattr(area, name)) and issubclass(thing, BaseEstimator)
 ]
 
 
