@@ -1,4 +1,4 @@
-"""The command line: `trueup list`, `show`, `run`, `compare`, `report`, `ledger`, `data`.
+"""The command line: `trueup list`, `show`, `run`, `compare`, `calibrate`, `report`, `ledger`, `data`.
 
 Exit codes: 0 it ran, 1 cells failed, 2 the command cannot be carried out as given, 130 stopped by Ctrl-C.
 """
@@ -13,7 +13,7 @@ try:
 except ModuleNotFoundError as error:  # pragma: no cover
     sys.exit(f"the command line needs the cli extra ({error.name} is missing): pip install 'trueup[cli]'")
 
-from trueup.cli import _compare, _data, _ledger, _papers, _report, _run
+from trueup.cli import _calibrate, _compare, _data, _ledger, _papers, _report, _run
 from trueup.cli._console import errors, escape
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command()(_papers.show)
 app.command()(_run.run)
 app.command()(_report.report)
 app.command()(_compare.compare)
+app.command()(_calibrate.calibrate)
 
 ledger_app = typer.Typer(help="Published verdicts: show, publish, replicate, certify.", no_args_is_help=False)
 ledger_app.callback(invoke_without_command=True)(_ledger.show)

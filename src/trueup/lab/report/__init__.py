@@ -4,6 +4,6 @@
 >>> index = write_report("report", outcomes, papers, ledger)  # doctest: +SKIP
 """
 
-from trueup.lab.report._site import ReportError, write_comparison, write_report
+from trueup.lab.report._site import ReportError, write_calibration, write_comparison, write_report
 
-__all__ = ["ReportError", "write_comparison", "write_report"]
+__all__ = ["ReportError", "write_calibration", "write_comparison", "write_report"]

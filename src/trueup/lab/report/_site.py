@@ -137,6 +137,23 @@ def write_comparison(path: str | os.PathLike[str], comparison: Doc) -> Path:
     return target
 
 
+def write_calibration(path: str | os.PathLike[str], document: Doc) -> Path:
+    """Write the calibration of a user's model as a single, self-contained HTML file.
+
+    Args:
+        path: the file to write.
+        document: `title`, `best` (name of the calibrator that was chosen), `bins`, `rows` and `test` (numbers
+            of rows to fit and to judge on), `notes`, `columns`, and by calibrator `table` (column -> value),
+            `all` (measure -> value) and `figures` (plotly JSON).
+
+    Raises:
+        ReportError: if the file cannot be written.
+    """
+    target = Path(path)
+    _write(target, _environment(inline=True).get_template("calibration.html").render(document))
+    return target
+
+
 def _by_study(outcomes: Sequence[Doc]) -> tuple[dict[str, Doc], list[Doc]]:
     """Choose the outcome for each study's main page; the others get pages of their own."""
     groups: dict[str, dict[str, Doc]] = {}
