@@ -1,3 +1,5 @@
 """Measures of calibration, calibrators for trained models, and training losses that calibrate."""
 
-__all__: list[str] = []
+from trueup.calibration._temperature_scaling import TemperatureScaler, optimal_temperature
+
+__all__ = ["TemperatureScaler", "optimal_temperature"]
