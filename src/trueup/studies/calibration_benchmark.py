@@ -30,7 +30,7 @@ def population(run: Run) -> dict[str, Tensor]:
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=10 ** rng.uniform(-3, -2), weight_decay=10 ** rng.uniform(-3, -1)
         )
-        for _ in images.train(model, optimizer, 50, int(rng.integers(*run["epochs"]))):
+        for _ in images.train(model, optimizer, run["batch"], int(rng.integers(*run["epochs"]))):
             pass
         with torch.no_grad():
             logits.append(model.eval()(images.X_held_out))
@@ -73,8 +73,16 @@ def tau(measured: dict[str, list[float]], x: str, y: str) -> float:
     return float(kendalltau(measured[x], measured[y]).statistic)
 
 
-DESK = {"data": "fashion-mnist", "n_train": 500, "n_test": 3000, "n_fit": 1000, "networks": 40}
-SMOKE = {"data": "digits", "n_train": 100, "n_test": 400, "n_fit": 100, "networks": 6, "epochs": (2, 6)}
+DESK = {"data": "fashion-mnist", "n_train": 500, "n_test": 3000, "n_fit": 1000, "networks": 30, "batch": 100}
+SMOKE = {
+    "data": "digits",
+    "n_train": 100,
+    "n_test": 400,
+    "n_fit": 100,
+    "networks": 6,
+    "batch": 25,
+    "epochs": (4, 10),
+}
 
 study = Study(
     slug="calibration-benchmark",
@@ -125,6 +133,7 @@ study = Study(
                 ("after",),
                 metrics=("reordering",),
                 text="1 - tau of ECE before and after",
+                against=lambda control: difference("after", control, "reordering"),
             ),
             min_effect=0.5,
             why="above a tau of 0.5 three pairs of networks in four keep their order",
@@ -149,6 +158,6 @@ study = Study(
         Figure("Every network before and after", "ece_15", x="ece_before", arms=("before", "after")),
     ),
     data={"smoke": ("digits",), "desk": ("fashion-mnist",)},
-    tested_on="fashion-mnist, 40 random small networks per seed trained on 500 images",
+    tested_on="fashion-mnist, 30 random small networks per seed trained on 500 images",
     paper_setup="117,702 NATS-Bench networks on CIFAR-10, CIFAR-100 and ImageNet16-120",
 )
