@@ -1,3 +1,65 @@
 """Measures of calibration, calibrators for trained models, and training losses that calibrate."""
 
-__all__: list[str] = []
+from trueup.calibration._binned_measures import (
+    ReliabilityCurve,
+    adaptive_calibration_error,
+    average_calibration_error,
+    calibration_error,
+    classwise_calibration_error,
+    confidence_gap,
+    debiased_calibration_error,
+    expected_calibration_error,
+    maximum_calibration_error,
+    overconfidence_error,
+    reliability_curve,
+    root_mean_squared_calibration_error,
+    sweep_calibration_error,
+    thresholded_adaptive_calibration_error,
+    underconfidence_error,
+)
+from trueup.calibration._bins import DEFAULT_BINS
+from trueup.calibration._selective_prediction import (
+    SelectiveCurve,
+    aurc,
+    correctness_auroc,
+    excess_aurc,
+    ood_auroc,
+    selective_prediction_curve,
+)
+from trueup.calibration._unbinned_measures import (
+    brier_score,
+    kde_calibration_error,
+    ks_error,
+    mmce,
+    negative_log_likelihood,
+)
+
+__all__ = [
+    "DEFAULT_BINS",
+    "ReliabilityCurve",
+    "SelectiveCurve",
+    "adaptive_calibration_error",
+    "aurc",
+    "average_calibration_error",
+    "brier_score",
+    "calibration_error",
+    "classwise_calibration_error",
+    "confidence_gap",
+    "correctness_auroc",
+    "debiased_calibration_error",
+    "excess_aurc",
+    "expected_calibration_error",
+    "kde_calibration_error",
+    "ks_error",
+    "maximum_calibration_error",
+    "mmce",
+    "negative_log_likelihood",
+    "ood_auroc",
+    "overconfidence_error",
+    "reliability_curve",
+    "root_mean_squared_calibration_error",
+    "selective_prediction_curve",
+    "sweep_calibration_error",
+    "thresholded_adaptive_calibration_error",
+    "underconfidence_error",
+]
