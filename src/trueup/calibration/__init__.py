@@ -18,6 +18,8 @@ from trueup.calibration._binned_measures import (
     underconfidence_error,
 )
 from trueup.calibration._bins import DEFAULT_BINS
+from trueup.calibration._reliability_diagram import reliability_diagram
+from trueup.calibration._report import CalibrationReport
 from trueup.calibration._selective_prediction import (
     SelectiveCurve,
     aurc,
@@ -35,6 +37,7 @@ from trueup.calibration._unbinned_measures import (
 )
 
 __all__ = [
+    "CalibrationReport",
     "DEFAULT_BINS",
     "ReliabilityCurve",
     "SelectiveCurve",
@@ -57,6 +60,7 @@ __all__ = [
     "ood_auroc",
     "overconfidence_error",
     "reliability_curve",
+    "reliability_diagram",
     "root_mean_squared_calibration_error",
     "selective_prediction_curve",
     "sweep_calibration_error",
