@@ -36,6 +36,8 @@ from trueup.calibration._binned_measures import (
     underconfidence_error,
 )
 from trueup.calibration._bins import DEFAULT_BINS
+from trueup.calibration._reliability_diagram import reliability_diagram
+from trueup.calibration._report import CalibrationReport
 from trueup.calibration._selective_prediction import (
     SelectiveCurve,
     aurc,
@@ -53,6 +55,7 @@ from trueup.calibration._unbinned_measures import (
 )
 
 __all__ = [
+    "CalibrationReport",
     "DEFAULT_BINS",
     "ReliabilityCurve",
     "SelectiveCurve",
@@ -75,6 +78,7 @@ __all__ = [
     "ood_auroc",
     "overconfidence_error",
     "reliability_curve",
+    "reliability_diagram",
     "root_mean_squared_calibration_error",
     "selective_prediction_curve",
     "sweep_calibration_error",
