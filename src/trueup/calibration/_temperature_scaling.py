@@ -179,7 +179,7 @@ def _optimal_temperature(
     bounds = 1 / t_max, 1 / t_min
     b = 1.0
     if len(rows) >= 8 * _SUBSET:
-        b = _newton(moments(len(rows) // _SUBSET, torch.float64), b, bounds, 1e-2)
+        b = _newton(moments(len(rows) // _SUBSET, rows.dtype), b, bounds, 1e-2)
     if rows.dtype == torch.float32:
         b = _newton(moments(1, torch.float32), b, bounds, 1e-3)
     b = _newton(moments(1, torch.float64), b, bounds, 1e-6)
@@ -264,7 +264,7 @@ def _official_temperature(rows: Tensor, labels: Tensor, weight: Tensor | None) -
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return float(temperature)
+    return float(temperature.detach())
 
 
 def _check_bounds(t_bounds: tuple[float, float]) -> None:
