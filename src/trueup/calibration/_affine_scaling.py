@@ -152,7 +152,7 @@ class VectorScaler(_AffineScaler):
         n_iter_: number of iterations.
         n_features_in_: number of classes; 1 for binary logits `(N,)`.
 
-    Raises (`fit`): see `Calibrator.fit`, and ValueError for parameters out of range and for logits of -inf.
+    Raises: see `fit`, which also raises ValueError for parameters out of range and for logits of -inf.
     It warns with ConvergenceWarning if the map separates the classes, since the loss then has no minimum, and
     if `max_iter` iterations do not suffice.
 
@@ -193,7 +193,7 @@ class MatrixScaler(_AffineScaler):
         n_iter_: number of iterations.
         n_features_in_: number of classes; 1 for binary logits `(N,)`.
 
-    Raises (`fit`): as `VectorScaler`.
+    Raises: as `VectorScaler`.
 
     Source: section 4.2 of Guo et al. (2017).
 

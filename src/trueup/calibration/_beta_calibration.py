@@ -52,7 +52,7 @@ class BetaCalibrator(OneVsRestCalibrator):
             If the classes can be separated, a minimum does not exist, and the coefficients are large.
         n_features_in_: number of classes; 1 for binary logits `(N,)`.
 
-    Raises (`fit`): see `Calibrator.fit`.
+    Raises: see `fit`.
 
     Source: equation 4 of Kull et al. (2017).
 

@@ -18,7 +18,7 @@ from trueup.calibration._validation import ArrayLike, check_logits, check_target
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["Array", "Calibrator", "check_labels", "check_weight", "to_rows"]
+__all__ = ["Array", "Calibrator", "check_labels", "check_weight", "from_numpy", "to_rows"]
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
 
@@ -115,7 +115,7 @@ class Calibrator(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             tensor = logits
         else:
             _check_feature_names(self, logits, reset=reset)
-            tensor = _from_numpy(
+            tensor = from_numpy(
                 check_array(
                     logits,
                     dtype=[np.float64, np.float32, np.float16],
@@ -127,11 +127,6 @@ class Calibrator(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             )
         classes = tensor.shape[1] if tensor.dim() > 1 else 1
         if reset:
-            if tensor.dim() > 1 and classes == 1:
-                raise ValueError(
-                    f"{type(self).__name__} needs two classes or more; got n_features=1: pass the logits of "
-                    "class 1 of a binary problem as (N,)"
-                )
             self.n_features_in_ = classes
         elif classes != self.n_features_in_:
             if tensor.dim() == 1:
@@ -158,10 +153,16 @@ def to_rows(tensor: Tensor) -> Tensor:
     values = upcast(tensor)
     if values.dim() == 1:
         return torch.stack([torch.zeros_like(values), values], 1)
+    if values.shape[1] == 1:
+        raise ValueError(
+            "logits must be of two classes or more; got n_features=1: pass the logits of class 1 of a binary "
+            "problem as (N,)"
+        )
     return values.movedim(1, -1).flatten(0, -2)
 
 
-def _from_numpy(values: Any) -> Tensor:
+def from_numpy(values: Any) -> Tensor:
+    """Return an array as a tensor that shares its memory; a tensor as it is."""
     if isinstance(values, Tensor):
         return values
     array = np.asarray(values)
@@ -182,7 +183,7 @@ def check_labels(y: ArrayLike, rows: Tensor) -> Tensor:
             )
         if array.dtype.kind == "f" and (array == np.rint(array)).all():
             array = array.astype(np.int64)
-        y = _from_numpy(array)
+        y = from_numpy(array)
     return check_target(y, len(rows), rows.shape[1]).to(rows.device)
 
 
@@ -190,7 +191,7 @@ def check_weight(sample_weight: ArrayLike | None, labels: Tensor) -> Tensor | No
     """Return one float64 weight per label, or None."""
     if sample_weight is None:
         return None
-    weight = _from_numpy(sample_weight).to(labels.device, torch.float64)
+    weight = from_numpy(sample_weight).to(labels.device, torch.float64)
     weight = weight.flatten()
     if len(weight) != len(labels):
         raise ValueError(

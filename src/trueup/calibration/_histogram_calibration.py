@@ -61,7 +61,7 @@ class HistogramCalibrator(OneVsRestCalibrator):
         frequencies_: of shape `(C, n_bins)`, or one row.
         n_features_in_: number of classes; 1 for binary logits `(N,)`.
 
-    Raises (`fit`): see `Calibrator.fit`, and ValueError for parameters out of range.
+    Raises: see `fit`, which also raises ValueError for parameters out of range.
 
     Source: Zadrozny and Elkan (2001), section 4.
 

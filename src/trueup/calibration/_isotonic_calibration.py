@@ -50,7 +50,7 @@ class IsotonicCalibrator(OneVsRestCalibrator):
         values_: the function at the knots.
         n_features_in_: number of classes; 1 for binary logits `(N,)`.
 
-    Raises (`fit`): see `Calibrator.fit`.
+    Raises: see `fit`.
 
     Source: Zadrozny and Elkan (2002), section 3.
 

@@ -49,7 +49,7 @@ class PlattCalibrator(OneVsRestCalibrator):
             classes.
         n_features_in_: number of classes; 1 for binary logits `(N,)`.
 
-    Raises (`fit`): see `Calibrator.fit`.
+    Raises: see `fit`.
 
     Source: Platt (1999), section 2.
 

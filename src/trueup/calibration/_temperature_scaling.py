@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trueup._numerics.chunking import chunk_size
-from trueup.calibration._calibrator import Calibrator, check_labels, check_weight, to_rows
+from trueup.calibration._calibrator import Calibrator, check_labels, check_weight, from_numpy, to_rows
 from trueup.calibration._validation import ArrayLike, check_logits
 
 __all__ = ["TemperatureScaler", "optimal_temperature"]
@@ -59,7 +59,7 @@ def optimal_temperature(
 ) -> Float[Tensor, ""]:
     """Return the temperature that minimizes the mean negative log-likelihood.
 
-    The result is the minimum to a relative 1e-8, whatever the scale of the logits. If every label has the
+    The result is the minimum to a relative 1e-8. If every label has the
     largest logit, the loss falls towards T = 0, and the result is the lower bound. If the labels' logits are
     on average no larger than the mean of their rows, it falls towards T = infinity, and the result is the
     upper bound. If the logits of each row are all equal, every temperature gives the same loss, and the
@@ -89,8 +89,9 @@ def optimal_temperature(
         0.75
     """
     _check_bounds(t_bounds)
-    check_logits(logits)
-    rows = to_rows(torch.as_tensor(logits).detach())
+    tensor = from_numpy(logits).detach()
+    check_logits(tensor)
+    rows = to_rows(tensor)
     labels = check_labels(target, rows)
     weight = check_weight(sample_weight, labels)
     temperature, warning = _optimal_temperature(rows, labels, weight, t_bounds)
@@ -114,7 +115,7 @@ class TemperatureScaler(Calibrator):
         temperature_: the temperature.
         n_features_in_: number of classes; 1 for binary logits `(N,)`.
 
-    Raises (`fit`): see `Calibrator.fit`, and ValueError for bounds out of order or an unknown variant.
+    Raises: see `fit`, which also raises ValueError for bounds out of order or an unknown variant.
 
     Source: section 4.2 of Guo et al. (2017); the official code of Chidambaram and Ge (2024).
 
@@ -178,7 +179,7 @@ def _optimal_temperature(
     bounds = 1 / t_max, 1 / t_min
     b = 1.0
     if len(rows) >= 8 * _SUBSET:
-        b = _newton(moments(len(rows) // _SUBSET, torch.float64), b, bounds, 1e-2)
+        b = _newton(moments(len(rows) // _SUBSET, rows.dtype), b, bounds, 1e-2)
     if rows.dtype == torch.float32:
         b = _newton(moments(1, torch.float32), b, bounds, 1e-3)
     b = _newton(moments(1, torch.float64), b, bounds, 1e-6)
@@ -209,7 +210,7 @@ class _Moments:
         ones = self.rows.new_ones(self.rows.shape[1], dtype=self.dtype)
         for rows, largest in zip(self.rows.split(self.chunk), self.largest.split(self.chunk), strict=True):
             d = largest.to(self.dtype)[:, None] - rows
-            d.clamp_max_(1e6)  # -inf would give 0 x inf
+            d.clamp_max_(1e30)  # a logit of -inf would give 0 x inf
             e = (d * -b).exp_()
             total = e @ ones
             mean = (e.mul_(d) @ ones).div_(total)
@@ -228,13 +229,13 @@ def _newton(moments: _Moments, b: float, bounds: tuple[float, float], tolerance:
     """
     low, high = bounds
     b = min(max(b, low), high)
-    if moments.dtype == torch.float32:
-        b = float(torch.tensor(b, dtype=torch.float32))
     tried: set[float] = set()
     before = math.inf
     for _ in range(200):
         slope, curvature = moments(b)
         tried.add(b)
+        if slope == 0:
+            return b
         if slope > 0:
             high = min(b, high)
         else:
@@ -259,11 +260,11 @@ def _official_temperature(rows: Tensor, labels: Tensor, weight: Tensor | None) -
         losses = F.cross_entropy(rows / temperature, labels, reduction="none")
         loss = losses.mean() if weight is None else weight @ losses / weight.sum()
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return float(temperature)
+    return float(temperature.detach())
 
 
 def _check_bounds(t_bounds: tuple[float, float]) -> None:
