@@ -1,3 +1,5 @@
 """Adaptation of a trained model to shifted test data: normalization layers, losses, streams, corruptions."""
 
-__all__: list[str] = []
+from trueup.adaptation._corruptions import CORRUPTIONS, corrupt
+
+__all__ = ["CORRUPTIONS", "corrupt"]
