@@ -1,25 +1,25 @@
 """Corruptions of images at five severities, as in ImageNet-C, computed on tensors.
 
-Problem: a model that is right on clean test data fails under noise, blur, weather and digital errors. Tests of
-robustness and of test-time adaptation need such shifts of known strength, for any data set.
-Idea: corrupt clean images by 11 of ImageNet-C's 15 corruptions, with the published constants of the benchmark
-for the nearest image size: CIFAR-10-C up to 48 pixels and Tiny ImageNet-C above.
+Problem: a model that is right on clean test data fails under noise, blur, weather and digital errors. Tests
+of robustness and of test-time adaptation need such shifts of known strength, for any data set. Idea: corrupt
+clean images by 11 of ImageNet-C's 15 corruptions, with the published constants for the nearest image size:
+those of CIFAR-10-C up to 48 pixels, and of Tiny ImageNet-C above.
 
 Hendrycks, Dietterich: Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, ICLR
-2019, arXiv 1903.12261. The constants are those of its published scripts.
-
-Departures from the official code, which calls image libraries for one image at a time:
+2019, arXiv 1903.12261. Departures from the official code, which calls image libraries for each image:
 
 - No rounding to 8 bits. Borders are replicated in every blur.
-- Glass blur: each pixel comes from a random place nearby, where the official code swaps pixels in raster order.
-  The greatest shifts are ours.
-- Motion blur: the one-sided Gaussian of the official code, in steps of whole pixels. Its severities 3 and 4 for
-  CIFAR-10-C do not differ, since the Gaussian ends before the radius that tells them apart: 4 is between.
-- Pixelate: shrinks and enlarges by exact shared areas. Severities 2 and 3 for CIFAR-10-C are ours: the official
-  ones, 0.9 and 0.85, are at 28 pixels no stronger than severity 1.
+- Glass blur: each pixel comes from a random place nearby, where the official code swaps pixels in raster
+  order. The largest shifts are ours.
+- Motion blur: the one-sided Gaussian of the official code, in steps of whole pixels. Its severities 3 and 4
+  for CIFAR-10-C are the same, since the Gaussian ends before the radius that differs; our 4 lies between.
+- Pixelate: shrinks and enlarges by exact shared areas. Severities 2 and 3 for CIFAR-10-C are ours: the
+  official ones, 0.9 and 0.85, are no stronger than severity 1 at 28 pixels.
 - Zoom blur: bilinear, about the exact center.
 - Fog: octaves of interpolated noise with the amplitudes of the official diamond-square map.
 - Left out: frost (needs photographs), snow, elastic transformation and JPEG.
+
+With one set of random numbers each severity is farther from the clean image than the one before.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def glass_blur(x: Tensor, std: float, largest_shift: float, generator: torch.Gen
 
 
 def motion_blur(x: Tensor, std: float, generator: torch.Generator | None) -> Tensor:
-    """Average along a line from each pixel, in one direction per image within 45 degrees of the horizontal."""
+    """Average along a line from each pixel, in one direction per image, within 45 degrees of horizontal."""
     angle = (_rand((len(x), 1, 1), x, generator) - 0.5) * (math.pi / 2)
     weights = [math.exp(-0.5 * (step / std) ** 2) for step in range(math.ceil(4 * std) + 1)]
     total = torch.zeros_like(x)
@@ -100,7 +100,7 @@ def fog(x: Tensor, amount: float, decay: float, generator: torch.Generator | Non
         noise = _rand((n, 1, 2**octave, 2**octave), x, generator) * decay ** (-2 * (octave - 1))
         cloud += F.interpolate(noise, (height, width), mode="bilinear", align_corners=True)
     cloud -= cloud.amin((2, 3), keepdim=True)
-    cloud /= cloud.amax((2, 3), keepdim=True)
+    cloud /= cloud.amax((2, 3), keepdim=True).clamp(min=1e-12)  # an image of one pixel
     peak = x.amax((1, 2, 3), keepdim=True)
     return (x + amount * cloud) * peak / (peak + amount)
 
@@ -168,17 +168,17 @@ def corrupt(
         images: floating point, with values in [0, 1]: before any standardization.
         corruption: one of `CORRUPTIONS`.
         severity: 1 (mild) to 5, at which test-time adaptation is usually judged.
-        generator: of the random numbers, on the device of the images. None: torch's global one. All images of a
-            batch get different ones.
+        generator: of the random numbers, on the device of the images. None: torch's global one. The numbers
+            differ between the images of a batch.
 
     Returns:
-        New images in [0, 1] of the same shape and dtype. The constants are CIFAR-10-C's if the longer side has
-        up to 48 pixels, and Tiny ImageNet-C's otherwise. They are meant for 28 to 64 pixels; other sizes work,
-        but a blur of the same number of pixels is milder in a larger image.
+        New images in [0, 1] of the same shape and dtype. The constants are CIFAR-10-C's if the longer side
+        has up to 48 pixels, and Tiny ImageNet-C's otherwise. They are meant for 28 to 64 pixels. Other sizes
+        work, but a blur by the same number of pixels is milder in a larger image.
 
     Raises:
         TypeError: the images are not floating point.
-        ValueError: another rank, values outside [0, 1] or NaN, an unknown corruption, a severity outside 1 to 5.
+        ValueError: another rank; values outside [0, 1] or NaN; an unknown corruption; another severity.
 
     Source: Hendrycks and Dietterich 2019 (arXiv 1903.12261), section 3 and appendix B.
 
