@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import itertools
 import math
 from collections.abc import Callable
 
@@ -50,7 +51,7 @@ def test_each_severity_is_farther_from_the_clean_image(corruption: str, side: in
     clean = pictures(40, channels, side)
     distances = [distance(corrupt(clean, corruption, s, generator=seeded()), clean) for s in (1, 2, 3, 4, 5)]
     assert distances[0] > 0
-    assert all(b > 1.001 * a for a, b in zip(distances, distances[1:], strict=False)), distances
+    assert all(b > 1.001 * a for a, b in itertools.pairwise(distances)), distances
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)

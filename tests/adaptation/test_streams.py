@@ -155,7 +155,7 @@ def test_mixed_stream_yields_every_sample_once(order: Order, batch_size: int) ->
 
 
 def test_the_order_of_a_mixed_stream() -> None:
-    [(x, y, names)] = mixed_stream(DOMAINS, 12, order=sorted_order, generator=seeded())
+    [(_x, y, names)] = mixed_stream(DOMAINS, 12, order=sorted_order, generator=seeded())
     assert y.tolist() == sorted(LABEL_OF.values())
     assert len({*names[:4]}) == 2  # both domains in one class
     [(iid, _, _)] = mixed_stream(DOMAINS, 12, generator=seeded())
