@@ -9,12 +9,7 @@ from trueup.adaptation._alpha_batch_norm import (
 from trueup.adaptation._core import core, core_loss
 from trueup.adaptation._corruptions import CORRUPTIONS, corrupt
 from trueup.adaptation._online_adapter import OnlineAdapter
-from trueup.adaptation._restore import (
-    convert_alpha_bn,
-    convert_test_batch_norm,
-    convert_unmix_tns,
-    restore,
-)
+from trueup.adaptation._restore import convert_alpha_bn, convert_test_batch_norm, convert_unmix_tns, restore
 from trueup.adaptation._streams import (
     continual_stream,
     dirichlet_order,

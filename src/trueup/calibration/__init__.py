@@ -2,22 +2,6 @@
 
 from trueup.calibration._affine_scaling import MatrixScaler, VectorScaler
 from trueup.calibration._beta_calibration import BetaCalibrator
-from trueup.calibration._calibrated_model import CalibratedModel
-from trueup.calibration._histogram_calibration import HistogramCalibrator
-from trueup.calibration._isotonic_calibration import IsotonicCalibrator
-from trueup.calibration._platt_scaling import PlattCalibrator
-from trueup.calibration._temperature_scaling import TemperatureScaler, optimal_temperature
-
-__all__ = [
-    "BetaCalibrator",
-    "CalibratedModel",
-    "HistogramCalibrator",
-    "IsotonicCalibrator",
-    "MatrixScaler",
-    "PlattCalibrator",
-    "TemperatureScaler",
-    "VectorScaler",
-    "optimal_temperature",
 from trueup.calibration._binned_measures import (
     ReliabilityCurve,
     adaptive_calibration_error,
@@ -36,6 +20,10 @@ from trueup.calibration._binned_measures import (
     underconfidence_error,
 )
 from trueup.calibration._bins import DEFAULT_BINS
+from trueup.calibration._calibrated_model import CalibratedModel
+from trueup.calibration._histogram_calibration import HistogramCalibrator
+from trueup.calibration._isotonic_calibration import IsotonicCalibrator
+from trueup.calibration._platt_scaling import PlattCalibrator
 from trueup.calibration._reliability_diagram import reliability_diagram
 from trueup.calibration._report import CalibrationReport
 from trueup.calibration._selective_prediction import (
@@ -46,6 +34,7 @@ from trueup.calibration._selective_prediction import (
     ood_auroc,
     selective_prediction_curve,
 )
+from trueup.calibration._temperature_scaling import TemperatureScaler, optimal_temperature
 from trueup.calibration._unbinned_measures import (
     brier_score,
     kde_calibration_error,
@@ -55,10 +44,18 @@ from trueup.calibration._unbinned_measures import (
 )
 
 __all__ = [
-    "CalibrationReport",
     "DEFAULT_BINS",
+    "BetaCalibrator",
+    "CalibratedModel",
+    "CalibrationReport",
+    "HistogramCalibrator",
+    "IsotonicCalibrator",
+    "MatrixScaler",
+    "PlattCalibrator",
     "ReliabilityCurve",
     "SelectiveCurve",
+    "TemperatureScaler",
+    "VectorScaler",
     "adaptive_calibration_error",
     "aurc",
     "average_calibration_error",
@@ -76,6 +73,7 @@ __all__ = [
     "mmce",
     "negative_log_likelihood",
     "ood_auroc",
+    "optimal_temperature",
     "overconfidence_error",
     "reliability_curve",
     "reliability_diagram",

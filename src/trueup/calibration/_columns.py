@@ -68,7 +68,7 @@ def binomial_std(p: PerBin, n: PerBin) -> PerBin:
 
 
 # The measures that are positive by chance, and the deviation of a bin that belongs to their norm.
-DEVIATIONS = {name: binomial_deviation for name in ("ece", "ece_em", "ace", "mce")} | {"rmsce": binomial_std}
+DEVIATIONS = dict.fromkeys(("ece", "ece_em", "ace", "mce"), binomial_deviation) | {"rmsce": binomial_std}
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,9 @@ def _by_chance(bins: Bins, deviation: Callable[[PerBin, PerBin], PerBin]) -> Bin
     return replace(bins, gap=gap)
 
 
-def _of_class(pairs: TopLabel, n_bins: tuple[int, ...], with_floors: bool) -> tuple[dict[str, float], dict[str, float]]:
+def _of_class(
+    pairs: TopLabel, n_bins: tuple[int, ...], with_floors: bool
+) -> tuple[dict[str, float], dict[str, float]]:
     """Return the class-wise columns of one class, and their noise floors."""
     values: dict[str, float] = {}
     floors: dict[str, float] = {}

@@ -106,7 +106,9 @@ class CalibrationReport:
         if n_bootstrap < 0:
             raise ValueError(f"n_bootstrap must be at least 0; got {n_bootstrap}: 200 to 1000 are usual")
         if not 0 < confidence_level < 1:
-            raise ValueError(f"confidence_level must be between 0 and 1; got {confidence_level}: 0.95 is usual")
+            raise ValueError(
+                f"confidence_level must be between 0 and 1; got {confidence_level}: 0.95 is usual"
+            )
         self.from_logits = _are_logits(logits_or_probs) if from_logits is None else from_logits
         self.n_bootstrap, self.confidence_level, self.seed = n_bootstrap, confidence_level, seed
         self._predictions = Predictions(logits_or_probs, target, from_logits=self.from_logits)
@@ -196,7 +198,9 @@ class CalibrationReport:
         frame = pd.DataFrame({"value": self._values})
         intervals = self.confidence_intervals if self._has_intervals else {}
         for side, name in enumerate(("low", "high")):
-            frame[name] = pd.Series({c: ends[side] for c, ends in intervals.items()}, frame.index, dtype=float)
+            frame[name] = pd.Series(
+                {c: ends[side] for c, ends in intervals.items()}, frame.index, dtype=float
+            )
         frame["noise_floor"] = pd.Series(self._floors, frame.index, dtype=float)
         frame["dominated_by_noise"] = frame.index.isin(self.dominated_by_noise)
         return frame
@@ -234,7 +238,11 @@ class CalibrationReport:
             probs = torch.cat([chunk for chunk, _ in p.chunks()])
             curves = {
                 f"class {k}": reliability_curve(
-                    probs[:, k], (p.target == k).long().cpu(), n_bins=n_bins, binning=binning, level="positive"
+                    probs[:, k],
+                    (p.target == k).long().cpu(),
+                    n_bins=n_bins,
+                    binning=binning,
+                    level="positive",
                 )
                 for k in range(self.n_classes)
             }
@@ -333,6 +341,6 @@ def _are_logits(values: ArrayLike) -> bool:
     """Tell logits from probabilities; what could be either counts as probabilities, which are checked."""
     rows = as_rows(values, "predictions")
     low, high = (float(v) for v in torch.aminmax(rows))
-    in_range = 0 <= low and high <= 1
+    in_range = low >= 0 and high <= 1
     sum_to_one = rows.dim() == 2 and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
     return not in_range and not sum_to_one

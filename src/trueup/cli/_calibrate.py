@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from trueup.calibration import CalibrationReport
 
 # Shown in the terminal and on the page; the page has all columns too.
-COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "brier": "Brier", "ece_{}": "ECE", "cwce_{}": "class-wise ECE"}
+COLUMNS = {
+    "accuracy": "accuracy",
+    "nll": "NLL",
+    "brier": "Brier",
+    "ece_{}": "ECE",
+    "cwce_{}": "class-wise ECE",
+}
 
 
 class Kind(StrEnum):
@@ -69,7 +75,9 @@ def calibrate(
     ] = 0.5,
     bins: Annotated[int, typer.Option(min=1, help="Bins of the measures and the diagrams.")] = 15,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder of the page and of the calibrated predictions.")] = Path(),
+    output: Annotated[
+        Path, typer.Option(help="Folder of the page and of the calibrated predictions.")
+    ] = Path(),
 ) -> None:
     """Measure the calibration of a model's predictions, and improve it.
 
@@ -79,8 +87,8 @@ def calibrate(
     For example: trueup calibrate predictions.npz --output calibration
     """
     from sklearn.model_selection import cross_val_score
-    from trueup.calibration import CalibrationReport
 
+    from trueup.calibration import CalibrationReport
     from trueup.cli._predictions import read_predictions
     from trueup.lab.report import write_calibration
 
@@ -111,7 +119,9 @@ def calibrate(
             reports[name.value] = report(calibrator.transform(logits))
     best = max(scores, key=scores.__getitem__) if scores else next(iter(fitted))
     if not scores:
-        notes.append("a class has a single row to fit on, so there was no cross-validation: the first is kept")
+        notes.append(
+            "a class has a single row to fit on, so there was no cross-validation: the first is kept"
+        )
     notes = [*dict.fromkeys([*reports["uncalibrated"].notes, *notes])]
 
     _print(reports, best, bins, len(rows), len(test))
@@ -124,7 +134,9 @@ def calibrate(
     )
     saved = stem.with_name(f"{stem.name}.calibrated.npz")
     _save(saved, fitted[best], logits, target, rows)
-    console.print(f"\npage: [bold]{escape(str(page))}[/]\ncalibrated by {best}: [bold]{escape(str(saved))}[/]")
+    console.print(
+        f"\npage: [bold]{escape(str(page))}[/]\ncalibrated by {best}: [bold]{escape(str(saved))}[/]"
+    )
 
 
 def _calibrator(method: Method) -> Any:
@@ -166,7 +178,9 @@ def _split(target: Any, fit: float, seed: int) -> tuple[Any, Any]:
 
 def _measured(report: CalibrationReport, bins: int) -> dict[str, float]:
     columns = report.to_dict()
-    return {label: columns[name.format(bins)] for name, label in COLUMNS.items() if name.format(bins) in columns}
+    return {
+        label: columns[name.format(bins)] for name, label in COLUMNS.items() if name.format(bins) in columns
+    }
 
 
 def _print(reports: dict[str, CalibrationReport], best: str, bins: int, rows: int, test: int) -> None:

@@ -105,7 +105,9 @@ def _read_labels(path: Path) -> NDArray[Any]:
             names = list(file.files)
             name = next((name for name in LABELS if name in names), None)
             if name is None:
-                raise ValueError(f"{path} must hold an array of labels ({', '.join(LABELS)}); got {_listed(names)}")
+                raise ValueError(
+                    f"{path} must hold an array of labels ({', '.join(LABELS)}); got {_listed(names)}"
+                )
             return np.asarray(file[name])
     frame = _read_table(path)
     name = next((name for name in LABELS if name in frame.columns), None)
