@@ -2,11 +2,14 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from trueup import cli, papers
@@ -545,3 +548,119 @@ def test_no_arguments_teach(trueup):
     code, out, err = trueup()
     assert "ghost-batch-norm" in out + err
     assert code in (0, 2)
+
+
+# ---- calibrate ----
+
+
+@pytest.fixture(scope="module")
+def overconfident():
+    """Logits of three classes, three times too large, and labels drawn from the right probabilities."""
+    rng = np.random.default_rng(0)
+    logits = 1.5 * rng.normal(size=(600, 3))
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return 3 * logits, np.array([rng.choice(3, p=p) for p in probs])
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def test_calibrate_judges_on_other_rows_and_keeps_the_best(trueup, overconfident):
+    logits, y = overconfident
+    np.savez("model.npz", logits=logits, labels=y)
+    code, out, err = trueup("calibrate", "model.npz", "--output", "made")
+    assert (code, err) == (0, "")
+    assert "fitted on 300 rows, judged on 300 others" in out
+    table = {words[0]: words[1:] for line in out.splitlines() if len(words := line.split()) == 6}
+    assert set(table) == {
+        "uncalibrated", "temperature", "vector", "histogram", "beta", "isotonic", "platt"
+    }  # fmt: skip
+    with np.load("made/model.calibrated.npz") as saved:
+        assert sorted(saved.files) == ["fitted_on", "labels", "probs"]
+        judged = ~saved["fitted_on"]
+        assert judged.sum() == 300
+        assert (saved["labels"] == y).all()
+        nll = -np.log(saved["probs"][judged, y[judged]]).mean()
+        before = -np.log(softmax(logits)[judged, y[judged]]).mean()
+    chosen = re.search(r"calibrated by (\w+):", out)[1]
+    assert float(table[chosen][1]) == pytest.approx(nll, abs=1e-4)
+    assert float(table["uncalibrated"][1]) == pytest.approx(before, abs=1e-4)
+    assert nll < 0.8 * before
+    page = Path("made/model.calibration.html").read_text()
+    assert page.count('class="plot"') == 7
+    assert f"Chosen: {chosen} calibration." in page
+
+
+def test_calibrate_reads_the_same_from_every_format(trueup, overconfident):
+    logits, y = overconfident
+    probs = softmax(logits)
+    table = pd.DataFrame(probs, columns=["prob_a", "prob_b", "prob_c"]).assign(
+        label=y, id=[f"r{i}" for i in y]
+    )
+    table.to_csv("table.csv", index=False)
+    table.to_parquet("table.parquet")
+    np.savez("arrays.npz", probs=probs, target=y)
+    np.save("probs.npy", probs)
+    np.save("y.npy", y)
+    tables = []
+    for arguments in (["table.csv"], ["table.parquet"], ["arrays.npz"], ["probs.npy", "--labels", "y.npy"]):
+        code, out, err = trueup("calibrate", *arguments, "--method", "temperature")
+        assert (code, err) == (0, "")
+        tables.append(out.split("page:")[0])
+    assert len(set(tables)) == 1
+    code, out, _ = trueup("calibrate", "table.csv", "--kind", "logits", "--method", "temperature")
+    assert code == 0
+    assert out.split("page:")[0] != tables[0]
+
+
+def test_calibrate_a_binary_score(trueup, overconfident):
+    logits, y = overconfident
+    pd.DataFrame({"score": softmax(logits)[:, 1], "y": (y == 1).astype(int)}).to_csv(
+        "binary.csv", index=False
+    )
+    code, _, err = trueup("calibrate", "binary.csv", "--method", "isotonic", "--method", "temperature")
+    assert (code, err) == (0, "")
+    with np.load("binary.calibrated.npz") as saved:
+        assert saved["probs"].shape == (600,)
+
+
+def test_calibrate_says_when_there_are_too_few_rows(trueup, overconfident):
+    logits, y = overconfident
+    np.savez("few.npz", logits=logits[:60], labels=y[:60])
+    code, out, _ = trueup("calibrate", "few.npz", "--method", "temperature")
+    assert code == 0
+    assert "take more rows or fewer bins" in out
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda z, y: np.savez("bad.npz", scores=z, labels=y), "must hold an array `logits` or `probs`; got scores, labels"),
+        (lambda z, y: np.savez("bad.npz", logits=z), "bad.npz has no labels"),
+        (lambda z, y: np.savez("bad.npz", logits=z, labels=y[:-1]), "600 predictions, but there are 599 labels"),
+        (lambda z, y: np.savez("bad.npz", logits=z, labels=y + 0.5), "labels must be integers"),
+        (lambda z, y: np.savez("bad.npz", logits=z, labels=y + 1), r"target must be in \[0, 3\)"),
+        (lambda z, y: np.savez("bad.npz", probs=z, labels=y), "if these are logits"),
+        (lambda z, y: np.savez("bad.npz", logits=z * np.nan, labels=y), "NaN"),
+        (lambda z, y: np.savez("bad.npz", logits=z[:1], labels=y[:1]), "cannot be split"),
+        (lambda z, y: Path("bad.npz").write_text("no archive"), "cannot be read as a NumPy file"),
+    ],
+)  # fmt: skip
+def test_calibrate_refuses_what_it_cannot_measure(trueup, overconfident, make, message):
+    make(*overconfident)
+    code, _, err = trueup("calibrate", "bad.npz")
+    assert code == 2
+    assert re.search(message, " ".join(err.split()))
+    assert [path.name for path in Path().iterdir()] == ["bad.npz"]
+
+
+def test_calibrate_names_the_columns_of_a_table(trueup):
+    pd.DataFrame({"a": [0.1, 0.9], "name": ["x", "y"], "label": [0, 1]}).to_csv("bad.csv", index=False)
+    code, _, err = trueup("calibrate", "bad.csv")
+    assert code == 2
+    assert "column 'name' is not numeric" in " ".join(err.split())
+    code, _, err = trueup("calibrate", "model.pkl")
+    assert code == 2
+    assert "predictions are read from .npz, .npy, .csv, .parquet" in " ".join(err.split())

@@ -94,6 +94,8 @@ def as_rows(values: ArrayLike, name: str) -> Tensor:
         TypeError: not floating point.
         ValueError: empty.
     """
+    if isinstance(values, np.ndarray) and not values.flags.writeable:
+        values = values.copy()  # torch warns about read-only memory, although nothing here writes to it
     tensor = torch.as_tensor(values).detach()
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be floating point; got {tensor.dtype}: convert with .float()")

@@ -99,10 +99,12 @@ def calibrate(
     rows, test = _split(target, fit, seed)
     notes: list[str] = []
 
-    def report(z: Any) -> CalibrationReport:
-        return CalibrationReport(z[test], target[test], from_logits=True, n_bins=(bins,))
+    def report(predictions: Any, *, from_logits: bool = False) -> CalibrationReport:
+        return CalibrationReport(predictions[test], target[test], from_logits=from_logits, n_bins=(bins,))
 
-    reports, scores, fitted = {"uncalibrated": report(logits)}, {}, {}
+    reports = {"uncalibrated": report(values, from_logits=kind_ == "logits")}
+    scores: dict[str, float] = {}
+    fitted: dict[str, Any] = {}
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True) as bar:
         for name in method or DEFAULT:
             bar.add_task(f"fitting {name.value}", total=None)
@@ -116,13 +118,19 @@ def calibrate(
                     )
             notes += [f"{name.value}: {text}" for text in dict.fromkeys(str(w.message) for w in caught)]
             fitted[name.value] = calibrator
-            reports[name.value] = report(calibrator.transform(logits))
+            reports[name.value] = report(calibrator.predict_proba(logits))
     best = max(scores, key=scores.__getitem__) if scores else next(iter(fitted))
     if not scores:
         notes.append(
             "a class has a single row to fit on, so there was no cross-validation: the first is kept"
         )
-    notes = [*dict.fromkeys([*reports["uncalibrated"].notes, *notes])]
+
+    noisy = [name for name, report in reports.items() if f"ece_{bins}" in report.dominated_by_noise]
+    if noisy:
+        notes.append(
+            f"the ECE of {', '.join(noisy)} is less than twice what chance gives a calibrated model on {len(test):,} "
+            f"rows and {bins} bins: it says little about the model; take more rows or fewer bins"
+        )
 
     _print(reports, best, bins, len(rows), len(test))
     for note in notes:
@@ -219,13 +227,13 @@ def _document(
         "columns": [*_measured(reports["uncalibrated"], bins)],
         "table": {name: _measured(report, bins) for name, report in reports.items()},
         "all": {name: report.to_dict() for name, report in reports.items()},
-        "figures": {name: _figure(report) for name, report in reports.items()},
+        "figures": {name: _figure(report, bins) for name, report in reports.items()},
     }
 
 
-def _figure(report: CalibrationReport) -> dict[str, Any]:
+def _figure(report: CalibrationReport, bins: int) -> dict[str, Any]:
     """Return a reliability diagram as JSON for the page, which has a theme of its own."""
-    figure = json.loads(report.figure().to_json())
+    figure = json.loads(report.figure(n_bins=bins).to_json())
     figure["layout"].pop("template", None)
     figure["layout"]["height"] = 420
     return {"data": figure["data"], "layout": figure["layout"]}

@@ -78,17 +78,18 @@ def _read(path: Path) -> tuple[NDArray[Any], Kind | None, NDArray[Any] | None]:
     frame = _read_table(path)
     label = next((label for label in LABELS if label in frame.columns), None)
     rest = [str(column) for column in frame.columns if column != label]
-    for prefix, kind in (("logit", "logits"), ("prob", "probs")):
-        if columns := [column for column in rest if column.lower().startswith(prefix)]:
-            break
-    else:
-        columns, kind = rest, ""
+    named = {
+        kind: [column for column in rest if column.lower().startswith(prefix)]
+        for kind, prefix in (("logits", "logit"), ("probs", "prob"))
+    }
+    kind = next((kind for kind, columns in named.items() if columns), "")
+    columns = named.get(kind, rest)
     if not columns:
         raise ValueError(f"{path} has no columns of predictions; got {_listed(list(frame.columns))}")
     if text := [column for column in columns if frame[column].dtype.kind not in "iuf"]:
         raise ValueError(
-            f"{path}: column {text[0]!r} is not numeric: name the columns of predictions logit_0, logit_1, ... "
-            "or prob_0, prob_1, ..., and other columns are ignored"
+            f"{path}: column {text[0]!r} is not numeric: name the columns of predictions logit_0, logit_1, "
+            "... or prob_0, prob_1, ..., and other columns are ignored"
         )
     values = frame[columns].to_numpy(np.float64)
     values = values[:, 0] if len(columns) == 1 else values

@@ -20,7 +20,7 @@ RIVALS = ("ece_5", "ece_50", "ece_100", "ece_em_15", "ks", "mmce")  # of ECE wit
 
 
 def population(run: Run) -> dict[str, Tensor]:
-    """Train networks of random width, depth, length and weight decay; return their logits on held-out rows."""
+    """Train networks of random width, depth, length and weight decay; return logits on held-out rows."""
     images = load_images(run, shape=(-1,))
     rng, logits = run.rng("population"), []
     torch.manual_seed(run.torch_seed("init"))
