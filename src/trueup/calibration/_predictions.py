@@ -80,7 +80,7 @@ class Predictions:
         correct = self._at_label == self._largest
         # Ties are found among few rows, which is cheaper than argmax of all.
         tied = (correct & (self._confidence <= 0.5)).nonzero().squeeze(1)
-        correct[tied] = self.values[tied].argmax(1) == self.target[tied]
+        correct[tied] = self.values.index_select(0, tied).argmax(1) == self.target[tied]
         return correct
 
     @cached_property
