@@ -1,5 +1,10 @@
 """Measures of calibration, calibrators for trained models, and training losses that calibrate."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from trueup.calibration._binned_measures import (
     ReliabilityCurve,
     adaptive_calibration_error,
@@ -36,11 +41,57 @@ from trueup.calibration._unbinned_measures import (
     negative_log_likelihood,
 )
 
+if TYPE_CHECKING:
+    from trueup.calibration._metrics import (
+        AURC,
+        MMCE,
+        AdaptiveCalibrationError,
+        AverageCalibrationError,
+        BrierScore,
+        ClasswiseAdaptiveCalibrationError,
+        ClasswiseCalibrationError,
+        ConfidenceGap,
+        CorrectnessAUROC,
+        DebiasedCalibrationError,
+        ExcessAURC,
+        ExpectedCalibrationError,
+        KDECalibrationError,
+        KSError,
+        MaximumCalibrationError,
+        NegativeLogLikelihood,
+        OverconfidenceError,
+        RootMeanSquaredCalibrationError,
+        SweepCalibrationError,
+        ThresholdedAdaptiveCalibrationError,
+        UnderconfidenceError,
+    )
+
 __all__ = [
-    "CalibrationReport",
+    "AURC",
     "DEFAULT_BINS",
+    "MMCE",
+    "AdaptiveCalibrationError",
+    "AverageCalibrationError",
+    "BrierScore",
+    "CalibrationReport",
+    "ClasswiseAdaptiveCalibrationError",
+    "ClasswiseCalibrationError",
+    "ConfidenceGap",
+    "CorrectnessAUROC",
+    "DebiasedCalibrationError",
+    "ExcessAURC",
+    "ExpectedCalibrationError",
+    "KDECalibrationError",
+    "KSError",
+    "MaximumCalibrationError",
+    "NegativeLogLikelihood",
+    "OverconfidenceError",
     "ReliabilityCurve",
+    "RootMeanSquaredCalibrationError",
     "SelectiveCurve",
+    "SweepCalibrationError",
+    "ThresholdedAdaptiveCalibrationError",
+    "UnderconfidenceError",
     "adaptive_calibration_error",
     "aurc",
     "average_calibration_error",
@@ -67,3 +118,18 @@ __all__ = [
     "thresholded_adaptive_calibration_error",
     "underconfidence_error",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the metrics when one is used, since they need torchmetrics."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        metrics = importlib.import_module("trueup.calibration._metrics")
+    except ImportError as error:
+        raise ImportError(f"{name} needs torchmetrics: pip install 'trueup[metrics]'") from error
+    return getattr(metrics, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

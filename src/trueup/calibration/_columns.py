@@ -1,7 +1,7 @@
 """The columns of a calibration report, their noise floors, and their values on resamples.
 
-All columns follow from confidences in ascending order (`TopLabel`) of the top class and of each class, and from
-two losses per sample. A resample of N samples with replacement is a number of repeats per sample; repeating the
+All columns follow from confidences in ascending order (`TopLabel`), of the top class and of each class, and
+from two losses per sample. A resample with replacement is a number of repeats per sample. Repeating the
 entries of a sorted array leaves it sorted, so that resamples are measured without sorting again.
 
 **Noise floor.** A binned measure is positive for a calibrated model too: by chance, the accuracy in a bin of
@@ -9,8 +9,8 @@ n samples differs from the confidence p by the mean absolute deviation of a bino
 
 $$\\mathbb{E}\\,|X/n - p| = 2 k (1 - p) P(X = k) / n, \\quad k = \\lfloor n p \\rfloor + 1,$$
 
-about $\\sqrt{2 p (1 - p) / (\\pi n)}$. ECE in B bins of N samples therefore starts near $\\sqrt{B / N}$, not at 0.
-The partial sums behind the KS error are a random walk of variance $V = \\sum_i c_i (1 - c_i)$, whose largest
+about $\\sqrt{2 p (1 - p) / (\\pi n)}$. ECE in B bins of N samples therefore starts near $\\sqrt{B / N}$. The
+partial sums behind the KS error are a random walk of variance $V = \\sum_i c_i (1 - c_i)$, whose largest
 absolute value is about $\\sqrt{\\pi V / 2}$; the square of N times MMCE has the expectation V.
 """
 
@@ -68,7 +68,7 @@ def binomial_std(p: PerBin, n: PerBin) -> PerBin:
 
 
 # The measures that are positive by chance, and the deviation of a bin that belongs to their norm.
-DEVIATIONS = {name: binomial_deviation for name in ("ece", "ece_em", "ace", "mce")} | {"rmsce": binomial_std}
+DEVIATIONS = dict.fromkeys(("ece", "ece_em", "ace", "mce"), binomial_deviation) | {"rmsce": binomial_std}
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,9 @@ def _by_chance(bins: Bins, deviation: Callable[[PerBin, PerBin], PerBin]) -> Bin
     return replace(bins, gap=gap)
 
 
-def _of_class(pairs: TopLabel, n_bins: tuple[int, ...], with_floors: bool) -> tuple[dict[str, float], dict[str, float]]:
+def _of_class(
+    pairs: TopLabel, n_bins: tuple[int, ...], with_floors: bool
+) -> tuple[dict[str, float], dict[str, float]]:
     """Return the class-wise columns of one class, and their noise floors."""
     values: dict[str, float] = {}
     floors: dict[str, float] = {}
