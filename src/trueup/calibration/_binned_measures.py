@@ -14,7 +14,7 @@ S. Thulasidasan et al. (arXiv 1905.11001, overconfidence).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -67,14 +67,15 @@ def calibration_error(
         binning: `"uniform"`: bins (lo, hi] of equal width, where an exact 0 is in the first bin;
             `"quantile"`: as many samples in each, as `numpy.array_split` divides them. Ties keep their order.
         norm: `"l1"` (ECE), `"l2"` (its root mean square), `"max"` (MCE), `"mean"` (over non-empty bins: ACE).
-        level: `"top"`: the most probable class, the first of tied ones; `"classwise"`: each class, then the mean
-            over all C; `"positive"`: class 1 of a binary problem.
+        level: `"top"`: the most probable class, the first of tied ones; `"classwise"`: each class, then the
+            mean over all C; `"positive"`: class 1 of a binary problem.
         debias: subtract the variance of the accuracy of each bin from its squared difference (with `"l2"`);
             bins of one sample then contribute 0.
-        convention: edges of another library. `"torchmetrics"`: [lo, hi), exact ones in a bin of their own, all in
-            float32. `"netcal"`: [lo, hi), the last one closed, probabilities clipped to [eps, 1 - eps]; its
-            quantile bins are those of `numpy.quantile`, and ties are an error. Without values on an edge, all
-            agree up to rounding. The level is not changed: for binary problems both libraries mean `"positive"`.
+        convention: edges of another library. `"torchmetrics"`: [lo, hi), exact ones in a bin of their own,
+            all in float32. `"netcal"`: [lo, hi), the last one closed, values clipped to [eps, 1 - eps]; its
+            quantile bins are those of `numpy.quantile`, and ties are an error. Without values on an edge,
+            uniform bins agree up to rounding. The level stays: for binary problems both libraries mean
+            `"positive"`.
         variant: `"official"`: the published bins, which drop exact zeros or, of quantile bins, the smallest
             probability with its ties, and still divide by N; classwise, over classes up to the largest label.
         from_logits: `probs` are logits.
@@ -356,12 +357,13 @@ def confidence_gap(probs: ArrayLike, target: ArrayLike, *, from_logits: bool = F
     return scalar(Predictions(probs, target, from_logits=from_logits).top.confidence_gap())
 
 
-class ReliabilityCurve(NamedTuple):
+@dataclass(frozen=True)
+class ReliabilityCurve:
     """Confidence and accuracy per bin: `(bins,)`, or `(classes, bins)` at the classwise level.
 
     Attributes:
-        edges: `(bins + 1,)`, or `(classes, bins + 1)` for classwise quantile bins, where the upper edge is the
-            largest confidence of the bin.
+        edges: `(bins + 1,)` or `(classes, bins + 1)`; the upper edge of a quantile bin is its largest
+            confidence.
         confidence: mean confidence; NaN in empty bins.
         accuracy: share of correct predictions; NaN in empty bins.
         count: samples, int64.
@@ -404,7 +406,9 @@ def reliability_curve(
     if level == "classwise":
         pairs = [predictions.of_class(k) for k in range(predictions.n_classes)]
         curves = [pairs_curve(p, n_bins, binning) for p in pairs]
-        return ReliabilityCurve(*(torch.stack(column) for column in zip(*curves)))
+        return ReliabilityCurve(
+            *(torch.stack([getattr(c, f.name) for c in curves]) for f in fields(ReliabilityCurve))
+        )
     return pairs_curve(predictions.top if level == "top" else predictions.positive, n_bins, binning)
 
 

@@ -51,23 +51,26 @@ Sums = Float[NDArray[np.float64], "*classes bins"]
 
 
 # ---- the equation ----
-def binned_error(count: Sums, gap: Sums, hits: Sums, total: int, norm: Norm, debias: bool = False) -> Sums:
+def binned_error(
+    count: Sums, gap: Sums, hits: Sums, total: int, norm: Norm, debias: bool = False
+) -> Float[NDArray[np.float64], "*classes"]:
     """Return the norm of (accuracy - confidence) over the bins, from sums over the samples of each bin.
 
     `gap` is the sum of confidence minus correctness, `hits` the sum of correctness.
     """
-    difference = np.abs(gap) / np.maximum(count, 1)  # empty bins contribute 0
+    samples = np.maximum(count, 1)  # empty bins contribute 0
+    difference, weight = np.abs(gap) / samples, count / total
     if norm == "l1":
-        return (count / total * difference).sum(-1)
+        return np.asarray(np.sum(weight * difference, -1))
     if norm == "max":
-        return difference.max(-1)
+        return np.asarray(np.max(difference, -1))
     if norm == "mean":
-        return difference.sum(-1) / np.maximum((count > 0).sum(-1), 1)
+        return np.asarray(np.sum(difference, -1) / np.maximum(np.sum(count > 0, -1), 1))
     square = difference**2
     if debias:  # by the variance of the accuracy of a bin, which one sample does not show
-        accuracy = hits / np.maximum(count, 1)
+        accuracy = hits / samples
         square = np.where(count < 2, 0, square - accuracy * (1 - accuracy) / np.maximum(count - 1, 1))
-    return np.sqrt(np.maximum((count / total * square).sum(-1), 0))
+    return np.asarray(np.sqrt(np.maximum(np.sum(weight * square, -1), 0)))
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ def bin_bounds(
 def floor_to(
     dtype: np.dtype[np.floating], edges: Float[NDArray[np.float64], " edges"]
 ) -> NDArray[np.floating]:
-    """Round edges down to a dtype: values of that dtype are then on the same side, compared without upcasting."""
+    """Round edges down to a dtype, so that values of that dtype compare with them as in float64."""
     rounded = edges.astype(dtype)
     return np.where(rounded > edges, np.nextafter(rounded, dtype.type(-1)), rounded)
 

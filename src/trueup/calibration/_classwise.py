@@ -80,7 +80,7 @@ class ClasswiseHistogram:
         return pairs.add(self._coarse(probs, n_bins) - self._coarse(hits, n_bins), pairs.prob - pairs.hit)
 
     def _coarse(self, fine: NDArray[np.float64], n_bins: int) -> Sums:
-        return fine.reshape(self.n_classes, n_bins, -1).sum(-1)
+        return np.asarray(np.sum(fine.reshape(self.n_classes, n_bins, -1), -1))
 
     @cached_property
     def _sums(self) -> tuple[NDArray[np.float64], NDArray[np.float64], OnEdge]:
@@ -89,8 +89,8 @@ class ClasswiseHistogram:
         aside = []
         for chunk, target in self.chunks():
             values, place = self._place(chunk)
-            probs.index_add_(0, place.view(-1), values.view(-1))
-            hits += torch.bincount(place.gather(1, target[:, None]).view(-1), minlength=len(hits))
+            probs.index_add_(0, place.flatten(), values.flatten())
+            hits += torch.bincount(place.gather(1, target[:, None]).flatten(), minlength=len(hits))
             if chunk.dtype == torch.float64:
                 row, label = (place == self._size).nonzero(as_tuple=True)
                 aside.append((label, values[row, label], (target[row] == label).double()))
@@ -102,7 +102,7 @@ class ClasswiseHistogram:
     def _counts(self) -> NDArray[np.float64]:
         count = np.zeros(self._size + 1)
         for chunk, _ in self.chunks():
-            count += np.bincount(self._place(chunk)[1].view(-1), minlength=len(count))
+            count += np.bincount(self._place(chunk)[1].flatten(), minlength=len(count))
         return count[:-1]
 
     @property
@@ -110,7 +110,7 @@ class ClasswiseHistogram:
         return self.n_classes * self.resolution
 
     def _place(self, probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the probabilities in float64 and their place in the histogram; its end, if next to an edge."""
+        """Return the probabilities in float64, and their places: the end of the histogram if on an edge."""
         values = probs.to("cpu", torch.float64)
         scaled = values * self.resolution
         place = scaled.ceil().long().sub_(1).clamp_(0)

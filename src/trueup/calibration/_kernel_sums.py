@@ -6,11 +6,11 @@ predictions it is 0:
 $$\\mathrm{MMCE}^2 = \\frac{1}{N^2} \\sum_{ij} (a_i - c_i)(a_j - c_j) e^{-|c_i - c_j| / w}$$
 
 In ascending order of $c$ the Laplacian kernel splits into $e^{-c_i / w} e^{c_j / w}$ for $j \\le i$, so that
-prefix sums give the double sum in linear time. Blocks of limited range keep the exponentials finite.
+prefix sums give the double sum in linear time. Chunks of limited range keep the exponentials finite.
 
 The density form estimates the density $f$ of $c$ and $f_1$ of $c$ given a correct prediction by a triweight
-kernel; $r(x) = a f_1(x) / f(x)$, with the accuracy $a$, is then the accuracy at confidence $x$, and the error is
-$\\int |x - r(x)| f(x) dx$. Samples are mirrored at the nearer border, since densities end there.
+kernel; $r(x) = a f_1(x) / f(x)$, with the accuracy $a$, is then the accuracy at confidence $x$, and the error
+is $\\int |x - r(x)| f(x) dx$. Samples are mirrored at the nearer border, where densities end.
 
 A. Kumar, S. Sarawagi, U. Jain, Trainable calibration measures for neural networks from kernel mean embeddings
 (ICML 2018); J. Zhang, B. Kailkhura, T. Han, Mix-n-Match (ICML 2020, arXiv 2003.07329). Published training
@@ -29,8 +29,10 @@ __all__ = ["density_error", "laplacian_sum", "mmce_all_pairs"]
 Values = Float[NDArray[np.floating], " samples"]
 Flags = Bool[NDArray[np.bool_], " samples"]
 
-# exp(BLOCK) times any number of samples is finite in float64, and so is its reciprocal.
-BLOCK = 256.0
+# exp(RANGE) times any number of samples is finite in float64, and so is its reciprocal.
+RANGE = 256.0
+# Samples at once, so that temporaries stay in the cache.
+CHUNK = 2**14
 
 
 # ---- the equation ----
@@ -38,25 +40,23 @@ def mmce_all_pairs(confidence: Values, correct: Flags, width: float = 0.4) -> fl
     """Return MMCE from all pairs: quadratic in time and memory."""
     residual = correct - confidence
     kernel = np.exp(-np.abs(confidence[:, None] - confidence[None, :]) / width)
-    return float(np.sqrt(max(residual @ kernel @ residual, 0)) / len(residual))
+    return float(np.sqrt(max(float(residual @ kernel @ residual), 0)) / len(residual))
 
 
 def laplacian_sum(confidence: Values, residual: Values, width: float) -> float:
     """Return the sum of `r_i r_j exp(-|c_i - c_j| / width)` over all pairs, for ascending confidences."""
-    scaled = np.divide(confidence, width, dtype=np.float64)
-    scaled -= scaled[0]
-    starts = (
-        np.flatnonzero(np.diff(np.floor_divide(scaled, BLOCK), prepend=-1)) if scaled[-1] >= BLOCK else [0]
-    )
-    total, carry = -float(residual @ residual), 0.0  # the sums below count i = j twice
-    for start, end in zip(starts, [*starts[1:], len(scaled)]):
-        growth = np.exp(scaled[start:end] - scaled[start])
+    total, carry, start = -float(residual @ residual), 0.0, 0  # the sums below count i = j twice
+    while start < len(residual):
+        first = float(confidence[start])
+        end = min(start + CHUNK, int(np.searchsorted(confidence, first + RANGE * width, side="right")))
+        growth = np.exp((confidence[start:end].astype(np.float64) - first) / width)
         r = residual[start:end]
         sums = np.cumsum(r * growth)
         sums += carry
         total += 2 * float((r / growth) @ sums)
-        if end < len(scaled):
-            carry = float(sums[-1] * np.exp(scaled[start] - scaled[end]))
+        if end < len(residual):
+            carry = float(sums[-1] * np.exp((first - float(confidence[end])) / width))
+        start = end
     return total
 
 
@@ -86,9 +86,10 @@ def density_error(confidence: Values, correct: Flags) -> float:
 
 
 def mirrored_density(values: Values, bandwidth: float) -> Float[NDArray[np.float64], " grid"]:
-    """Return a triweight density on the grid, 0 outside (0, 1); `bandwidth` is the kernel's standard deviation.
+    """Return a triweight density on the grid, 0 outside (0, 1).
 
-    Samples are shared out between the two nearest points of the grid, then convolved with the kernel.
+    `bandwidth` is the standard deviation of the kernel. Samples are shared out between the two nearest points
+    of the grid, which are then convolved with the kernel.
     """
     mirrored = np.concatenate([values, np.where(values < 0.5, -values, 2 - values)])
     position = (mirrored - GRID[0]) / STEP

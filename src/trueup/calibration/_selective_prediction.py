@@ -16,7 +16,7 @@ arXiv 1805.08206); its excess AURC approximates the best value by an integral, w
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -108,7 +108,8 @@ def excess_aurc(probs: ArrayLike, target: ArrayLike, *, from_logits: bool = Fals
     return scalar(Predictions(probs, target, from_logits=from_logits).top.excess_aurc())
 
 
-class SelectiveCurve(NamedTuple):
+@dataclass(frozen=True)
+class SelectiveCurve:
     """Risk and coverage of keeping predictions of at least a confidence, from the highest down.
 
     Attributes:

@@ -137,7 +137,7 @@ class TopLabel:
         return float(roc_auc_score(self.correct, self.confidence))
 
     def risk_coverage(self) -> tuple[NDArray[np.int64], NDArray[np.float64], Values]:
-        """Return, for each distinct confidence from the highest, the samples at or above it and their errors."""
+        """Return, per distinct confidence from the highest: samples at or above, their errors, and it."""
         falling = self.confidence[::-1]
         last = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(self) - 1)
         errors = np.cumsum(~self.correct[::-1])[last].astype(np.float64)

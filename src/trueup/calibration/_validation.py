@@ -88,7 +88,9 @@ def check_target(target: ArrayLike, rows: int, classes: int) -> Tensor:
 
 
 def as_rows(values: ArrayLike, name: str) -> Tensor:
-    """Return `(N,)` or `(N, C, *positions)` as `(N,)` or `(N * positions, C)`, in float32 or better, unchecked.
+    """Return `(N,)` as it is and `(N, C, *positions)` as `(N * positions, C)`, unchecked.
+
+    In float32 or better.
 
     Raises:
         TypeError: not floating point.
