@@ -20,6 +20,7 @@ losses use the square of MMCE; this is the measure, with the root.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from scipy import signal
@@ -32,7 +33,7 @@ Flags = Bool[NDArray[np.bool_], " samples"]
 # exp(RANGE) times any number of samples is finite in float64, and so is its reciprocal.
 RANGE = 256.0
 # Samples at once, so that temporaries stay in the cache.
-CHUNK = 2**14
+CHUNK = 2**15
 
 
 # ---- the equation ----
@@ -47,15 +48,16 @@ def laplacian_sum(confidence: Values, residual: Values, width: float) -> float:
     """Return the sum of `r_i r_j exp(-|c_i - c_j| / width)` over all pairs, for ascending confidences."""
     total, carry, start = -float(residual @ residual), 0.0, 0  # the sums below count i = j twice
     while start < len(residual):
-        first = float(confidence[start])
-        end = min(start + CHUNK, int(np.searchsorted(confidence, first + RANGE * width, side="right")))
-        growth = np.exp((confidence[start:end].astype(np.float64) - first) / width)
-        r = residual[start:end]
-        sums = np.cumsum(r * growth)
-        sums += carry
-        total += 2 * float((r / growth) @ sums)
+        chunk = confidence[start : start + CHUNK].astype(np.float64)
+        chunk -= chunk[0]
+        chunk = chunk[: np.searchsorted(chunk, RANGE * width, side="right")]
+        end = start + len(chunk)
+        r = torch.from_numpy(residual[start:end])
+        growth = torch.from_numpy(chunk).mul_(1 / width).exp_()  # faster than numpy's
+        sums = (r * growth).cumsum(0).add_(carry)
+        total += 2 * float(torch.dot(r / growth, sums))
         if end < len(residual):
-            carry = float(sums[-1] * np.exp((first - float(confidence[end])) / width))
+            carry = float(sums[-1]) * np.exp((float(confidence[start]) - float(confidence[end])) / width)
         start = end
     return total
 

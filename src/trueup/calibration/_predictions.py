@@ -55,36 +55,29 @@ class Predictions:
         self.from_logits = from_logits
         self.n_classes = rows.shape[1]
         self._rows = chunk_size(rows, self.n_classes, len(rows))
-        self._largest, self._confidence = self._top_logits() if from_logits else self._top_probs()
         self.target: Int[Tensor, " samples"] = check_target(target, len(rows), self.n_classes).to(rows.device)
+        self._largest, self._confidence, self._at_label = self.values.new_empty(3, len(rows))
+        for start in range(0, len(rows), self._rows):
+            self._find_top(slice(start, start + self._rows))
+        if not from_logits:
+            self._confidence = self._largest
+        elif self._confidence.reciprocal_().isnan().any():  # NaN, +inf, or a row of -inf: this says which
+            check_logits(rows)
 
     def __len__(self) -> int:
         return len(self.values)
 
-    def _top_logits(self) -> tuple[Tensor, Tensor]:
-        largest, confidence = self.values.new_empty(2, len(self))
-        for start in range(0, len(self), self._rows):
-            rows = slice(start, start + self._rows)
-            chunk = self.values[rows]
-            torch.amax(chunk, 1, out=largest[rows])
-            torch.sum((chunk - largest[rows, None]).exp_(), 1, out=confidence[rows])
-        confidence.reciprocal_()
-        if confidence.isnan().any():  # NaN, +inf, or a row of -inf: this says which
-            check_logits(self.values)
-        return largest, confidence
-
-    def _top_probs(self) -> tuple[Tensor, Tensor]:
-        largest = self.values.new_empty(len(self))
-        for start in range(0, len(self), self._rows):
-            rows = slice(start, start + self._rows)
-            torch.amax(check_probs(self.values[rows]), 1, out=largest[rows])
-        return largest, largest
+    def _find_top(self, rows: slice) -> None:
+        chunk = self.values[rows]
+        largest = torch.amax(chunk if self.from_logits else check_probs(chunk), 1, out=self._largest[rows])
+        torch.gather(chunk, 1, self.target[rows, None], out=self._at_label[rows, None])
+        if self.from_logits:
+            torch.sum((chunk - largest[:, None]).exp_(), 1, out=self._confidence[rows])
 
     @cached_property
     def correct(self) -> Tensor:
         """Whether the label is the top class, the first of tied ones; `(N,)`."""
-        at_label = self.values.gather(1, self.target[:, None]).squeeze(1)
-        correct = at_label == self._largest
+        correct = self._at_label == self._largest
         # Ties are found among few rows, which is cheaper than argmax of all.
         tied = (correct & (self._confidence <= 0.5)).nonzero().squeeze(1)
         correct[tied] = self.values[tied].argmax(1) == self.target[tied]
@@ -184,7 +177,7 @@ class Predictions:
 
     def negative_log_likelihood(self) -> float:
         """Return the mean of -log p of the label; a probability of 0 counts as 2.2e-308."""
-        at_label = self.values.gather(1, self.target[:, None]).squeeze(1).double()
+        at_label = self._at_label.double()
         if self.from_logits:
             return float((self._largest.double() - at_label - self._confidence.double().log()).mean())
         return float(-at_label.clamp_min(torch.finfo(torch.float64).tiny).log().mean())

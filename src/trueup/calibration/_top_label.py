@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
@@ -174,7 +175,6 @@ def sort_pairs(confidence: Values, correct: Flags) -> tuple[Values, Flags]:
 
 
 def _prefix_sums(values: NDArray[np.generic]) -> NDArray[np.float64]:
-    sums = np.empty(len(values) + 1)
-    sums[0] = 0
-    np.cumsum(values, out=sums[1:])
-    return sums
+    sums = torch.zeros(len(values) + 1, dtype=torch.float64)
+    torch.cumsum(torch.from_numpy(values), 0, dtype=torch.float64, out=sums[1:])  # faster than numpy's
+    return np.asarray(sums)
