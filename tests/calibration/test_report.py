@@ -40,6 +40,7 @@ FUNCTIONS = {
     "ece_debiased": calibration.debiased_calibration_error,
     "oe": calibration.overconfidence_error,
     "ue": calibration.underconfidence_error,
+    "tace": calibration.thresholded_adaptive_calibration_error,
     "cwce": calibration.classwise_calibration_error,
     "cwce_em": lambda p, y, **options: calibration.classwise_calibration_error(
         p, y, binning="quantile", **options

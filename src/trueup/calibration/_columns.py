@@ -59,7 +59,8 @@ TACE_THRESHOLD = 0.01
 def binomial_deviation(p: PerBin, n: PerBin) -> PerBin:
     """Return E|X/n - p| for X ~ Binomial(n, p)."""
     k = np.floor(n * p) + 1
-    return 2 * k * (1 - p) * stats.binom.pmf(k, n, p) / n
+    chance: PerBin = stats.binom.pmf(k, n, p)
+    return 2 * k * (1 - p) * chance / n
 
 
 def binomial_std(p: PerBin, n: PerBin) -> PerBin:

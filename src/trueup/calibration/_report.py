@@ -299,8 +299,8 @@ class CalibrationReport:
 
     def _group_lines(self) -> Iterator[str]:
         bins = min(self.n_bins, key=lambda b: abs(b - 15))
-        shown = ("accuracy", "confidence", "gap", f"ece_{bins}", f"cwce_{bins}", "ks", "nll", "brier")
-        shown = tuple(name for name in shown if name in self._values)
+        names = ("accuracy", "confidence", "gap", f"ece_{bins}", f"cwce_{bins}", "ks", "nll", "brier")
+        shown = [name for name in names if name in self._values]
         yield f"{'group':16}{'samples':>9}" + "".join(f"{name:>11} " for name in shown)
         for group, report in self.by_group.items():
             noisy = report.dominated_by_noise
