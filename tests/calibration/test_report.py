@@ -180,7 +180,7 @@ def test_wider_confidence_gives_wider_intervals() -> None:
     logits, target = predictions(60)
     narrow, wide = (
         CalibrationReport(
-            logits, target, n_bins=(5,), n_bootstrap=200, confidence_level=level
+            logits, target, n_bins=(5,), n_bootstrap=50, confidence_level=level
         ).confidence_intervals["nll"]
         for level in (0.5, 0.99)
     )
