@@ -2,6 +2,11 @@
 
 from trueup.calibration._affine_scaling import MatrixScaler, VectorScaler
 from trueup.calibration._beta_calibration import BetaCalibrator
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from trueup.calibration._binned_measures import (
     ReliabilityCurve,
     adaptive_calibration_error,
@@ -43,6 +48,31 @@ from trueup.calibration._unbinned_measures import (
     negative_log_likelihood,
 )
 
+if TYPE_CHECKING:
+    from trueup.calibration._metrics import (
+        AURC,
+        MMCE,
+        AdaptiveCalibrationError,
+        AverageCalibrationError,
+        BrierScore,
+        ClasswiseAdaptiveCalibrationError,
+        ClasswiseCalibrationError,
+        ConfidenceGap,
+        CorrectnessAUROC,
+        DebiasedCalibrationError,
+        ExcessAURC,
+        ExpectedCalibrationError,
+        KDECalibrationError,
+        KSError,
+        MaximumCalibrationError,
+        NegativeLogLikelihood,
+        OverconfidenceError,
+        RootMeanSquaredCalibrationError,
+        SweepCalibrationError,
+        ThresholdedAdaptiveCalibrationError,
+        UnderconfidenceError,
+    )
+
 __all__ = [
     "DEFAULT_BINS",
     "BetaCalibrator",
@@ -52,10 +82,33 @@ __all__ = [
     "IsotonicCalibrator",
     "MatrixScaler",
     "PlattCalibrator",
+    "AURC",
+    "DEFAULT_BINS",
+    "MMCE",
+    "AdaptiveCalibrationError",
+    "AverageCalibrationError",
+    "BrierScore",
+    "CalibrationReport",
+    "ClasswiseAdaptiveCalibrationError",
+    "ClasswiseCalibrationError",
+    "ConfidenceGap",
+    "CorrectnessAUROC",
+    "DebiasedCalibrationError",
+    "ExcessAURC",
+    "ExpectedCalibrationError",
+    "KDECalibrationError",
+    "KSError",
+    "MaximumCalibrationError",
+    "NegativeLogLikelihood",
+    "OverconfidenceError",
     "ReliabilityCurve",
+    "RootMeanSquaredCalibrationError",
     "SelectiveCurve",
     "TemperatureScaler",
     "VectorScaler",
+    "SweepCalibrationError",
+    "ThresholdedAdaptiveCalibrationError",
+    "UnderconfidenceError",
     "adaptive_calibration_error",
     "aurc",
     "average_calibration_error",
@@ -83,3 +136,18 @@ __all__ = [
     "thresholded_adaptive_calibration_error",
     "underconfidence_error",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the metrics when one is used, since they need torchmetrics."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        metrics = importlib.import_module("trueup.calibration._metrics")
+    except ImportError as error:
+        raise ImportError(f"{name} needs torchmetrics: pip install 'trueup[metrics]'") from error
+    return getattr(metrics, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

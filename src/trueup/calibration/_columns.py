@@ -1,7 +1,7 @@
 """The columns of a calibration report, their noise floors, and their values on resamples.
 
-All columns follow from confidences in ascending order (`TopLabel`) of the top class and of each class, and from
-two losses per sample. A resample of N samples with replacement is a number of repeats per sample; repeating the
+All columns follow from confidences in ascending order (`TopLabel`), of the top class and of each class, and
+from two losses per sample. A resample with replacement is a number of repeats per sample. Repeating the
 entries of a sorted array leaves it sorted, so that resamples are measured without sorting again.
 
 **Noise floor.** A binned measure is positive for a calibrated model too: by chance, the accuracy in a bin of
@@ -9,8 +9,8 @@ n samples differs from the confidence p by the mean absolute deviation of a bino
 
 $$\\mathbb{E}\\,|X/n - p| = 2 k (1 - p) P(X = k) / n, \\quad k = \\lfloor n p \\rfloor + 1,$$
 
-about $\\sqrt{2 p (1 - p) / (\\pi n)}$. ECE in B bins of N samples therefore starts near $\\sqrt{B / N}$, not at 0.
-The partial sums behind the KS error are a random walk of variance $V = \\sum_i c_i (1 - c_i)$, whose largest
+about $\\sqrt{2 p (1 - p) / (\\pi n)}$. ECE in B bins of N samples therefore starts near $\\sqrt{B / N}$. The
+partial sums behind the KS error are a random walk of variance $V = \\sum_i c_i (1 - c_i)$, whose largest
 absolute value is about $\\sqrt{\\pi V / 2}$; the square of N times MMCE has the expectation V.
 """
 
@@ -59,7 +59,8 @@ TACE_THRESHOLD = 0.01
 def binomial_deviation(p: PerBin, n: PerBin) -> PerBin:
     """Return E|X/n - p| for X ~ Binomial(n, p)."""
     k = np.floor(n * p) + 1
-    return 2 * k * (1 - p) * stats.binom.pmf(k, n, p) / n
+    chance: PerBin = stats.binom.pmf(k, n, p)
+    return 2 * k * (1 - p) * chance / n
 
 
 def binomial_std(p: PerBin, n: PerBin) -> PerBin:

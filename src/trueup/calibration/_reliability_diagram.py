@@ -1,9 +1,12 @@
 """Reliability diagrams: the accuracy that a model reaches at each confidence that it claims.
 
 A calibrated model lies on the diagonal. How far from it is still chance depends on the number of samples in a
-bin, so each point has a vertical band: where 95 % of the accuracies of a calibrated model with this confidence
-and this number of samples fall (quantiles of the binomial distribution). Below, the share of the samples in each
-bin. Reliability diagrams are from DeGroot and Fienberg (1983); Bröcker and Smith (2007) add the bands.
+bin, so each point has a vertical band: where 95% of the accuracies of a calibrated model fall, with this
+confidence and this number of samples (quantiles of the binomial distribution). Below is the share of the
+samples in each bin.
+
+M. H. DeGroot, S. E. Fienberg, The comparison and evaluation of forecasters (1983); for the bands, J. Bröcker,
+L. A. Smith, Increasing the reliability of reliability diagrams (2007).
 """
 
 from __future__ import annotations
@@ -36,8 +39,8 @@ def reliability_diagram(
 ) -> Figure:
     """Draw the accuracy against the confidence, bin by bin, as a plotly figure.
 
-    The arguments are those of `reliability_curve`, which returns the numbers. The band at each point holds 95 %
-    of what a calibrated model with as many samples would show; a point inside its band is no evidence of
+    The arguments are those of `reliability_curve`, which returns the numbers. The band at each point holds
+    95% of what a calibrated model with as many samples would show: a point inside its band is no evidence of
     miscalibration.
 
     Raises:

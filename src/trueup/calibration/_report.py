@@ -1,12 +1,12 @@
-"""All measures of calibration of one model in one call, with what the number of samples allows to say.
+"""All measures of calibration of one model in one call, and what the number of samples allows to say.
 
-Calibration errors with many bins and few samples are large for every model, also for a calibrated one. The
-report therefore sets every value beside its noise floor (see `_columns`) and marks the values that are less than
-twice as high: they say more about the number of samples than about the model.
+Calibration errors in many bins of few samples are large for every model, even for a calibrated one. The
+report therefore sets values beside their noise floors (see `_columns`), and marks those less than twice as
+high: they say more about the number of samples than about the model.
 
 Intervals are percentiles over resamples of the samples (B. Efron, Bootstrap methods: another look at the
-jackknife, 1979). A resample repeats samples, which raises these errors once more: the interval of a marked value
-can lie above the value itself.
+jackknife, 1979). A resample repeats samples, which raises these errors once more: the interval of a marked
+value can lie above the value itself.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class CalibrationReport:
 
     | column | function |
     | --- | --- |
-    | `ece_B`, `mce_B`, `ace_B`, `rmsce_B` | `calibration_error` with `norm` `"l1"`, `"max"`, `"mean"`, `"l2"` |
+    | `ece_B`, `mce_B`, `ace_B`, `rmsce_B` | `calibration_error`, `norm` `"l1"`, `"max"`, `"mean"`, `"l2"` |
     | `ece_em_B` | `adaptive_calibration_error`: bins of equal mass |
     | `ece_debiased_B` | `debiased_calibration_error` |
     | `oe_B`, `ue_B` | `overconfidence_error`, `underconfidence_error` |
@@ -61,28 +61,27 @@ class CalibrationReport:
     Args:
         logits_or_probs: `(N, C)`, `(N, C, *positions)`, or `(N,)` for class 1 of a binary problem.
         target: class labels `(N,)` or `(N, *positions)`.
-        from_logits: the predictions are logits. None decides by the values: rows in [0, 1] that sum to one are
-            probabilities. Anything that could be damaged probabilities is refused.
+        from_logits: the predictions are logits. None decides by the values: those in [0, 1] are
+            probabilities, and so are rows that sum to one. The report says which, and invalid ones raise.
         n_bins: the numbers of bins.
-        levels: `"top"` for the predicted class, `"classwise"` for the mean over classes, `"positive"` for class 1
-            of a binary problem. None takes all that apply.
+        levels: `"top"` for the predicted class, `"classwise"` for the mean over classes, `"positive"` for
+            class 1 of a binary problem. None takes all that apply.
         groups: one value per sample, as in a column of a table, for a report per group in `by_group`.
-        n_bootstrap: resamples for `confidence_intervals`; 200 to 1000 are usual. Each takes about as long as the
-            report itself, and does no sorting.
+        n_bootstrap: resamples for `confidence_intervals`; 200 to 1000 are usual.
         confidence_level: of the intervals.
         seed: of the resamples.
 
     Raises:
         TypeError: predictions that are not floating point, or labels that are not integers.
-        ValueError: invalid predictions or labels, `n_bins` that are not positive, `"positive"` for more than two
-            classes, or groups that are not one per sample.
+        ValueError: invalid predictions or labels, `n_bins` that are not positive, `"positive"` for more than
+            two classes, or groups that are not one per sample.
 
     Example:
         >>> import torch
         >>> probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
         >>> report = CalibrationReport(probs, torch.tensor([0, 0, 1, 1]), n_bins=(5, 15))
         >>> round(report.to_dict()["ece_5"], 3)
-        0.35
+        0.15
     """
 
     def __init__(
@@ -143,17 +142,17 @@ class CalibrationReport:
     def to_dict(self) -> dict[str, float]:
         """Return the value of every column.
 
-        A value that the samples do not define is NaN: the AUROC without an error, the density estimate without
-        two different confidences of correct predictions.
+        A value that the samples do not define is NaN: the AUROC without a wrong prediction, or the error of
+        density estimates without two different confidences of correct ones.
         """
         return dict(self._values)
 
     @property
     def noise_floor(self) -> dict[str, float]:
-        """What a calibrated model with the same confidences would show on average on as many samples.
+        """The average value of a calibrated model with the same confidences and number of samples.
 
-        For the columns that are positive by chance and have a closed form. That of `mce` is a lower bound: the
-        largest of the expected deviations of the bins.
+        For the columns that are positive by chance and have a closed form. That of `mce` is a lower bound:
+        the largest of the expected deviations of the bins.
         """
         return dict(self._floors)
 
@@ -173,7 +172,8 @@ class CalibrationReport:
             raise ValueError("intervals need resamples: pass n_bootstrap=200 or more")
         if self.n_samples < MIN_SAMPLES:
             raise ValueError(
-                f"{self.n_samples} samples are too few for bootstrap intervals: they need at least {MIN_SAMPLES}"
+                f"{self.n_samples} samples are too few for bootstrap intervals, which need {MIN_SAMPLES}: "
+                "collect more"
             )
         draws = [
             list(measure(sample, self.n_bins, self.levels, with_floors=False)[0].values())
@@ -260,7 +260,7 @@ class CalibrationReport:
         return f"<CalibrationReport of {samples}, {self.n_classes} classes, read as {kind}>"
 
     def __str__(self) -> str:
-        """Return the report as a table, families by numbers of bins, with a star at values dominated by noise."""
+        """Return a table of measures by numbers of bins, with a star at values dominated by noise."""
         lines = [repr(self)[1:-1].replace("CalibrationReport", "Calibration"), ""]
         marked = set(self.dominated_by_noise)
         intervals = self.confidence_intervals if self._has_intervals else {}
@@ -292,16 +292,15 @@ class CalibrationReport:
     def _remarks(self) -> Iterator[str]:
         if self.dominated_by_noise:
             yield ""
-            yield f"* less than twice what a calibrated model would show by chance on {self.n_samples} samples:"
-            yield "  these columns say more about the number of samples than about the model."
+            yield f"* too few samples: less than twice what a calibrated model would show on {self.n_samples}"
         if self.n_bootstrap and not self._has_intervals:
             yield ""
             yield f"No intervals: {self.n_samples} samples are too few, they need at least {MIN_SAMPLES}."
 
     def _group_lines(self) -> Iterator[str]:
         bins = min(self.n_bins, key=lambda b: abs(b - 15))
-        shown = ("accuracy", "confidence", "gap", f"ece_{bins}", f"cwce_{bins}", "ks", "nll", "brier")
-        shown = tuple(name for name in shown if name in self._values)
+        names = ("accuracy", "confidence", "gap", f"ece_{bins}", f"cwce_{bins}", "ks", "nll", "brier")
+        shown = [name for name in names if name in self._values]
         yield f"{'group':16}{'samples':>9}" + "".join(f"{name:>11} " for name in shown)
         for group, report in self.by_group.items():
             noisy = report.dominated_by_noise
@@ -316,7 +315,8 @@ class CalibrationReport:
         values = np.asarray(groups.cpu() if isinstance(groups, Tensor) else groups)
         if values.size != self.n_samples or (values.ndim == 2 and 1 in values.shape):
             raise ValueError(
-                f"groups must have one value per sample; got shape {values.shape} for {self.n_samples} samples"
+                f"groups must have one value per sample; got shape {values.shape} for {self.n_samples} "
+                "samples: pass them in the target's shape"
             )
         p = self._predictions
         names, member = np.unique(values.ravel(), return_inverse=True)

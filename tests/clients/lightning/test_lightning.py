@@ -1,4 +1,4 @@
-"""Lightning: each optimizer trains with it, and resumes exactly from a checkpoint."""
+"""Lightning: each optimizer trains with it and resumes exactly from a checkpoint; it logs our metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MetricCollection
 
+from trueup import calibration
 from trueup.optim import SAM, AdaClip, AdaGN, MomentumReset
 
 pytestmark = pytest.mark.filterwarnings("ignore:::pytorch_lightning")  # advice on workers and loggers
@@ -174,3 +176,52 @@ def test_a_fit_takes_the_steps_of_a_plain_loop(
             optimizer.zero_grad()
             schedule.step()
     assert torch.equal(fitted, weights(module))
+
+
+class MeasuredDigits(LightningModule):
+    """Log measures of calibration of a fixed network over an epoch, and those of every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Linear(64, 10)
+        self.metrics = MetricCollection(
+            {
+                "ece": calibration.ExpectedCalibrationError(from_logits=True),
+                "classwise": calibration.ClasswiseCalibrationError(num_classes=10, from_logits=True),
+                "ks": calibration.KSError(from_logits=True),
+                "nll": calibration.NegativeLogLikelihood(from_logits=True),
+            }
+        )
+
+    def validation_step(self, batch: list[Tensor], index: int) -> None:
+        images, labels = batch
+        self.metrics.update(self.network(images), labels)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.metrics.compute())
+        self.metrics.reset()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_collection_measures_an_epoch(devices: int) -> None:
+    module = MeasuredDigits()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp_spawn" if devices > 1 else "auto",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    (logged,) = trainer.validate(module, batches(), verbose=False)
+    images, labels = batches().dataset[:]
+    logits = module.network(images)
+    options = {"from_logits": True}
+    wanted = {
+        "ece": calibration.expected_calibration_error(logits, labels, **options),
+        "classwise": calibration.classwise_calibration_error(logits, labels, **options),
+        "ks": calibration.ks_error(logits, labels, **options),
+        "nll": calibration.negative_log_likelihood(logits, labels, **options),
+    }
+    assert logged == pytest.approx({name: value.item() for name, value in wanted.items()}, rel=1e-5)
