@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, special
 
-from trueup.calibration import TemperatureScaler, optimal_temperature
+from trueup.calibration import MatrixScaler, TemperatureScaler, VectorScaler, optimal_temperature
 from trueup.calibration import _temperature_scaling as ts
 
 
@@ -94,14 +94,20 @@ def test_shift_and_scale_of_logits():
 
 def test_separable_logits_reach_the_lower_bound():
     logits, target = 5 * torch.eye(4), torch.arange(4)
-    with pytest.warns(
-        UserWarning, match="T = 0.001 is a bound, .* every label has the largest logit"
-    ) as caught:
+    with pytest.warns(UserWarning, match=r"T = 0.001 is a bound, .* every label has the largest logit"):
         assert optimal_temperature(logits, target) == 1e-3
-    assert caught[0].filename == __file__
-    with pytest.warns(UserWarning, match="T = 0.2 is a bound") as caught:
+    with pytest.warns(UserWarning, match=r"T = 0.2 is a bound"):
         assert TemperatureScaler(t_bounds=(0.2, 3)).fit(logits, target).temperature_ == 0.2
-    assert caught[0].filename == __file__
+
+
+@pytest.mark.bad_input  # the lines of a shape check would stand between
+@pytest.mark.parametrize(
+    "fit", [optimal_temperature, TemperatureScaler().fit, VectorScaler().fit, MatrixScaler().fit]
+)
+def test_warnings_point_at_the_line_that_asked(fit):
+    with pytest.warns(UserWarning, match="every label|separates") as caught:
+        fit(5 * torch.eye(4), torch.arange(4))
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 def test_anti_separable_logits_reach_the_upper_bound():
