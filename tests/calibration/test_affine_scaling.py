@@ -63,9 +63,8 @@ def test_an_infinite_penalty_leaves_the_identity():
 @pytest.mark.parametrize("kind", [VectorScaler, MatrixScaler])
 def test_separable_data_warn_and_a_penalty_helps(kind):
     logits, target = 5 * torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4)
-    with pytest.warns(ConvergenceWarning, match="separates the classes.*ridge") as caught:
+    with pytest.warns(ConvergenceWarning, match="separates the classes.*ridge"):
         assert kind().fit(logits, target).predict_proba(logits).isfinite().all()
-    assert caught[0].filename == __file__
     kind(ridge=0.1).fit(logits, target)
 
 

@@ -62,11 +62,11 @@ def test_fit_restores_training_modes_and_keeps_the_model():
     net = network().train()
     held_out = list(batches(net))
     net.train()
-    net[1].eval()
+    net[0].eval()
     before = copy.deepcopy(net.state_dict())
     model = CalibratedModel(net, TemperatureScaler())
     model.fit(iter(held_out))
-    assert [m.training for m in net] == [True, False, True]
+    assert [m.training for m in net] == [False, True, True]
     for key, value in net.state_dict().items():
         torch.testing.assert_close(value, before[key], rtol=0, atol=0)
 

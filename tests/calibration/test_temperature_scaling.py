@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, special
 
-from trueup.calibration import TemperatureScaler, optimal_temperature
+from trueup.calibration import MatrixScaler, TemperatureScaler, VectorScaler, optimal_temperature
 from trueup.calibration import _temperature_scaling as ts
 
 
@@ -53,13 +53,13 @@ def test_the_optimum_at_any_scale(seed, classes, exponent):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("n", [100, 20_000])
-def test_lower_precision_logits_have_the_optimum_of_their_values(dtype, n):
+@pytest.mark.parametrize(("n", "offset"), [(100, 0), (100, 50), (20_000, 0)])
+def test_lower_precision_logits_have_the_optimum_of_their_values(dtype, n, offset):
     """20,000 rows take all three stages: some rows, all rows in float32, all rows in float64."""
     logits, target = data(n, 5, 2.0)
-    logits = torch.from_numpy(logits + 50).to(dtype)  # an offset costs digits where it is not subtracted
+    logits = torch.from_numpy(logits + offset).to(dtype)
     exact = optimal_temperature(logits.double(), target)
-    assert float(optimal_temperature(logits, target)) == pytest.approx(float(exact), rel=1e-9)
+    assert float(optimal_temperature(logits, target)) == pytest.approx(float(exact), rel=1e-11)
     z = logits.double().numpy()
     slope = (special.softmax(z / float(exact), 1) * z).sum(1) - z[np.arange(n), target]
     assert slope.mean() == pytest.approx(0, abs=1e-9)
@@ -94,14 +94,20 @@ def test_shift_and_scale_of_logits():
 
 def test_separable_logits_reach_the_lower_bound():
     logits, target = 5 * torch.eye(4), torch.arange(4)
-    with pytest.warns(
-        UserWarning, match="T = 0.001 is a bound, .* every label has the largest logit"
-    ) as caught:
+    with pytest.warns(UserWarning, match=r"T = 0.001 is a bound, .* every label has the largest logit"):
         assert optimal_temperature(logits, target) == 1e-3
-    assert caught[0].filename == __file__
-    with pytest.warns(UserWarning, match="T = 0.2 is a bound") as caught:
+    with pytest.warns(UserWarning, match=r"T = 0.2 is a bound"):
         assert TemperatureScaler(t_bounds=(0.2, 3)).fit(logits, target).temperature_ == 0.2
-    assert caught[0].filename == __file__
+
+
+@pytest.mark.bad_input  # the lines of a shape check would stand between
+@pytest.mark.parametrize(
+    "fit", [optimal_temperature, TemperatureScaler().fit, VectorScaler().fit, MatrixScaler().fit]
+)
+def test_warnings_point_at_the_line_that_asked(fit):
+    with pytest.warns(UserWarning, match="every label|separates") as caught:
+        fit(5 * torch.eye(4), torch.arange(4))
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 def test_anti_separable_logits_reach_the_upper_bound():

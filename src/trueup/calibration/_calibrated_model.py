@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["CalibratedModel"]
 
 
+@runtime_checkable
 class FittedTransform(Protocol):
     def fit(self, logits: Tensor, y: Tensor) -> object: ...
 

@@ -234,8 +234,6 @@ def _newton(moments: _Moments, b: float, bounds: tuple[float, float], tolerance:
     for _ in range(200):
         slope, curvature = moments(b)
         tried.add(b)
-        if slope == 0:
-            return b
         if slope > 0:
             high = min(b, high)
         else:
