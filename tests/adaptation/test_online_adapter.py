@@ -362,6 +362,7 @@ class Detached(nn.Module):
 X = torch.randn(4, 4, dtype=torch.float64)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
