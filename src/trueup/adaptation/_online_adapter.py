@@ -220,7 +220,7 @@ def _choose(model: nn.Module, parameters: Parameters) -> dict[str, nn.Parameter]
             )
         kinds = (*NORM_LAYERS, SourceBatchNorm)
         layers = [module for module in model.modules() if isinstance(module, kinds)]
-        wanted = {parameter for layer in layers for parameter in layer.parameters(recurse=False)}
+        wanted = {parameter for layer in layers for parameter in layer.parameters()}
         if not wanted:
             raise ValueError(
                 "the model has no norm layer of torch with affine parameters: choose what to train by "
