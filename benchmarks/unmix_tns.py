@@ -38,7 +38,7 @@ def rows() -> Iterator[Row | Measured]:
 def naively(layer: UnMixTNS2d, state: dict[str, Tensor], x: Tensor) -> Tensor:
     """Apply the paper's equations, one operation after the other."""
     mean, var = x.mean((2, 3)), x.var((2, 3), correction=0)
-    p = assign(mean, state["means"], layer.temperature)
+    p = assign(mean.detach(), state["means"], layer.temperature)
     center, spread = unmix_statistics(mean, var, state["means"], state["vars"], p)
     y = (x - center[:, :, None, None]) / torch.sqrt(spread[:, :, None, None] + layer.eps)
     with torch.no_grad():

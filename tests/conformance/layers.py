@@ -268,7 +268,7 @@ CASES = [
         Case(
             partial(layer, 3, num_components=components, **options),
             shape,
-            inductor=len(shape) == 4,
+            inductor=not options,
             approximate_backward=MIXTURE,
             stateful=COMPONENTS,
             adapts=True,

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from trueup._numerics.moments import pool
 from trueup._numerics.per_channel import per_channel_view, restore_shape
 from trueup._numerics.upcasting import upcast_parameters
-from trueup.adaptation._moment_normalization import affine_map, normalize_by_rule
+from trueup.adaptation._moment_normalization import affine_map, constant_moments, normalize_by_rule
 from trueup.adaptation._source_batch_norm import Group, SourceBatchNorm
 from trueup.nn._validation import check_eps, check_input, check_rank, check_unit_interval, empty_result
 
@@ -115,9 +115,8 @@ def alpha_batch_norm(
     x = per_channel_view(input)
     plan = _Plan(x.shape[2], eps, source_weight, prior_strength, unbiased, detach_stats, process_group)
     rule = partial(_rule, plan)
-    output, _, _ = normalize_by_rule(
-        x, rule, rule, *upcast_parameters(input, running_mean, running_var, weight, bias)
-    )
+    tensors = upcast_parameters(input, running_mean, running_var, weight, bias)
+    output = normalize_by_rule(x, constant_moments(x), rule, rule, *tensors)
     return restore_shape(input, output)
 
 

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 
 from trueup._numerics.per_channel import per_channel_view, restore_shape
 from trueup._numerics.recomputation import is_recomputing, snapshot
-from trueup._numerics.upcasting import upcast, upcast_dtype, upcast_parameters
-from trueup.adaptation._moment_normalization import affine_map, normalize_by_rule
+from trueup._numerics.upcasting import upcast_dtype, upcast_parameters
+from trueup.adaptation._moment_normalization import affine_map, constant_moments, normalize_by_rule
 from trueup.adaptation._source_batch_norm import Group, SourceBatchNorm
 from trueup.nn import estimated_batch_norm
 from trueup.nn._validation import (
@@ -76,9 +76,30 @@ def unmix_statistics(
 
 
 def assign(mean: Tensor, means: Tensor, temperature: float) -> Tensor:
-    """Return how much each sample resembles each component, p `(N, K)`, as a constant."""
-    similarity = F.normalize(mean.detach(), dim=1) @ F.normalize(means.detach(), dim=1).t()
+    """Return how much each sample resembles each component, p `(N, K)`."""
+    similarity = F.normalize(mean, dim=1) @ F.normalize(means, dim=1).t()
     return F.softmax(similarity / temperature, dim=1)
+
+
+def move_components(
+    mean: Tensor,
+    var: Tensor,
+    means: Tensor,
+    vars: Tensor,
+    assignment: Tensor,
+    momentum: float,
+    process_group: dist.ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the components after a batch of instances of mean and variance `(N, C)`."""
+    pull = assignment.sum(0).unsqueeze(1)
+    sums = torch.cat((pull, assignment.t() @ mean, assignment.t() @ var), 1)
+    samples: Any = mean.shape[0]
+    if process_group is not None:
+        dist.all_reduce(sums, group=process_group)
+        samples = sums[:, 0].sum().clamp(min=1)  # each sample's p sums to one
+    pull, towards_mean, towards_var = sums.split((1, mean.shape[1], mean.shape[1]), 1)
+    means = means + momentum / samples * (towards_mean - pull * means)
+    return means, vars + momentum / samples * (towards_var - pull * vars)
 
 
 def initial_components(
@@ -180,61 +201,42 @@ def unmix_tns(
             "unmix_tns has moved its components since the first forward pass, which cannot be recomputed: "
             "set frozen=True, or leave the layer out of activation checkpointing"
         )
+    x = per_channel_view(input)
     # Copies: the components move before the backward pass has read them.
-    means_now, vars_now, weight, bias = upcast_parameters(input, means, vars, weight, bias)
-    means_now, vars_now = snapshot(means_now.clone()), snapshot(vars_now.clone())
+    old_means, old_vars, weight, bias = upcast_parameters(input, means.clone(), vars.clone(), weight, bias)
+    old_means, old_vars = snapshot(old_means.detach()), snapshot(old_vars.detach())
+    moments = constant_moments(x)
+    assignment = assign(moments[0], old_means, temperature)
     rule, equation = (
-        partial(_rule, statistics, temperature, exact_variance, eps)
+        partial(_rule, statistics, exact_variance, eps)
         for statistics in (unmix_statistics_by_matmul, unmix_statistics)
     )
-    x = per_channel_view(input)
-    output, mean, var = normalize_by_rule(x, rule, equation, means_now, vars_now, weight, bias)
+    output = normalize_by_rule(x, moments, rule, equation, assignment, old_means, old_vars, weight, bias)
     if not frozen:
-        _move(means, vars, mean, var, temperature, momentum, process_group)
+        with torch.no_grad():
+            new_means, new_vars = move_components(
+                *moments, old_means, old_vars, assignment, momentum, process_group
+            )
+            means.copy_(new_means)
+            vars.copy_(new_vars)
     return restore_shape(input, output)
 
 
 def _rule(
     statistics: Any,
-    temperature: float,
     exact_variance: bool,
     eps: float,
     instance_mean: Tensor,
     instance_var: Tensor,
+    assignment: Tensor,
     means: Tensor,
     vars: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> Tensor:
     """Return scale and shift of each instance, given its mean and variance `(N, C)`."""
-    means, vars = means.detach(), vars.detach()
-    p = assign(instance_mean, means, temperature)
-    mean, var = statistics(instance_mean, instance_var, means, vars, p, exact_variance)
+    mean, var = statistics(instance_mean, instance_var, means, vars, assignment, exact_variance)
     return affine_map(instance_mean, mean, var, weight, bias, eps)
-
-
-@torch.no_grad()
-def _move(
-    means: Tensor,
-    vars: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    temperature: float,
-    momentum: float,
-    group: dist.ProcessGroup | None,
-) -> None:
-    """Move the components towards the instances of mean and variance `(N, C)` that resemble them."""
-    old_means, old_vars = (upcast(t).to(mean.dtype) for t in (means, vars))
-    p = assign(mean, old_means, temperature)
-    pull, towards_mean, towards_var = p.sum(0).unsqueeze(1), p.t() @ mean, p.t() @ var
-    samples: Any = mean.shape[0]
-    if group is not None:
-        sums = torch.cat((pull, towards_mean, towards_var), 1)
-        dist.all_reduce(sums, group=group)
-        pull, towards_mean, towards_var = sums.split((1, mean.shape[1], mean.shape[1]), 1)
-        samples = pull.sum().clamp(min=1)  # each sample's p sums to one
-    means.copy_(old_means + momentum / samples * (towards_mean - pull * old_means))
-    vars.copy_(old_vars + momentum / samples * (towards_var - pull * old_vars))
 
 
 # ---- layers ----
