@@ -25,3 +25,14 @@ def test_the_code_of_drop_in_runs() -> None:
     for block in blocks:
         exec(block, scope)
     assert {"optimizer", "plain", "net", "milestones", "fit"} <= scope.keys()
+
+
+def test_the_code_of_adapt_at_test_time_runs() -> None:
+    page = (TUTORIALS / "adapt-at-test-time.md").read_text(encoding="utf-8")
+    scope: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(block, scope)
+    model, same = scope["model"], scope["same"]
+    assert isinstance(model, nn.Module)
+    assert isinstance(same, nn.Module)
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in model.state_dict().items())

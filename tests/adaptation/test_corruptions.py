@@ -217,6 +217,7 @@ def test_a_constant_image_has_nothing_to_blur(corruption: str) -> None:
 GOOD = torch.rand(2, 1, 28, 28, generator=seeded())
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -120,6 +120,7 @@ def test_from_probs(normalization: str) -> None:
     torch.testing.assert_close(value, expected)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -145,6 +145,25 @@ def test_only_the_chosen_parameters_change() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_step_needs_no_gradient_of_the_rest_and_none_from_before() -> None:
+    needed: list[list[str]] = []
+    models = [network(), network()]
+    for p in models[0].parameters():
+        p.grad = torch.ones_like(p)  # left over from training
+
+    def loss(model: nn.Module, logits: Tensor) -> Tensor:
+        needed.append([name for name, p in model.named_parameters() if p.requires_grad])
+        return entropy_loss(logits)
+
+    for model in models:
+        adapter = OnlineAdapter(model, partial(loss, model), SGD)
+        x = batches()[0].requires_grad_()
+        adapter(x)
+        assert x.grad is None
+        assert needed.pop() == adapter.adapted
+    assert_equal(state(models[0]), state(models[1]))
+
+
 def test_the_source_of_a_converted_model_stays() -> None:
     for adapt in (tent, core):
         source = network()
@@ -362,6 +381,7 @@ class Detached(nn.Module):
 X = torch.randn(4, 4, dtype=torch.float64)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -163,6 +163,7 @@ def test_the_order_of_a_mixed_stream() -> None:
     assert torch.equal(iid, expected)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

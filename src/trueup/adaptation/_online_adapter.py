@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from trueup.adaptation._source_batch_norm import SourceBatchNorm
 from trueup.adaptation._unmix_tns import UnMixTNS
 from trueup.nn._bn_only import NORM_LAYERS
 from trueup.nn._validation import check_int
+
+if TYPE_CHECKING:
+    from typing import Self
 
 __all__ = ["OnlineAdapter", "Parameters", "has_batch_norm"]
 
@@ -217,7 +220,7 @@ def _choose(model: nn.Module, parameters: Parameters) -> dict[str, nn.Parameter]
             )
         kinds = (*NORM_LAYERS, SourceBatchNorm)
         layers = [module for module in model.modules() if isinstance(module, kinds)]
-        wanted = {parameter for layer in layers for parameter in layer.parameters(recurse=False)}
+        wanted = {parameter for layer in layers for parameter in layer.parameters()}
         if not wanted:
             raise ValueError(
                 "the model has no norm layer of torch with affine parameters: choose what to train by "
