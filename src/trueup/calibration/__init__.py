@@ -1,3 +1,17 @@
 """Measures of calibration, calibrators for trained models, and training losses that calibrate."""
 
-__all__: list[str] = []
+from trueup.calibration._mixup import MixupLoss, mixup, mixup_batch
+from trueup.calibration._overlapping_distributions import (
+    OverlappingClusters,
+    OverlappingGaussians,
+    paired_label_noise,
+)
+
+__all__ = [
+    "MixupLoss",
+    "OverlappingClusters",
+    "OverlappingGaussians",
+    "mixup",
+    "mixup_batch",
+    "paired_label_noise",
+]
