@@ -50,7 +50,7 @@ def mixup(
         x: samples.
         soft_targets: one distribution over classes per sample, one-hot for hard labels.
         weights: `weights[0]` belongs to the batch itself and `weights[i]` to `perms[i - 1]`; one set of
-            weights for the batch, or one column of weights per sample. They sum to 1 over the first dimension.
+            weights for the batch, or one column per sample. They sum to 1 over the first dimension.
         perms: permutations of the rows, one fewer than weights.
 
     Returns:

@@ -1,16 +1,16 @@
 """Distributions whose classes overlap in a part of their support, with their Bayes-optimal probabilities.
 
-The problem: calibration is judged by an expected distance between predicted and true probabilities, and real data
-hide the true ones. The idea: draw labels from a known posterior pi(y | x), which is 0 or 1 in one part of the space
-and ambiguous in another. There an interpolating network is over-confident, and a single temperature can repair it
-only by harming the clean part. With mixture weights and Gaussian components,
+The problem: calibration is an expected distance between predicted and true probabilities, and real data hide
+the true ones. The idea: draw labels from a known posterior pi(y | x), which is 0 or 1 in one part of the space
+and ambiguous in another. There an interpolating network is over-confident, and a single temperature can repair
+it only by harming the clean part. With Gaussian components m and joint probabilities p(y, m),
 
     pi(y | x) = sum_m p(y, m) N(x; mu_m, s^2 I) / sum_{y', m} p(y', m) N(x; mu_m, s^2 I).
 
-Paper: M. Chidambaram, R. Ge, On the Limitations of Temperature Scaling for Distributions with Overlaps, 2024, arXiv
-2306.00740. `OverlappingClusters` is a sampler in the manner of its theory: the paper asks for pairs of classes that
-share a part of their support, and leaves the shape open. `OverlappingGaussians` and `paired_label_noise` are those of
-the official code (2014mchidamb/temp-scaling-limitations).
+Paper: M. Chidambaram, R. Ge, On the Limitations of Temperature Scaling for Distributions with Overlaps, 2024,
+arXiv 2306.00740. `OverlappingClusters` is a sampler in the manner of its theory: the paper asks for pairs of
+classes that share a part of their support; ours are Gaussian. `OverlappingGaussians` and
+`paired_label_noise` are those of the official code (2014mchidamb/temp-scaling-limitations).
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def _posterior(
 
 
 class OverlappingClusters:
-    """Sample from pairs of classes, each class with a Gaussian cluster of its own and each pair with a shared one.
+    """Sample from pairs of classes: each class has a Gaussian cluster of its own, each pair a shared one.
 
-    With probability `overlap` a point comes from the cluster that its class shares with its partner (classes 0
-    and 1, 2 and 3, ...), where both labels are equally likely; else from its own. Classes are equally frequent.
-    The best attainable cross-entropy is about `overlap` log 2 where clusters are far apart.
+    With probability `overlap` a point comes from the cluster that its class shares with its partner (classes
+    0 and 1, 2 and 3, ...), where both labels are equally likely; else from its own. Classes are equally
+    frequent. The best attainable cross-entropy is about `overlap` log 2 where clusters are far apart.
 
     Args:
         num_classes: even, at least 2.
@@ -127,7 +127,8 @@ class OverlappingGaussians:
     """Sample from two unit Gaussians about 0 and `(separation, ..., separation)`, shaped like small images.
 
     Args:
-        separation: shift of every coordinate between the classes, > 0; the paper has 0.25, 0.1, 0.05 and 0.01.
+        separation: shift of every coordinate between the classes, > 0; the official code has 0.25, 0.1,
+            0.05 and 0.01.
         shape: of a point.
 
     Raises:
@@ -185,8 +186,8 @@ def paired_label_noise(
         generator: source of the partners and of the choice, on the CPU; by default torch's global one.
 
     Returns:
-        the noisy labels, and the partner of every class. If `target` is without noise, the true probabilities are
-        `1 - rate` for it and `rate` for its partner.
+        the noisy labels, and the partner of every class. If `target` is without noise, the true
+        probabilities are `1 - rate` for it and `rate` for its partner.
 
     Raises:
         TypeError: labels are not integers.
