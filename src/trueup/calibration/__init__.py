@@ -15,3 +15,6 @@ __all__ = [
     "mixup_batch",
     "paired_label_noise",
 ]
+from trueup.calibration._temperature_scaling import TemperatureScaler, optimal_temperature
+
+__all__ = ["TemperatureScaler", "optimal_temperature"]
