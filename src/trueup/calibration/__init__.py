@@ -6,15 +6,15 @@ from trueup.calibration._overlapping_distributions import (
     OverlappingGaussians,
     paired_label_noise,
 )
+from trueup.calibration._temperature_scaling import TemperatureScaler, optimal_temperature
 
 __all__ = [
     "MixupLoss",
     "OverlappingClusters",
     "OverlappingGaussians",
+    "TemperatureScaler",
     "mixup",
     "mixup_batch",
+    "optimal_temperature",
     "paired_label_noise",
 ]
-from trueup.calibration._temperature_scaling import TemperatureScaler, optimal_temperature
-
-__all__ = ["TemperatureScaler", "optimal_temperature"]

@@ -1,9 +1,9 @@
 """Distributions whose classes overlap in a part of their support, with their Bayes-optimal probabilities.
 
-The problem: calibration is an expected distance between predicted and true probabilities, and real data hide
-the true ones. The idea: draw labels from a known posterior pi(y | x), which is 0 or 1 in one part of the space
-and ambiguous in another. There an interpolating network is over-confident, and a single temperature can repair
-it only by harming the clean part. With Gaussian components m and joint probabilities p(y, m),
+The problem: calibration is an expected distance between predicted and true probabilities, and real data
+hide the true ones. The idea: draw labels from a known posterior pi(y | x), which is 0 or 1 in one part of the
+space and ambiguous in another. There an interpolating network is over-confident, and a single temperature can
+repair it only by harming the clean part. With Gaussian components m and joint probabilities p(y, m),
 
     pi(y | x) = sum_m p(y, m) N(x; mu_m, s^2 I) / sum_{y', m} p(y', m) N(x; mu_m, s^2 I).
 
