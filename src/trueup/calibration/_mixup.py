@@ -184,7 +184,7 @@ class MixupLoss(nn.Module):
         mix_size = self.mix_size if self.training else 1
         weights, perms = _draw(x, self.alpha, mix_size, self.per_sample, self.generator)
         logits = model(_mix(x, weights, perms))
-        if logits.shape[:1] + logits.shape[2:] != y.shape:
+        if logits.dim() < 2 or logits.shape[:1] + logits.shape[2:] != y.shape:
             raise ValueError(
                 f"for labels of shape {tuple(y.shape)} the model must return (batch, classes, *positions); "
                 f"got {tuple(logits.shape)}: move the classes to dimension 1"

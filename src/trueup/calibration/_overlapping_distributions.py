@@ -119,7 +119,7 @@ class OverlappingClusters:
         _check_points(x, (self.dim,))
         own = torch.eye(self.num_classes, dtype=torch.float64)
         pairs = own[0::2] + own[1::2]
-        joint = torch.cat([(1 - self.overlap) * own, self.overlap / 2 * pairs])
+        joint = torch.cat([(1 - self.overlap) * own, self.overlap * pairs]) / self.num_classes
         return _posterior(x.double(), self.centers.to(x.device), joint.to(x.device), self.noise)
 
 
