@@ -258,6 +258,7 @@ def test_mixup_calibrates_an_interpolating_net_under_overlap():
 X, Y = torch.zeros(4, 2), torch.tensor([0, 1, 1, 0])
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     "options", [{"alpha": 0.0}, {"alpha": -1.0}, {"alpha": float("nan")}, {"alpha": float("inf")}]
 )
@@ -268,6 +269,7 @@ def test_alpha_must_be_positive(options):
         MixupLoss(**options)
 
 
+@pytest.mark.bad_input
 def test_mix_size_must_be_a_number_of_samples():
     with pytest.raises(ValueError, match="mix_size must be at least 1; got 0"):
         mixup_batch(X, Y, 2, mix_size=0)
@@ -275,6 +277,7 @@ def test_mix_size_must_be_a_number_of_samples():
         MixupLoss(mix_size=2.0)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("x", "y", "error", "match"),
     [
@@ -293,6 +296,7 @@ def test_batches_must_be_samples_and_labels(x, y, error, match):
         MixupLoss()(nn.Linear(2, 2), x, y)
 
 
+@pytest.mark.bad_input
 def test_labels_must_be_in_range():
     with pytest.raises(ValueError, match=r"target must be in \[0, 2\)"):
         mixup_batch(X, Y + 1, 2)
@@ -304,6 +308,7 @@ def test_labels_must_be_in_range():
         MixupLoss()(nn.Linear(2, 2), X, Y + 1)
 
 
+@pytest.mark.bad_input
 def test_logits_must_fit_the_labels():
     with pytest.raises(ValueError, match=r"must return \(batch, classes, \*positions\); got \(4,\)"):
         MixupLoss()(lambda x: x[:, 0], X, Y)
@@ -311,11 +316,13 @@ def test_logits_must_fit_the_labels():
         MixupLoss()(lambda x: x.T, X, Y)
 
 
+@pytest.mark.bad_input
 def test_criterion_must_be_known():
     with pytest.raises(ValueError, match='criterion must be "cross_entropy" or a function'):
         MixupLoss("nll")
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("changed", "match"),
     [

@@ -152,6 +152,7 @@ def test_the_ends_of_the_rate():
 # ---- bad input ----
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
@@ -168,6 +169,7 @@ def test_clusters_refuse(arguments, error, match):
         OverlappingClusters(*arguments)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("name", ["center_norm", "noise"])
 @pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
 def test_clusters_refuse_lengths(name, value):
@@ -175,6 +177,7 @@ def test_clusters_refuse_lengths(name, value):
         OverlappingClusters(4, 4, 0.1, **{name: value})
 
 
+@pytest.mark.bad_input
 def test_gaussians_refuse():
     with pytest.raises(ValueError, match="separation must be a finite number > 0"):
         OverlappingGaussians(0.0)
@@ -183,6 +186,7 @@ def test_gaussians_refuse():
             OverlappingGaussians(shape=shape)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("law", [OverlappingClusters(4, 3, 0.5), OverlappingGaussians(shape=(3, 2))])
 def test_samples_and_points_are_checked(law):
     with pytest.raises(ValueError, match="n must be at least 1"):
@@ -193,6 +197,7 @@ def test_samples_and_points_are_checked(law):
         law.posterior(law.sample(2)[0].long())
 
 
+@pytest.mark.bad_input
 def test_label_noise_refuses():
     y = torch.tensor([0, 1])
     with pytest.raises(ValueError, match=r"rate must be in \[0, 1\]"):
