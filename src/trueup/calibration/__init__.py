@@ -1,22 +1,5 @@
 """Measures of calibration, calibrators for trained models, and training losses that calibrate."""
 
-from trueup.calibration._mixup import MixupLoss, mixup, mixup_batch
-from trueup.calibration._overlapping_distributions import (
-    OverlappingClusters,
-    OverlappingGaussians,
-    paired_label_noise,
-)
-from trueup.calibration._temperature_scaling import TemperatureScaler, optimal_temperature
-
-__all__ = [
-    "MixupLoss",
-    "OverlappingClusters",
-    "OverlappingGaussians",
-    "TemperatureScaler",
-    "mixup",
-    "mixup_batch",
-    "optimal_temperature",
-    "paired_label_noise",
 from trueup.calibration._binned_measures import (
     ReliabilityCurve,
     adaptive_calibration_error,
@@ -35,6 +18,12 @@ from trueup.calibration._binned_measures import (
     underconfidence_error,
 )
 from trueup.calibration._bins import DEFAULT_BINS
+from trueup.calibration._mixup import MixupLoss, mixup, mixup_batch
+from trueup.calibration._overlapping_distributions import (
+    OverlappingClusters,
+    OverlappingGaussians,
+    paired_label_noise,
+)
 from trueup.calibration._selective_prediction import (
     SelectiveCurve,
     aurc,
@@ -43,6 +32,7 @@ from trueup.calibration._selective_prediction import (
     ood_auroc,
     selective_prediction_curve,
 )
+from trueup.calibration._temperature_scaling import TemperatureScaler, optimal_temperature
 from trueup.calibration._unbinned_measures import (
     brier_score,
     kde_calibration_error,
@@ -53,8 +43,12 @@ from trueup.calibration._unbinned_measures import (
 
 __all__ = [
     "DEFAULT_BINS",
+    "MixupLoss",
+    "OverlappingClusters",
+    "OverlappingGaussians",
     "ReliabilityCurve",
     "SelectiveCurve",
+    "TemperatureScaler",
     "adaptive_calibration_error",
     "aurc",
     "average_calibration_error",
@@ -69,10 +63,14 @@ __all__ = [
     "kde_calibration_error",
     "ks_error",
     "maximum_calibration_error",
+    "mixup",
+    "mixup_batch",
     "mmce",
     "negative_log_likelihood",
     "ood_auroc",
+    "optimal_temperature",
     "overconfidence_error",
+    "paired_label_noise",
     "reliability_curve",
     "root_mean_squared_calibration_error",
     "selective_prediction_curve",
