@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trueup._numerics.upcasting import upcast, upcast_dtype
+from trueup._numerics.upcasting import upcast_dtype
 from trueup.calibration._validation import check_target
 from trueup.nn._validation import check_int
 
@@ -75,7 +75,7 @@ def _mix(values: Tensor, weights: Tensor, perms: Tensor) -> Tensor:
     w = weights.to(upcast_dtype(values.dtype)).view(len(weights), -1, *[1] * (values.dim() - 1))
     mixed = w[0] * values
     for w_i, perm in zip(w[1:], perms, strict=True):
-        mixed = torch.addcmul(mixed, w_i, upcast(values[perm]))
+        mixed = torch.addcmul(mixed, w_i, values[perm])
     return mixed.to(values.dtype)
 
 
