@@ -1,5 +1,7 @@
 """Measures of calibration, calibrators for trained models, and training losses that calibrate."""
 
+from trueup.calibration._affine_scaling import MatrixScaler, VectorScaler
+from trueup.calibration._beta_calibration import BetaCalibrator
 from trueup.calibration._binned_measures import (
     ReliabilityCurve,
     adaptive_calibration_error,
@@ -18,12 +20,16 @@ from trueup.calibration._binned_measures import (
     underconfidence_error,
 )
 from trueup.calibration._bins import DEFAULT_BINS
+from trueup.calibration._calibrated_model import CalibratedModel
+from trueup.calibration._histogram_calibration import HistogramCalibrator
+from trueup.calibration._isotonic_calibration import IsotonicCalibrator
 from trueup.calibration._mixup import MixupLoss, mixup, mixup_batch
 from trueup.calibration._overlapping_distributions import (
     OverlappingClusters,
     OverlappingGaussians,
     paired_label_noise,
 )
+from trueup.calibration._platt_scaling import PlattCalibrator
 from trueup.calibration._selective_prediction import (
     SelectiveCurve,
     aurc,
@@ -43,12 +49,19 @@ from trueup.calibration._unbinned_measures import (
 
 __all__ = [
     "DEFAULT_BINS",
+    "BetaCalibrator",
+    "CalibratedModel",
+    "HistogramCalibrator",
+    "IsotonicCalibrator",
+    "MatrixScaler",
     "MixupLoss",
     "OverlappingClusters",
     "OverlappingGaussians",
+    "PlattCalibrator",
     "ReliabilityCurve",
     "SelectiveCurve",
     "TemperatureScaler",
+    "VectorScaler",
     "adaptive_calibration_error",
     "aurc",
     "average_calibration_error",

@@ -1,0 +1,85 @@
+"""A model with its calibrator is a module like any other."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from sklearn.exceptions import NotFittedError
+from torch import nn
+
+from trueup import calibration
+from trueup.calibration import CalibratedModel, TemperatureScaler
+
+CALIBRATORS = [
+    calibration.TemperatureScaler,
+    calibration.VectorScaler,
+    calibration.MatrixScaler,
+    calibration.HistogramCalibrator,
+    calibration.BetaCalibrator,
+    calibration.IsotonicCalibrator,
+    calibration.PlattCalibrator,
+]
+
+
+def batches(net, n=5):
+    for _ in range(n):
+        x = torch.randn(40, 6)
+        net.eval()
+        yield x, (net(x) / 2).softmax(1).multinomial(1)[:, 0]
+
+
+def network():
+    return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+
+
+@pytest.mark.parametrize("kind", CALIBRATORS)
+def test_state_dict_carries_the_calibrator(kind):
+    net = network()
+    held_out = list(batches(net))
+    model = CalibratedModel(net, kind()).fit(held_out).eval()
+    logits = net(torch.cat([x for x, _ in held_out]))
+    separate = kind().fit(logits.detach(), torch.cat([y for _, y in held_out]))
+    x = torch.randn(8, 6)
+    torch.testing.assert_close(model(x), separate.transform(net(x)))
+
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other = CalibratedModel(network(), kind()).eval()
+    with pytest.raises(NotFittedError):
+        other(x)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    torch.testing.assert_close(other(x), model(x), rtol=0, atol=0)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(copied(x), model(x), rtol=0, atol=0)
+
+
+def test_fit_restores_training_modes_and_keeps_the_model():
+    net = network().train()
+    held_out = list(batches(net))
+    net.train()
+    net[1].eval()
+    before = copy.deepcopy(net.state_dict())
+    model = CalibratedModel(net, TemperatureScaler())
+    model.fit(iter(held_out))
+    assert [m.training for m in net] == [True, False, True]
+    for key, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+
+
+def test_gradients_reach_the_model():
+    net = nn.Linear(6, 4)
+    model = CalibratedModel(net, TemperatureScaler()).fit(batches(net))
+    x = torch.randn(3, 6)
+    ours = torch.autograd.grad(model(x).square().sum(), net.weight)[0]
+    theirs = torch.autograd.grad((net(x) / model.calibrator.temperature_).square().sum(), net.weight)[0]
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_no_batches():
+    with pytest.raises(ValueError, match="at least one batch"):
+        CalibratedModel(network(), TemperatureScaler()).fit([])
