@@ -6,7 +6,8 @@ import torch
 from trueup.lab import Run
 from trueup.studies.mixup_calibration import LOSSES, cell, draw, logits, study
 
-SETTINGS = dict(study.scales["desk"]) | {"overlap": 0.3, "num_classes": 4}
+# In a plane clusters are near each other, so that the temperature matters for many points.
+SETTINGS = dict(study.scales["desk"]) | {"overlap": 0.3, "num_classes": 4, "dim": {4: 2}}
 
 
 def report(solver="", inputs=None, **changed):
