@@ -31,6 +31,13 @@ from trueup.calibration._isotonic_calibration import IsotonicCalibrator
 from trueup.calibration._platt_scaling import PlattCalibrator
 from trueup.calibration._reliability_diagram import reliability_diagram
 from trueup.calibration._report import CalibrationReport
+from trueup.calibration._mixup import MixupLoss, mixup, mixup_batch
+from trueup.calibration._overlapping_distributions import (
+    OverlappingClusters,
+    OverlappingGaussians,
+    paired_label_noise,
+)
+from trueup.calibration._platt_scaling import PlattCalibrator
 from trueup.calibration._selective_prediction import (
     SelectiveCurve,
     aurc,
@@ -101,6 +108,13 @@ __all__ = [
     "MaximumCalibrationError",
     "NegativeLogLikelihood",
     "OverconfidenceError",
+    "HistogramCalibrator",
+    "IsotonicCalibrator",
+    "MatrixScaler",
+    "MixupLoss",
+    "OverlappingClusters",
+    "OverlappingGaussians",
+    "PlattCalibrator",
     "ReliabilityCurve",
     "RootMeanSquaredCalibrationError",
     "SelectiveCurve",
@@ -123,11 +137,14 @@ __all__ = [
     "kde_calibration_error",
     "ks_error",
     "maximum_calibration_error",
+    "mixup",
+    "mixup_batch",
     "mmce",
     "negative_log_likelihood",
     "ood_auroc",
     "optimal_temperature",
     "overconfidence_error",
+    "paired_label_noise",
     "reliability_curve",
     "reliability_diagram",
     "root_mean_squared_calibration_error",
