@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
+from trueup.calibration import CorrectnessAwareCalibrator
 from trueup.estimators import CompositionalPartialCorrelation, LargeStepLogisticRegression
 
 
@@ -37,8 +38,16 @@ def compositions(X: NDArray[np.float64]) -> NDArray[np.float64]:
     return 1 + np.round(100 * np.exp(np.random.default_rng(0).standard_normal(shape)))
 
 
+def three_classes(X: NDArray[np.float64]) -> NDArray[np.float64]:
+    """As many samples, of three logits at least."""
+    return np.pad(X, ((0, 0), (0, max(0, 3 - X.shape[1]))))
+
+
 _ZERO = "shifts its data so that the smallest value is zero, and zeros are an error by default"
 _TWO_PARTS = "uses two features, and the partial correlation of two parts is +1 by construction"
+_THREE_LABELS = (
+    "uses three labels with two features, but the features of a calibrator are one logit per class"
+)
 
 CASES: dict[str, Case] = {
     "CompositionalPartialCorrelation": Case(
@@ -64,6 +73,16 @@ CASES: dict[str, Case] = {
             "check_fit_check_is_fitted": _TWO_PARTS,
             "check_n_features_in": _TWO_PARTS,
             "check_fit2d_predict1d": _ZERO,
+        },
+    ),
+    # Without views; the default topk of 4 needs as many classes.
+    "CorrectnessAwareCalibrator": Case(
+        make=lambda: CorrectnessAwareCalibrator(topk=2, max_iter=20),
+        suitable=three_classes,
+        expected_failed_checks={
+            "check_estimators_overwrite_params": _THREE_LABELS,
+            "check_estimators_fit_returns_self": _THREE_LABELS,
+            "check_readonly_memmap_input": _THREE_LABELS,
         },
     ),
     # Few steps: most of scikit-learn's data are not separable, so that each of many fits would take them all.

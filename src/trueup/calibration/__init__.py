@@ -1,3 +1,13 @@
 """Measures of calibration, calibrators for trained models, and training losses that calibrate."""
 
-__all__: list[str] = []
+from trueup.calibration._correctness_aware import (
+    CorrectnessAwareCalibrator,
+    correctness_aware_loss,
+    view_features,
+)
+
+__all__ = [
+    "CorrectnessAwareCalibrator",
+    "correctness_aware_loss",
+    "view_features",
+]
