@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from trueup.calibration import correctness_aware_loss, view_features
 from trueup.calibration import _correctness_aware as method
+from trueup.calibration import correctness_aware_loss, view_features
 
 NAMES = {
     "0.weight": "embed_layer.0.weight",
