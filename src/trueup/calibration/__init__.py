@@ -11,3 +11,6 @@ __all__ = [
     "correctness_aware_loss",
     "view_features",
 ]
+from trueup.calibration._temperature_scaling import TemperatureScaler, optimal_temperature
+
+__all__ = ["TemperatureScaler", "optimal_temperature"]
