@@ -45,9 +45,7 @@ def three_classes(X: NDArray[np.float64]) -> NDArray[np.float64]:
 
 _ZERO = "shifts its data so that the smallest value is zero, and zeros are an error by default"
 _TWO_PARTS = "uses two features, and the partial correlation of two parts is +1 by construction"
-_THREE_LABELS = (
-    "uses three labels with two features, but the features of a calibrator are one logit per class"
-)
+_THREE_LABELS = "uses the label 2 with two features, but the features of a calibrator are one logit per class"
 
 CASES: dict[str, Case] = {
     "CompositionalPartialCorrelation": Case(
@@ -83,6 +81,10 @@ CASES: dict[str, Case] = {
             "check_estimators_overwrite_params": _THREE_LABELS,
             "check_estimators_fit_returns_self": _THREE_LABELS,
             "check_readonly_memmap_input": _THREE_LABELS,
+            "check_sample_weights_pandas_series": _THREE_LABELS,
+            "check_sample_weights_not_an_array": _THREE_LABELS,
+            "check_sample_weights_shape": _THREE_LABELS,
+            "check_sample_weights_not_overwritten": _THREE_LABELS,
         },
     ),
     # Few steps: most of scikit-learn's data are not separable, so that each of many fits would take them all.

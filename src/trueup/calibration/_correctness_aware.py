@@ -30,13 +30,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_n_features, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from trueup._numerics.upcasting import upcast
+from trueup.calibration._calibrator import Array, Calibrator, _check_weight, _from_numpy, _rows
 from trueup.calibration._validation import ArrayLike, check_logits, check_target
 from trueup.training import minibatches
 
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 Loss: TypeAlias = Literal["mse", "abs"]
 Variant: TypeAlias = Literal["paper", "official"]
-
-_FLOAT = (np.float64, np.float32, np.float16)
 
 
 # ---- the equation ----
@@ -64,7 +62,8 @@ def objective(
     temperature = network(features).squeeze(1).clamp(*t_bounds)
     confidence = (logits / temperature[:, None]).softmax(1).amax(1)
     correct = logits.argmax(1) == target
-    return (confidence - correct.to(confidence.dtype)).square().mean()
+    loss: Tensor = (confidence - correct.to(confidence.dtype)).square().mean()
+    return loss
 
 
 def view_features(
@@ -151,21 +150,24 @@ def correctness_aware_loss(
         )
     confidence = upcast(confidence)
     correct = correct.to(confidence.dtype)
+    return _average(_errors(confidence, correct, loss), correct, torch.ones_like(correct), variant)
+
+
+def _errors(confidence: Tensor, correct: Tensor, loss: Loss) -> Tensor:
     distance = confidence - correct
-    return _mean(distance.square() if loss == "mse" else distance.abs(), correct, variant)
+    return distance.square() if loss == "mse" else distance.abs()
 
 
-def _mean(errors: Tensor, correct: Tensor, variant: Variant) -> Tensor:
-    if variant == "paper":
-        return errors.mean()
-    accuracy = correct.mean()
-    weights = torch.where(correct == 1, 1 - accuracy, accuracy)
-    # All rows right or all wrong: every weight is 0.
-    weights = torch.where(weights.any(), weights, torch.ones_like(weights))
-    return (weights * errors).sum() / weights.sum()
+def _average(errors: Tensor, correct: Tensor, weight: Tensor, variant: Variant) -> Tensor:
+    if variant == "official":
+        accuracy = (weight * correct).sum() / weight.sum()
+        balanced = weight * torch.where(correct == 1, 1 - accuracy, accuracy)
+        # All rows right, or all wrong: every balanced weight is 0.
+        weight = torch.where(balanced.any(), balanced, weight)
+    return (weight * errors).sum() / weight.sum()
 
 
-class CorrectnessAwareCalibrator(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class CorrectnessAwareCalibrator(Calibrator):
     """Scale each sample's logits by a temperature that a small network reads from transformed views.
 
     The network, `Linear(views * topk, hidden) - ReLU - Linear(hidden, 1)`, reads `view_features`; Adam
@@ -199,10 +201,9 @@ class CorrectnessAwareCalibrator(TransformerMixin, BaseEstimator):  # type: igno
     would drive every temperature to a bound: `fit` warns and sets all temperatures to 1. It also warns if
     most temperatures have reached a bound, which happens when few answers are wrong.
 
-    `fit` and `transform` take logits of shape `(rows, classes)`, as tensors or arrays, and return the same
-    kind; half types become float32, and views are converted to the type of the logits. Both raise TypeError
-    for logits that are not floating point, and ValueError for NaN, infinity, shapes that do not fit, labels
-    out of range, and views that `fit` did not have.
+    Views are converted to the type of the logits. `fit` and `transform` raise TypeError for tensors that are
+    not floating point, and ValueError for NaN, +inf, shapes that do not fit, labels out of range, too few
+    classes for `topk`, and another number of views than in `fit`; `fit` also for parameters out of range.
 
     Source: section 3 and the official code, whose 10 epochs at `lr=1e-4` do not converge.
 
@@ -244,42 +245,53 @@ class CorrectnessAwareCalibrator(TransformerMixin, BaseEstimator):  # type: igno
         self.batch_size = batch_size
         self.random_state = random_state
 
-    def fit(self, logits: ArrayLike, y: ArrayLike, *, view_logits: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        logits: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        view_logits: ArrayLike | None = None,
+    ) -> Self:
         """Learn the network from held-out data.
 
         Args:
-            logits: of the original inputs, `(rows, classes)`.
-            y: class indices, `(rows,)`.
-            view_logits: of the views of the same inputs, `(views, rows, classes)`; None fits without views.
+            logits: of the original inputs, `(N, C)`, `(N, C, *positions)`, or `(N,)` for the logit of class 1
+                of two.
+            y: class indices in `[0, C)`, `(N,)` or `(N, *positions)`.
+            sample_weight: one non-negative weight per label; a weight of 2 counts as two equal samples.
+            view_logits: of the views of the same inputs, `(views, *logits.shape)`; None fits without views.
 
         Raises:
             TypeError, ValueError: see the class.
         """
         self._check_parameters()
-        values = self._read(logits, reset=True)
-        labels = check_target(_labels(y), *values.shape).to(values.device)
+        rows = _rows(self._tensor(logits, reset=True).detach())
+        labels = check_target(_labels(y), *rows.shape).to(rows.device)
+        weight = _check_weight(sample_weight, labels)
+        weight = torch.ones_like(labels) if weight is None else weight
         self.n_views_: int = 0 if view_logits is None else len(view_logits)
-        features = self._features(values, view_logits)
-        correct = (values.argmax(1) == labels).to(values.dtype)
+        data = self._features(rows, logits, view_logits), rows, labels, weight.to(rows.dtype)
+        features, rows, labels, weight = (t[weight > 0] for t in data)
+
+        correct = (rows.argmax(1) == labels).to(rows.dtype)
         random_state = check_random_state(self.random_state)
         generator = torch.Generator().manual_seed(int(random_state.randint(2**31)))
-
         self.network_: nn.Sequential = new_network(features, self.hidden, generator)
-        self.loss_curve_: list[float] = []
         if correct.min() == correct.max():
-            warnings.warn(
+            _warn(
                 f"all {len(correct)} answers are {'right' if correct[0] else 'wrong'}, which says nothing "
-                "about confidence: all temperatures are 1. Fit on more data, which the classifier was not "
-                "trained on",
-                UserWarning,
-                stacklevel=2,
+                "about confidence: all temperatures are 1. Fit on more data, on which the classifier was not "
+                "trained"
             )
-            nn.init.zeros_(self.network_[2].weight)
-            self.n_iter_ = 0
+            for parameter in self.network_[2].parameters():
+                parameter.data.fill_(parameter.dim() == 1)
+            self.n_iter_, self.loss_curve_ = 0, []
             return self
+        self.n_iter_ = self.max_iter
         self.loss_curve_ = train_network(
             self.network_,
-            (features, values, labels, correct),
+            (features, rows, labels, correct, weight),
             loss=self.loss,
             variant=self.variant,
             t_bounds=self.t_bounds,
@@ -288,89 +300,81 @@ class CorrectnessAwareCalibrator(TransformerMixin, BaseEstimator):  # type: igno
             batch_size=self.batch_size,
             generator=generator,
         )
-        self.n_iter_ = self.max_iter
-        temperature = self._temperature(features)
-        at_bound = float(
-            ((temperature == self.t_bounds[0]) | (temperature == self.t_bounds[1])).float().mean()
-        )
+        with torch.no_grad():
+            temperature = temperatures(self.network_, features, self.t_bounds)
+        low, high = self.t_bounds
+        at_bound = float(((temperature == low) | (temperature == high)).double().mean())
         if at_bound > 0.5:
-            warnings.warn(
+            _warn(
                 f"{at_bound:.0%} of the temperatures have reached t_bounds={self.t_bounds}, where they stay: "
-                f"{int((1 - correct).sum())} of {len(correct)} answers are wrong, which may be too few to "
-                "learn from. Fit on more data, or lower lr or max_iter",
-                UserWarning,
-                stacklevel=2,
+                f"{int((correct == 0).sum())} of {len(correct)} answers are wrong, which may be too few to "
+                "learn from. Fit on more data, or lower max_iter"
             )
         return self
 
-    def temperature(self, logits: ArrayLike, *, view_logits: ArrayLike | None = None) -> ArrayLike:
-        """Return the temperature of each sample, `(rows,)`.
+    def temperature(self, logits: Array, *, view_logits: ArrayLike | None = None) -> Array:
+        """Return the temperature of each sample, `(N,)` or `(N, *positions)`.
 
         Raises:
             NotFittedError: before `fit`.
             TypeError, ValueError: see the class.
         """
-        return _like(self._temperatures(logits, view_logits)[1], logits)
-
-    def transform(self, logits: ArrayLike, *, view_logits: ArrayLike | None = None) -> ArrayLike:
-        """Return the logits divided by each sample's temperature, `(rows, classes)`.
-
-        Raises:
-            NotFittedError: before `fit`.
-            TypeError, ValueError: see the class.
-        """
-        values, temperature = self._temperatures(logits, view_logits)
-        return _like(values / temperature[:, None], logits)
-
-    def predict_proba(self, logits: ArrayLike, *, view_logits: ArrayLike | None = None) -> ArrayLike:
-        """Return the calibrated probabilities, `(rows, classes)`.
-
-        Raises:
-            NotFittedError: before `fit`.
-            TypeError, ValueError: see the class.
-        """
-        values, temperature = self._temperatures(logits, view_logits)
-        return _like((values / temperature[:, None]).softmax(1), logits)
-
-    def _temperatures(self, logits: ArrayLike, view_logits: ArrayLike | None) -> tuple[Tensor, Tensor]:
-        """Return the logits as a tensor, and their temperatures."""
         check_is_fitted(self)
-        values = self._read(logits, reset=False)
+        tensor = self._tensor(logits, reset=False)
+        temperature = self._temperature(_rows(tensor.detach()), logits, view_logits)
+        return _like(temperature.view(tensor.shape[:1] + tensor.shape[2:]), logits)
+
+    def transform(self, logits: Array, *, view_logits: ArrayLike | None = None) -> Array:
+        """Return the logits divided by each sample's temperature, in their shape and type.
+
+        Half precision becomes float32.
+
+        Raises:
+            NotFittedError: before `fit`.
+            TypeError, ValueError: see the class.
+        """
+        temperature = _from_numpy(self.temperature(logits, view_logits=view_logits))
+        tensor = upcast(self._tensor(logits, reset=False))
+        return _like(tensor / (temperature if tensor.dim() == 1 else temperature.unsqueeze(1)), logits)
+
+    def predict_proba(self, logits: Array, *, view_logits: ArrayLike | None = None) -> Array:
+        """Return the calibrated probabilities in the shape of `logits`; `(N,)` is that of class 1.
+
+        Raises:
+            NotFittedError: before `fit`.
+            TypeError, ValueError: see the class.
+        """
+        calibrated = _from_numpy(self.transform(logits, view_logits=view_logits))
+        return _like(calibrated.sigmoid() if calibrated.dim() == 1 else calibrated.softmax(1), logits)
+
+    def _map(self, rows: Tensor) -> Tensor:
+        return rows / self._temperature(rows, rows, None)[:, None]
+
+    @torch.no_grad()
+    def _temperature(self, rows: Tensor, logits: ArrayLike, view_logits: ArrayLike | None) -> Tensor:
         views = 0 if view_logits is None else len(view_logits)
         if views != self.n_views_:
             raise ValueError(
                 f"the calibrator was fitted with {self.n_views_} views; got {views}: pass view_logits of the "
                 "same transformations as to fit"
             )
-        return values, self._temperature(self._features(values, view_logits))
+        features = self._features(rows, logits, view_logits)
+        network = self.network_.to(rows.device)
+        dtype = next(network.parameters()).dtype
+        return temperatures(network, features.to(dtype), self.t_bounds).to(rows.dtype)
 
-    @torch.no_grad()
-    def _temperature(self, features: Tensor) -> Tensor:
-        network = self.network_.to(features.device)
-        return temperatures(network, features.to(network[0].weight.dtype), self.t_bounds).to(features.dtype)
-
-    def _features(self, values: Tensor, view_logits: ArrayLike | None) -> Tensor:
+    def _features(self, rows: Tensor, logits: ArrayLike, view_logits: ArrayLike | None) -> Tensor:
         if view_logits is None:
-            return view_features(values, values[None], self.topk)
-        views = _tensor(view_logits)
-        _check_shapes(values, views)
-        checked = check_logits(views.flatten(0, 1)).view_as(views)
-        return view_features(values, checked.to(values), self.topk)
-
-    def _read(self, logits: ArrayLike, *, reset: bool) -> Tensor:
-        """Return the logits as a tensor; check their number of columns."""
-        if not isinstance(logits, Tensor):
-            # Infinity is checked below.
-            logits = validate_data(self, logits, dtype=_FLOAT, ensure_all_finite=False, reset=reset)
-        elif logits.dim() == 2:
-            _check_n_features(self, logits, reset=reset)
-        if logits.ndim != 2 or logits.shape[1] < 2:
+            return view_features(rows, rows[None], self.topk)
+        views = _from_numpy(view_logits)
+        if views.dim() == 0 or views.shape[1:] != np.shape(logits) or len(views) == 0:
             raise ValueError(
-                f"logits must be (rows, classes) of two or more classes; got shape {tuple(logits.shape)}, "
-                f"n_features = {logits.shape[-1]}: move positions to the rows, and write a binary score s as "
-                "the two columns (0, s)"
+                f"view_logits must be (views, *logits.shape), with one view or more; got "
+                f"{tuple(views.shape)} for logits of shape {tuple(np.shape(logits))}: stack the views along "
+                "dimension 0"
             )
-        return check_logits(_tensor(logits))
+        check_logits(views.flatten(0, 1))
+        return view_features(rows, torch.stack([_rows(view.detach()).to(rows) for view in views]), self.topk)
 
     def _check_parameters(self) -> None:
         _check_choice("loss", self.loss, ("mse", "abs", "cross_entropy"))
@@ -414,7 +418,7 @@ def temperatures(network: nn.Module, features: Tensor, t_bounds: tuple[float, fl
 
 def train_network(
     network: nn.Module,
-    data: tuple[Tensor, Tensor, Tensor, Tensor],
+    data: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     *,
     loss: Literal["mse", "abs", "cross_entropy"],
     variant: Variant,
@@ -424,8 +428,8 @@ def train_network(
     batch_size: int,
     generator: torch.Generator,
 ) -> list[float]:
-    """Train in place on features, logits, target and correctness; return the loss before each update."""
-    features, logits, target, correct = data
+    """Train on features, logits, labels, correctness and weights; return the loss before each update."""
+    features, logits, target, correct, weight = data
     margins = logits - logits.amax(1, keepdim=True)
     margins.clamp_(min=-1e30)  # a logit of -inf would have a gradient of 0 * inf
     rows: Iterable[Tensor | slice] = repeat(slice(None), max_iter)
@@ -439,22 +443,14 @@ def train_network(
         normalizer = scaled.exp().sum(1)  # the answer's margin is 0, so its probability is 1 / normalizer
         if loss == "cross_entropy":
             errors = normalizer.log() - scaled.gather(1, target[batch, None]).squeeze(1)
-            value = _mean(errors, correct[batch], variant)
         else:
-            value = correctness_aware_loss(1 / normalizer, correct[batch], loss=loss, variant=variant)
+            errors = _errors(1 / normalizer, correct[batch], loss)
+        value = _average(errors, correct[batch], weight[batch], variant)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
         losses.append(value.detach())
     return [float(value) for value in torch.stack(losses)]
-
-
-def _tensor(values: ArrayLike) -> Tensor:
-    if isinstance(values, Tensor):
-        return values.detach()
-    array = np.asarray(values)
-    # torch warns about read-only memory, although nothing here writes to it.
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _labels(y: ArrayLike) -> Tensor:
@@ -466,8 +462,12 @@ def _labels(y: ArrayLike) -> Tensor:
     return torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "f" else array.copy())
 
 
-def _like(values: Tensor, like: ArrayLike) -> ArrayLike:
-    return values if isinstance(like, Tensor) else values.cpu().numpy()
+def _like(values: Tensor, like: Array) -> Array:
+    return values if isinstance(like, Tensor) else values.numpy()
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def _check_shapes(logits: Tensor, view_logits: Tensor) -> None:

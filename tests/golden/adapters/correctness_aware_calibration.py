@@ -46,7 +46,7 @@ def calibrator(case):
 
     out["out.loss_trajectory"] = method.train_network(
         network,
-        (features, logits, target, correct.to(logits.dtype)),
+        (features, logits, target, correct.to(logits.dtype), torch.ones_like(logits[:, 0])),
         loss="mse",
         variant="official",
         t_bounds=bounds,
