@@ -28,6 +28,7 @@ def calibrate(run: Run, fit: dict[str, Tensor], new: dict[str, Tensor]) -> Tenso
     learned = CorrectnessAwareCalibrator(
         loss=run["loss"],
         variant="official" if run["balanced"] else "paper",
+        max_iter=run["updates"],
         random_state=run.torch_seed("calibrator") % 2**32,
     )
     if not run["views"]:
@@ -47,7 +48,6 @@ def cell(run: Run) -> dict[str, Any]:
 
 NONE, ONE = {"calibrator": "none"}, {"calibrator": "temperature", "balanced": False}
 AWARE = {"calibrator": "network", "loss": "mse", "balanced": False, "views": True}
-DESK = {"data": "fashion-mnist", "n_train": 3000, "n_calibration": 5000, "n_test": 2000, "hidden": 256}
 
 study = Study(
     slug="correctness-aware-calibration",
@@ -71,9 +71,10 @@ study = Study(
     conditions=(Condition("shift", ("clean", *SHIFTS)),),
     stages=STAGES,
     scales={
-        "smoke": DESK
-        | {"data": "digits", "n_train": 200, "n_calibration": 400, "n_test": 400, "hidden": 32, "epochs": 2},
-        "desk": DESK | {"epochs": 20},
+        "smoke": {"data": "digits", "n_train": 200, "n_calibration": 400, "n_test": 400}
+        | {"hidden": 32, "epochs": 2, "updates": 20},
+        "desk": {"data": "fashion-mnist", "n_train": 3000, "n_calibration": 5000, "n_test": 2000}
+        | {"hidden": 256, "epochs": 20, "updates": 600},
     },
     claims=(
         Claim(
