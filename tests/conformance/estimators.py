@@ -11,6 +11,15 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
 from trueup.calibration import CorrectnessAwareCalibrator
+from trueup.calibration import (
+    BetaCalibrator,
+    HistogramCalibrator,
+    IsotonicCalibrator,
+    MatrixScaler,
+    PlattCalibrator,
+    TemperatureScaler,
+    VectorScaler,
+)
 from trueup.estimators import CompositionalPartialCorrelation, LargeStepLogisticRegression
 
 
@@ -24,11 +33,13 @@ class Case:
             check named here that passes fails the suite; all of them are run again on ``suitable`` data and
             pass.
         suitable: turns the numbers that a check would use into data on which the estimator works.
+        suitable_target: does the same for the labels.
     """
 
     make: Callable[[], BaseEstimator]
     expected_failed_checks: Mapping[str, str] = field(default_factory=dict)
     suitable: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda X: X
+    suitable_target: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda y: y
 
 
 def compositions(X: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -43,11 +54,36 @@ def three_classes(X: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.pad(X, ((0, 0), (0, max(0, 3 - X.shape[1]))))
 
 
+def logits(X: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Append columns, so that there is a logit for each label."""
+    more = max(0, 5 - X.shape[1])
+    return np.concatenate([X, np.zeros((len(X), more), X.dtype)], axis=1)
+
+
+def from_zero(y: NDArray[np.float64]) -> NDArray[np.float64]:
+    return y - y.min()
+
+
+def calibrator(make: Callable[[], BaseEstimator]) -> Case:
+    checks = (
+        "check_estimators_overwrite_params",
+        "check_estimators_fit_returns_self",
+        "check_readonly_memmap_input",
+        "check_sample_weights_pandas_series",
+        "check_sample_weights_not_an_array",
+        "check_sample_weights_shape",
+        "check_sample_weights_not_overwritten",
+    )
+    return Case(make, dict.fromkeys(checks, _NO_LOGITS), suitable=logits, suitable_target=from_zero)
+
+
+_NO_LOGITS = "has a label for which there is no column, and columns are the logits of the labels"
 _ZERO = "shifts its data so that the smallest value is zero, and zeros are an error by default"
 _TWO_PARTS = "uses two features, and the partial correlation of two parts is +1 by construction"
 _THREE_LABELS = "uses the label 2 with two features, but the features of a calibrator are one logit per class"
 
 CASES: dict[str, Case] = {
+    "BetaCalibrator": calibrator(BetaCalibrator),
     "CompositionalPartialCorrelation": Case(
         make=CompositionalPartialCorrelation,
         suitable=compositions,
@@ -87,6 +123,13 @@ CASES: dict[str, Case] = {
             "check_sample_weights_not_overwritten": _THREE_LABELS,
         },
     ),
+    "HistogramCalibrator": calibrator(HistogramCalibrator),
+    "IsotonicCalibrator": calibrator(IsotonicCalibrator),
+    # Few samples of many columns are separable, and without a penalty the loss then has no minimum.
+    "MatrixScaler": calibrator(lambda: MatrixScaler(ridge=1.0)),
+    "PlattCalibrator": calibrator(PlattCalibrator),
+    "TemperatureScaler": calibrator(TemperatureScaler),
+    "VectorScaler": calibrator(lambda: VectorScaler(ridge=1.0)),
     # Few steps: most of scikit-learn's data are not separable, so that each of many fits would take them all.
     "LargeStepLogisticRegression": Case(make=lambda: LargeStepLogisticRegression(max_iter=200)),
 }

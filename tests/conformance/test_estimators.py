@@ -60,7 +60,11 @@ def test_expected_failures_pass_on_suitable_data(name, monkeypatch):
     def suitable(estimator, X, kernel=None):
         return case.suitable(np.asarray(X))
 
-    # Every check passes its data through this function, to adapt them to what an estimator's tags ask for.
+    def suitable_target(estimator, y):
+        return case.suitable_target(np.asarray(y))
+
+    # Every check passes its data through these functions, to adapt them to what an estimator's tags ask for.
     monkeypatch.setattr(estimator_checks, "_enforce_estimator_tags_X", suitable)
+    monkeypatch.setattr(estimator_checks, "_enforce_estimator_tags_y", suitable_target)
     again = [result for result in failures(case) if result["check_name"] in case.expected_failed_checks]
     assert {r["check_name"]: r["exception"] for r in again} == {}

@@ -13,4 +13,22 @@ __all__ = [
     "correctness_aware_loss",
     "optimal_temperature",
     "view_features",
+from trueup.calibration._affine_scaling import MatrixScaler, VectorScaler
+from trueup.calibration._beta_calibration import BetaCalibrator
+from trueup.calibration._calibrated_model import CalibratedModel
+from trueup.calibration._histogram_calibration import HistogramCalibrator
+from trueup.calibration._isotonic_calibration import IsotonicCalibrator
+from trueup.calibration._platt_scaling import PlattCalibrator
+from trueup.calibration._temperature_scaling import TemperatureScaler, optimal_temperature
+
+__all__ = [
+    "BetaCalibrator",
+    "CalibratedModel",
+    "HistogramCalibrator",
+    "IsotonicCalibrator",
+    "MatrixScaler",
+    "PlattCalibrator",
+    "TemperatureScaler",
+    "VectorScaler",
+    "optimal_temperature",
 ]

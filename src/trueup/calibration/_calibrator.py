@@ -18,7 +18,7 @@ from trueup.calibration._validation import ArrayLike, check_logits, check_target
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["Array", "Calibrator"]
+__all__ = ["Array", "Calibrator", "check_labels", "check_weight", "to_rows"]
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
 
@@ -49,10 +49,9 @@ class Calibrator(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 f"{type(self).__name__} requires y to be passed, but the target y is None: pass labels"
             )
         tensor = self._tensor(logits, reset=True)
-        rows = _rows(tensor)
-        labels = _from_numpy(y).to(rows.device)
-        labels = check_target(labels, len(rows), rows.shape[1])
-        self._fit(rows.detach(), labels, _check_weight(sample_weight, labels))
+        rows = to_rows(tensor)
+        labels = check_labels(y, rows)
+        self._fit(rows.detach(), labels, check_weight(sample_weight, labels))
         return self
 
     def transform(self, logits: Array) -> Array:
@@ -64,7 +63,7 @@ class Calibrator(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         tensor = self._tensor(logits, reset=False)
-        calibrated = self._map(_rows(tensor))
+        calibrated = self._map(to_rows(tensor))
         if tensor.dim() == 1:
             calibrated = calibrated[:, 1] - calibrated[:, 0]
         else:
@@ -97,11 +96,11 @@ class Calibrator(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             NotFittedError: before `fit`.
         """
         check_is_fitted(self)
-        rows = self._map(_rows(self._tensor(logits, reset=False))).detach().double()
-        labels = check_target(_from_numpy(y).to(rows.device), len(rows), rows.shape[1])
+        rows = self._map(to_rows(self._tensor(logits, reset=False))).detach().double()
+        labels = check_labels(y, rows)
         likelihood = rows.log_softmax(1).gather(1, labels[:, None])[:, 0]
         likelihood = likelihood.clamp_min(float(np.log(np.finfo(np.float64).eps)))
-        weight = _check_weight(sample_weight, labels)
+        weight = check_weight(sample_weight, labels)
         return float(likelihood.mean() if weight is None else weight @ likelihood / weight.sum())
 
     def _fit(self, rows: Tensor, labels: Tensor, weight: Tensor | None) -> None:
@@ -154,7 +153,7 @@ class Calibrator(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def to_rows(tensor: Tensor) -> Tensor:
     """Return `(rows, classes)` in float32 or better; a single logit becomes the two logits (0, logit)."""
     values = upcast(tensor)
     if values.dim() == 1:
@@ -170,7 +169,24 @@ def _from_numpy(values: Any) -> Tensor:
     return torch.as_tensor(array if array.flags.writeable else array.copy())
 
 
-def _check_weight(sample_weight: ArrayLike | None, labels: Tensor) -> Tensor | None:
+def check_labels(y: ArrayLike, rows: Tensor) -> Tensor:
+    """Return one class index per row; arrays may hold them as floats, as in scikit-learn."""
+    if not isinstance(y, Tensor):
+        array = np.asarray(y)
+        if array.dtype == object:
+            array = np.array(array.tolist())
+        if array.dtype.kind not in "biuf":
+            raise TypeError(
+                f"Unknown label type: y must be class indices; got {array.dtype}: encode the labels with "
+                "sklearn.preprocessing.LabelEncoder"
+            )
+        if array.dtype.kind == "f" and (array == np.rint(array)).all():
+            array = array.astype(np.int64)
+        y = _from_numpy(array)
+    return check_target(y, len(rows), rows.shape[1]).to(rows.device)
+
+
+def check_weight(sample_weight: ArrayLike | None, labels: Tensor) -> Tensor | None:
     """Return one float64 weight per label, or None."""
     if sample_weight is None:
         return None

@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trueup._numerics.chunking import chunk_size
-from trueup.calibration._calibrator import Calibrator, _check_weight, _rows
-from trueup.calibration._validation import ArrayLike, check_logits, check_target
+from trueup.calibration._calibrator import Calibrator, check_labels, check_weight, to_rows
+from trueup.calibration._validation import ArrayLike, check_logits
 
 __all__ = ["TemperatureScaler", "optimal_temperature"]
 
@@ -82,6 +82,7 @@ def optimal_temperature(
     Source: section 4.2 of Guo et al. (2017).
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([[8.0, 0.0], [8.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
         >>> T = optimal_temperature(logits, torch.tensor([0, 0, 1, 1]))  # right three times out of four
         >>> round(float((8 / T).sigmoid()), 6)
@@ -89,9 +90,12 @@ def optimal_temperature(
     """
     _check_bounds(t_bounds)
     check_logits(logits)
-    rows = _rows(torch.as_tensor(logits).detach())
-    labels = check_target(target, len(rows), rows.shape[1]).to(rows.device)
-    temperature = _optimal_temperature(rows, labels, _check_weight(sample_weight, labels), t_bounds)
+    rows = to_rows(torch.as_tensor(logits).detach())
+    labels = check_labels(target, rows)
+    weight = check_weight(sample_weight, labels)
+    temperature, warning = _optimal_temperature(rows, labels, weight, t_bounds)
+    if warning:
+        warnings.warn(warning, UserWarning, stacklevel=2)
     return torch.tensor(temperature, dtype=torch.float64, device=rows.device)
 
 
@@ -115,6 +119,7 @@ class TemperatureScaler(Calibrator):
     Source: section 4.2 of Guo et al. (2017); the official code of Chidambaram and Ge (2024).
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([[8.0, 0.0], [8.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
         >>> scaler = TemperatureScaler().fit(logits, torch.tensor([0, 0, 1, 1]))
         >>> round(scaler.temperature_, 3)
@@ -133,8 +138,10 @@ class TemperatureScaler(Calibrator):
             raise ValueError(f"variant must be one of {get_args(Variant)}; got {self.variant!r}")
         if self.variant == "official":
             self.temperature_ = _official_temperature(rows, labels, weight)
-        else:
-            self.temperature_ = _optimal_temperature(rows, labels, weight, self.t_bounds)
+            return
+        self.temperature_, warning = _optimal_temperature(rows, labels, weight, self.t_bounds)
+        if warning:
+            warnings.warn(warning, UserWarning, stacklevel=3)
 
     def _map(self, rows: Tensor) -> Tensor:
         return rows / self.temperature_
@@ -142,8 +149,8 @@ class TemperatureScaler(Calibrator):
 
 def _optimal_temperature(
     rows: Tensor, labels: Tensor, weight: Tensor | None, t_bounds: tuple[float, float]
-) -> float:
-    """Minimize over b = 1 / T, first roughly on some rows, then on all of them."""
+) -> tuple[float, str]:
+    """Minimize over b = 1 / T, first roughly on some rows, then on all; return T and a warning, or ""."""
     if weight is not None:
         counted = weight > 0
         rows, labels, weight = rows[counted], labels[counted], weight[counted]
@@ -157,18 +164,16 @@ def _optimal_temperature(
     t_min, t_max = t_bounds
     if not below.any():
         if (rows.amin(1) == largest).all():
-            _warn("all logits of each row are equal, so any temperature gives the same loss; 1 is returned")
-            return min(max(1.0, t_min), t_max)
-        return _at_bound(t_min, "every label has the largest logit, so the loss falls towards T = 0")
-
-    def moments(every: int, dtype: torch.dtype) -> Moments:
-        return Moments(
-            rows[::every],
-            largest[::every],
-            below[::every],
-            None if weight is None else weight[::every],
-            dtype,
+            return min(max(1.0, t_min), t_max), (
+                "the logits of each row are all equal, so every temperature is as good as T = 1"
+            )
+        return t_min, _AT_BOUND.format(
+            t_min, "every label has the largest logit, and the loss falls to T = 0"
         )
+
+    def moments(every: int, dtype: torch.dtype) -> _Moments:
+        chosen = None if weight is None else weight[::every]
+        return _Moments(rows[::every], largest[::every], below[::every], chosen, dtype)
 
     bounds = 1 / t_max, 1 / t_min
     b = 1.0
@@ -178,16 +183,17 @@ def _optimal_temperature(
         b = _newton(moments(1, torch.float32), b, bounds, 1e-3)
     b = _newton(moments(1, torch.float64), b, bounds, 1e-6)
     if b == bounds[1]:
-        return _at_bound(t_min, "the loss falls towards smaller temperatures than the lower bound")
+        return t_min, _AT_BOUND.format(t_min, "the loss still falls at the lower bound")
     if b == bounds[0]:
-        return _at_bound(t_max, "the loss falls towards larger temperatures than the upper bound")
-    return 1 / b
+        return t_max, _AT_BOUND.format(t_max, "the loss still falls at the upper bound")
+    return 1 / b, ""
 
 
-_SUBSET = 1024
+_SUBSET = 1024  # rows that give a first estimate
+_AT_BOUND = "T = {:g} is a bound, not an optimum: {}. Fit on other held-out data, or change t_bounds"
 
 
-class Moments:
+class _Moments:
     """Slope and curvature of the loss in b = 1 / T, from one pass over the logits."""
 
     def __init__(
@@ -215,7 +221,7 @@ class Moments:
         return float(slope.sum()) / self.total, float(curvature.sum()) / self.total
 
 
-def _newton(moments: Moments, b: float, bounds: tuple[float, float], tolerance: float) -> float:
+def _newton(moments: _Moments, b: float, bounds: tuple[float, float], tolerance: float) -> float:
     """Find the zero of the slope by Newton's method, and by bisection of log b where Newton's step is bad.
 
     Convergence is quadratic: the step after the last one would be about the square of `tolerance`.
@@ -252,7 +258,7 @@ def _official_temperature(rows: Tensor, labels: Tensor, weight: Tensor | None) -
         optimizer.zero_grad()
         losses = F.cross_entropy(rows / temperature, labels, reduction="none")
         loss = losses.mean() if weight is None else weight @ losses / weight.sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return float(loss)
 
     with torch.enable_grad():
@@ -263,12 +269,3 @@ def _official_temperature(rows: Tensor, labels: Tensor, weight: Tensor | None) -
 def _check_bounds(t_bounds: tuple[float, float]) -> None:
     if len(t_bounds) != 2 or not 0 < t_bounds[0] <= t_bounds[1] < math.inf:
         raise ValueError(f"t_bounds must be (t_min, t_max) with 0 < t_min <= t_max < inf; got {t_bounds}")
-
-
-def _at_bound(temperature: float, reason: str) -> float:
-    _warn(f"{reason}; the bound T = {temperature:g} is returned. Fit on held-out data, or change t_bounds")
-    return temperature
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=2)
