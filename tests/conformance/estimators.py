@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
-from trueup.calibration import CorrectnessAwareCalibrator
 from trueup.calibration import (
     BetaCalibrator,
+    CorrectnessAwareCalibrator,
     HistogramCalibrator,
     IsotonicCalibrator,
     MatrixScaler,
@@ -49,11 +49,6 @@ def compositions(X: NDArray[np.float64]) -> NDArray[np.float64]:
     return 1 + np.round(100 * np.exp(np.random.default_rng(0).standard_normal(shape)))
 
 
-def three_classes(X: NDArray[np.float64]) -> NDArray[np.float64]:
-    """As many samples, of three logits at least."""
-    return np.pad(X, ((0, 0), (0, max(0, 3 - X.shape[1]))))
-
-
 def logits(X: NDArray[np.float64]) -> NDArray[np.float64]:
     """Append columns, so that there is a logit for each label."""
     more = max(0, 5 - X.shape[1])
@@ -80,7 +75,6 @@ def calibrator(make: Callable[[], BaseEstimator]) -> Case:
 _NO_LOGITS = "has a label for which there is no column, and columns are the logits of the labels"
 _ZERO = "shifts its data so that the smallest value is zero, and zeros are an error by default"
 _TWO_PARTS = "uses two features, and the partial correlation of two parts is +1 by construction"
-_THREE_LABELS = "uses the label 2 with two features, but the features of a calibrator are one logit per class"
 
 CASES: dict[str, Case] = {
     "BetaCalibrator": calibrator(BetaCalibrator),
@@ -109,20 +103,8 @@ CASES: dict[str, Case] = {
             "check_fit2d_predict1d": _ZERO,
         },
     ),
-    # Without views; the default topk of 4 needs as many classes.
-    "CorrectnessAwareCalibrator": Case(
-        make=lambda: CorrectnessAwareCalibrator(topk=2, max_iter=20),
-        suitable=three_classes,
-        expected_failed_checks={
-            "check_estimators_overwrite_params": _THREE_LABELS,
-            "check_estimators_fit_returns_self": _THREE_LABELS,
-            "check_readonly_memmap_input": _THREE_LABELS,
-            "check_sample_weights_pandas_series": _THREE_LABELS,
-            "check_sample_weights_not_an_array": _THREE_LABELS,
-            "check_sample_weights_shape": _THREE_LABELS,
-            "check_sample_weights_not_overwritten": _THREE_LABELS,
-        },
-    ),
+    # Without views. The default topk of 4 needs as many classes.
+    "CorrectnessAwareCalibrator": calibrator(lambda: CorrectnessAwareCalibrator(topk=2, max_iter=20)),
     "HistogramCalibrator": calibrator(HistogramCalibrator),
     "IsotonicCalibrator": calibrator(IsotonicCalibrator),
     # Few samples of many columns are separable, and without a penalty the loss then has no minimum.

@@ -31,13 +31,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from trueup._numerics.upcasting import upcast
-from trueup.calibration._calibrator import Array, Calibrator, _check_weight, _from_numpy, _rows
-from trueup.calibration._validation import ArrayLike, check_logits, check_target
+from trueup.calibration._calibrator import Array, Calibrator, _from_numpy, check_labels, check_weight, to_rows
+from trueup.calibration._validation import ArrayLike, check_logits
 from trueup.training import minibatches
 
 if TYPE_CHECKING:
@@ -266,9 +265,13 @@ class CorrectnessAwareCalibrator(Calibrator):
             TypeError, ValueError: see the class.
         """
         self._check_parameters()
-        rows = _rows(self._tensor(logits, reset=True).detach())
-        labels = check_target(_labels(y), *rows.shape).to(rows.device)
-        weight = _check_weight(sample_weight, labels)
+        if y is None:
+            raise ValueError(
+                "CorrectnessAwareCalibrator requires y to be passed, but the target y is None: pass labels"
+            )
+        rows = to_rows(self._tensor(logits, reset=True).detach())
+        labels = check_labels(y, rows)
+        weight = check_weight(sample_weight, labels)
         weight = torch.ones_like(labels) if weight is None else weight
         self.n_views_: int = 0 if view_logits is None else len(view_logits)
         data = self._features(rows, logits, view_logits), rows, labels, weight.to(rows.dtype)
@@ -321,7 +324,7 @@ class CorrectnessAwareCalibrator(Calibrator):
         """
         check_is_fitted(self)
         tensor = self._tensor(logits, reset=False)
-        temperature = self._temperature(_rows(tensor.detach()), logits, view_logits)
+        temperature = self._temperature(to_rows(tensor.detach()), logits, view_logits)
         return _like(temperature.view(tensor.shape[:1] + tensor.shape[2:]), logits)
 
     def transform(self, logits: Array, *, view_logits: ArrayLike | None = None) -> Array:
@@ -374,7 +377,9 @@ class CorrectnessAwareCalibrator(Calibrator):
                 "dimension 0"
             )
         check_logits(views.flatten(0, 1))
-        return view_features(rows, torch.stack([_rows(view.detach()).to(rows) for view in views]), self.topk)
+        return view_features(
+            rows, torch.stack([to_rows(view.detach()).to(rows) for view in views]), self.topk
+        )
 
     def _check_parameters(self) -> None:
         _check_choice("loss", self.loss, ("mse", "abs", "cross_entropy"))
@@ -451,15 +456,6 @@ def train_network(
         optimizer.step()
         losses.append(value.detach())
     return [float(value) for value in torch.stack(losses)]
-
-
-def _labels(y: ArrayLike) -> Tensor:
-    """Return labels as a tensor; whole numbers in an array of floats, as scikit-learn allows, as integers."""
-    if isinstance(y, Tensor):
-        return y
-    check_classification_targets(y)
-    array = np.asarray(y)
-    return torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "f" else array.copy())
 
 
 def _like(values: Tensor, like: Array) -> Array:
