@@ -198,7 +198,7 @@ class CorrectnessAwareCalibrator(Calibrator):
 
     Where all answers in `fit` are right, or all wrong, correctness holds no information, and the loss
     would drive every temperature to a bound: `fit` warns and sets all temperatures to 1. It also warns if
-    most temperatures have reached a bound, which happens when few answers are wrong.
+    most temperatures have reached a bound, which happens when few answers are wrong, or the views tell which.
 
     Views are converted to the type of the logits. `fit` and `transform` raise TypeError for tensors that are
     not floating point, and ValueError for NaN, +inf, shapes that do not fit, labels out of range, too few
@@ -309,9 +309,10 @@ class CorrectnessAwareCalibrator(Calibrator):
         at_bound = float(((temperature == low) | (temperature == high)).double().mean())
         if at_bound > 0.5:
             _warn(
-                f"{at_bound:.0%} of the temperatures have reached t_bounds={self.t_bounds}, where they stay: "
-                f"{int((correct == 0).sum())} of {len(correct)} answers are wrong, which may be too few to "
-                "learn from. Fit on more data, or lower max_iter"
+                f"{at_bound:.0%} of the temperatures have reached t_bounds={self.t_bounds}, where they have no "
+                f"gradient; {int((correct == 0).sum())} of {len(correct)} answers are wrong. If so few are too "
+                "few to learn from, fit on more data, or lower max_iter; the result is sound if the views "
+                "tell right from wrong on new data as well"
             )
         return self
 
