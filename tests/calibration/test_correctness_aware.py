@@ -124,8 +124,8 @@ def test_training_descends_the_equation():
     logits, target, views = problem()
     calibrator = CorrectnessAwareCalibrator(**FAST).fit(logits, target, view_logits=views)
     start = first_network(view_features(logits, views))
-    first = float(method.objective(start, logits, views, target, 4, (0.1, 10.0)))
-    last = float(method.objective(calibrator.network_, logits, views, target, 4, (0.1, 10.0)))
+    first = method.objective(start, logits, views, target, 4, (0.1, 10.0)).item()
+    last = method.objective(calibrator.network_, logits, views, target, 4, (0.1, 10.0)).item()
     assert calibrator.loss_curve_[0] == pytest.approx(first, rel=1e-12)
     assert len(calibrator.loss_curve_) == calibrator.n_iter_ == 25
     assert last < calibrator.loss_curve_[-1] < first
@@ -149,7 +149,7 @@ def test_cross_entropy_is_that_of_torch():
     calibrator.fit(logits, target, view_logits=views)
     temperature = first_network(view_features(logits, views))(view_features(logits, views)).clamp(0.1, 10)
     want = torch.nn.functional.cross_entropy(logits / temperature, target)
-    assert calibrator.loss_curve_[0] == pytest.approx(float(want), rel=1e-12)
+    assert calibrator.loss_curve_[0] == pytest.approx(want.item(), rel=1e-12)
 
 
 def test_fit_finds_the_temperature_that_overconfident_logits_lack():

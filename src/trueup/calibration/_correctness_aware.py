@@ -309,10 +309,9 @@ class CorrectnessAwareCalibrator(Calibrator):
         at_bound = float(((temperature == low) | (temperature == high)).double().mean())
         if at_bound > 0.5:
             _warn(
-                f"{at_bound:.0%} of the temperatures have reached t_bounds={self.t_bounds}, where they have no "
-                f"gradient; {int((correct == 0).sum())} of {len(correct)} answers are wrong. If so few are too "
-                "few to learn from, fit on more data, or lower max_iter; the result is sound if the views "
-                "tell right from wrong on new data as well"
+                f"{at_bound:.0%} of the temperatures have reached t_bounds={self.t_bounds}; "
+                f"{int((correct == 0).sum())} of {len(correct)} answers are wrong. Unless the views tell right "
+                "from wrong as well on new data, fit on more data, or lower max_iter"
             )
         return self
 
