@@ -310,7 +310,7 @@ class CorrectnessAwareCalibrator(Calibrator):
         if at_bound > 0.5:
             _warn(
                 f"{at_bound:.0%} of the temperatures have reached t_bounds={self.t_bounds}; "
-                f"{int((correct == 0).sum())} of {len(correct)} answers are wrong. Unless the views tell right "
+                f"{int((correct == 0).sum())} of {len(correct)} answers are wrong. Unless views tell right "
                 "from wrong as well on new data, fit on more data, or lower max_iter"
             )
         return self

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trueup._numerics.upcasting import upcast
 
-__all__ = ["ArrayLike", "check_logits", "check_probs", "check_target"]
+__all__ = ["ArrayLike", "as_rows", "check_logits", "check_probs", "check_target"]
 
 ArrayLike = Tensor | NDArray[np.floating] | NDArray[np.integer]
 
@@ -24,7 +24,7 @@ def check_logits(logits: ArrayLike) -> Tensor:
         TypeError: not floating point.
         ValueError: empty, or a value is NaN or infinite (-inf is allowed beside a finite logit).
     """
-    values = _flatten_positions(_floating(logits, "logits"), "logits")
+    values = as_rows(logits, "logits")
     if values.isnan().any():
         raise ValueError("logits contain NaN: remove these rows, or find out where the model diverged")
     largest = values if values.dim() == 1 else values.amax(1)
@@ -44,7 +44,7 @@ def check_probs(probs: ArrayLike) -> Tensor:
         TypeError: not floating point.
         ValueError: empty, NaN, outside [0, 1], or a row does not sum to 1 within 1e-3.
     """
-    values = _flatten_positions(_floating(probs, "probabilities"), "probabilities")
+    values = as_rows(probs, "probabilities")
     low, high = (float(v) for v in torch.aminmax(values))
     if not (low >= 0 and high <= 1):  # NaN fails here too
         if values.isnan().any():
@@ -87,20 +87,20 @@ def check_target(target: ArrayLike, rows: int, classes: int) -> Tensor:
     return labels
 
 
-def _floating(values: ArrayLike, name: str) -> Tensor:
-    tensor = torch.as_tensor(values)
+def as_rows(values: ArrayLike, name: str) -> Tensor:
+    """Return `(N,)` or `(N, C, *positions)` as `(N,)` or `(N * positions, C)`, in float32 or better, unchecked.
+
+    Raises:
+        TypeError: not floating point.
+        ValueError: empty.
+    """
+    tensor = torch.as_tensor(values).detach()
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be floating point; got {tensor.dtype}: convert with .float()")
-    return upcast(tensor.detach())
-
-
-def _flatten_positions(values: Tensor, name: str) -> Tensor:
-    """Move positions, as in a segmentation map `(N, C, H, W)`, to the rows."""
-    if values.dim() == 0 or values.numel() == 0:
+    if tensor.dim() == 0 or tensor.numel() == 0:
         raise ValueError(
             f"{name} must be (N,), (N, C) or (N, C, *positions) with at least one row; "
-            f"got shape {tuple(values.shape)}"
+            f"got shape {tuple(tensor.shape)}"
         )
-    if values.dim() <= 2:
-        return values
-    return values.movedim(1, -1).flatten(0, -2)
+    tensor = upcast(tensor)
+    return tensor if tensor.dim() <= 2 else tensor.movedim(1, -1).flatten(0, -2)
