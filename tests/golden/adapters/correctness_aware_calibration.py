@@ -1,9 +1,10 @@
-"""Golden cases of correctness-aware calibration: the loss, and the network with given weights."""
+"""Golden cases of correctness-aware calibration: the loss, the network with given weights, the measures."""
 
 from __future__ import annotations
 
 import torch
 
+from golden.adapters.calibration_benchmark import metrics
 from trueup.calibration import _correctness_aware as method
 from trueup.calibration import correctness_aware_loss, view_features
 
@@ -71,4 +72,4 @@ def correctness_loss(case):
     }
 
 
-KINDS = {"calibrator": calibrator, "correctness_loss": correctness_loss}
+KINDS = {"calibrator": calibrator, "correctness_loss": correctness_loss, "metrics": metrics}
