@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator
 
 from trueup.calibration import (
     BetaCalibrator,
+    CorrectnessAwareCalibrator,
     HistogramCalibrator,
     IsotonicCalibrator,
     MatrixScaler,
@@ -102,6 +103,8 @@ CASES: dict[str, Case] = {
             "check_fit2d_predict1d": _ZERO,
         },
     ),
+    # Without views. The default topk of 4 needs as many classes.
+    "CorrectnessAwareCalibrator": calibrator(lambda: CorrectnessAwareCalibrator(topk=2, max_iter=20)),
     "HistogramCalibrator": calibrator(HistogramCalibrator),
     "IsotonicCalibrator": calibrator(IsotonicCalibrator),
     # Few samples of many columns are separable, and without a penalty the loss then has no minimum.

@@ -7,6 +7,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from trueup.calibration._affine_scaling import (
+    MatrixScaler,
+    VectorScaler,
+)
+from trueup.calibration._beta_calibration import (
+    BetaCalibrator,
+)
 from trueup.calibration._binned_measures import (
     ReliabilityCurve,
     adaptive_calibration_error,
@@ -38,6 +45,26 @@ from trueup.calibration._overlapping_distributions import (
     paired_label_noise,
 )
 from trueup.calibration._platt_scaling import PlattCalibrator
+from trueup.calibration._bins import (
+    DEFAULT_BINS,
+)
+from trueup.calibration._calibrated_model import (
+    CalibratedModel,
+)
+from trueup.calibration._correctness_aware import (
+    CorrectnessAwareCalibrator,
+    correctness_aware_loss,
+    view_features,
+)
+from trueup.calibration._histogram_calibration import (
+    HistogramCalibrator,
+)
+from trueup.calibration._isotonic_calibration import (
+    IsotonicCalibrator,
+)
+from trueup.calibration._platt_scaling import (
+    PlattCalibrator,
+)
 from trueup.calibration._selective_prediction import (
     SelectiveCurve,
     aurc,
@@ -47,6 +74,10 @@ from trueup.calibration._selective_prediction import (
     selective_prediction_curve,
 )
 from trueup.calibration._temperature_scaling import TemperatureScaler, optimal_temperature
+from trueup.calibration._temperature_scaling import (
+    TemperatureScaler,
+    optimal_temperature,
+)
 from trueup.calibration._unbinned_measures import (
     brier_score,
     kde_calibration_error,
@@ -85,6 +116,7 @@ __all__ = [
     "BetaCalibrator",
     "CalibratedModel",
     "CalibrationReport",
+    "CorrectnessAwareCalibrator",
     "HistogramCalibrator",
     "IsotonicCalibrator",
     "MatrixScaler",
@@ -131,6 +163,7 @@ __all__ = [
     "classwise_calibration_error",
     "confidence_gap",
     "correctness_auroc",
+    "correctness_aware_loss",
     "debiased_calibration_error",
     "excess_aurc",
     "expected_calibration_error",
@@ -152,6 +185,7 @@ __all__ = [
     "sweep_calibration_error",
     "thresholded_adaptive_calibration_error",
     "underconfidence_error",
+    "view_features",
 ]
 
 
