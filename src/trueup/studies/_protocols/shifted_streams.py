@@ -1,0 +1,115 @@
+"""Test-time adaptation: one source net, corrupted images in the order of a stream, one online measure.
+
+A net is trained on clean images, once for each seed. Every arm then receives the same corrupted images in
+the same batches, adapts as it likes, and is judged on the prediction of each image when it arrives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trueup import data
+from trueup.adaptation import corrupt, dirichlet_order, iid_order, sorted_order
+from trueup.lab import Metric, Run, Stage
+from trueup.models import convnet
+from trueup.training import minibatches, train
+
+ACCURACY = Metric("accuracy", higher=True, worst=0.1, unit="%", label="online accuracy")
+NLL = Metric("nll", higher=False, worst=10.0, label="online NLL")  # a net that is sure and wrong: above 10
+
+REPORTED = ("gaussian_noise", "motion_blur", "fog", "contrast")
+"""One corruption of each of ImageNet-C's families: noise, blur, weather, digital."""
+
+TUNED_ON = ("shot_noise", "defocus_blur", "brightness", "pixelate")
+"""Another corruption of each family, for tuning trials."""
+
+ORDERS: Mapping[str, Callable[..., Int[Tensor, " n"]]] = {
+    "iid": iid_order,
+    "sorted": sorted_order,
+    "correlated": dirichlet_order,
+}
+
+Adapt: TypeAlias = Callable[[nn.Module], nn.Module]
+"""``adapt(source_net)`` returns the model that meets the stream."""
+
+
+def _rows(run: Run) -> tuple[Float[Tensor, "n 1 side side"], Int[Tensor, " n"], int]:
+    """Return images in [0, 1] and labels: the rows to train on, then the held-out ones; and how many are first."""
+    table = data.load(run["data"])
+    fit, held_out = run.split(table.y, train=run["n_train"], test=run["n_test"], validation=run["n_test"])
+    rows = [*fit, *held_out]
+    X, side = table.X[rows], math.isqrt(table.X[0].size)
+    images = torch.tensor(X / table.X.max(), dtype=torch.float32).view(len(X), 1, side, side)
+    images = functional.interpolate(images, scale_factor=run["enlarged"])  # corruptions need 28 pixels
+    return images, torch.tensor(table.y[rows], dtype=torch.long), len(fit)
+
+
+def _pooled(images: Float[Tensor, "n 1 side side"]) -> Float[Tensor, "n 1 half half"]:
+    """Halve the images, which makes the nets four times as fast."""
+    return functional.avg_pool2d(images, 2)
+
+
+def _train_source(run: Run) -> dict[str, Tensor]:
+    """Train a net with batch norm on clean images."""
+    images, target, n = _rows(run)
+    X, y = _pooled(images[:n]), target[:n]
+    torch.manual_seed(run.torch_seed("init"))
+    net = convnet(1, run["widths"], 10)
+    order = list(minibatches(n, 50, run["epochs"], run.generator("batches")))
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(order))
+    list(train(net, ((X[i], y[i]) for i in order), optimizer, scheduler=schedule))
+    return net.state_dict()
+
+
+def _corrupt_held_out(run: Run) -> dict[str, Tensor]:
+    """Corrupt the held-out images; in a trial the validation images, by other corruptions."""
+    images, target, n = _rows(run)
+    generator = run.generator("corruption")
+    corrupted = {
+        name: _pooled(corrupt(images[n:], name, run["severity"], generator=generator))
+        for name in (TUNED_ON if run.tuning else REPORTED)
+    }
+    return corrupted | {"target": target[n:]}
+
+
+STAGES = (Stage("source", _train_source), Stage("shifted", _corrupt_held_out))
+
+
+def source_net(run: Run) -> nn.Sequential:
+    """Return the net that was trained on clean images, in evaluation mode."""
+    net = convnet(1, run["widths"], 10)
+    net.load_state_dict({name: torch.tensor(value) for name, value in run.inputs["source"].items()})
+    return net.eval().to(run.device)
+
+
+def follow_streams(run: Run, adapt: Adapt) -> dict[str, Any]:
+    """Send each corruption's stream through a source net that is adapted anew; average over corruptions.
+
+    Args:
+        run: read for `stream`, the name of an order, for `batch`, the images in a batch, and for `images`: how
+            many images a stream has at which batch size (default: all).
+
+    Returns:
+        Online accuracy and negative log likelihood, in nats, of every image at its first sight, and the
+        accuracy on each corruption.
+    """
+    shifted = {name: torch.tensor(value) for name, value in run.inputs["shifted"].items()}
+    target = shifted.pop("target")[: run.get("images", {}).get(run["batch"])]
+    generator, losses, found = run.generator("order"), [], {}
+    for name, images in shifted.items():
+        order = ORDERS[run["stream"]](target, generator=generator)
+        model = adapt(source_net(run))
+        batches = images[order].to(run.device).split(run["batch"])
+        logits = torch.cat([model(batch).detach() for batch in batches]).float().cpu()
+        found[f"accuracy_{name}"] = float((logits.argmax(1) == target[order]).float().mean())
+        losses.append(float(functional.cross_entropy(logits, target[order])))
+    n = len(losses)
+    return {"accuracy": sum(found.values()) / n, "nll": sum(losses) / n} | found
