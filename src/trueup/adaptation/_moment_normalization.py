@@ -1,0 +1,134 @@
+"""Normalization by statistics that follow from the moments of the instances, in one pass each way.
+
+An instance is one channel of one sample. Whatever the statistics, the result is an affine map per instance,
+
+    y = (x - mean) * scale + shift        scale, shift = rule(mean, var, ...)        all (N, C)
+
+so that a method is its rule, on tensors of the size of the moments. Backward needs two sums per instance; the
+gradient of the rule itself is left to autograd. Saved for backward: the input and such small tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trueup._numerics.custom_function import must_use_composite_ops, vjp
+from trueup._numerics.per_channel import instance_affine, instance_moments, instance_sums
+from trueup._numerics.upcasting import upcast
+
+__all__ = ["Rule", "affine_map", "normalize_by_rule"]
+
+# Takes mean and biased variance `(N, C)` of the instances and some tensors or None; returns scale and shift.
+Rule = Callable[..., Tensor]
+
+
+def affine_map(
+    instance_mean: Float[Tensor, "samples channels"],
+    mean: Float[Tensor, "*samples channels"],
+    var: Float[Tensor, "*samples channels"],
+    weight: Float[Tensor, " channels"] | None,
+    bias: Float[Tensor, " channels"] | None,
+    eps: float,
+) -> Float[Tensor, "2 samples channels"]:
+    """Return scale and shift of the normalization by a mean and a variance; what a rule ends with."""
+    scale = (var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = (instance_mean - mean) * scale
+    shift = shift if bias is None else shift + bias
+    return torch.stack((scale.expand_as(shift), shift))
+
+
+def normalize_by_rule(
+    x: Float[Tensor, "samples channels length"], rule: Rule, equation: Rule, *tensors: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, and mean and variance `(N, C)` of the instances as constants.
+
+    Args:
+        x: per-channel view.
+        rule: returns scale and shift, stacked.
+        equation: the same rule in the form that is easiest to check; compilers, exports and second
+            derivatives use it.
+        *tensors: further arguments of both.
+    """
+    if must_use_composite_ops() or torch.compiler.is_compiling():
+        return _composite(x, equation, *tensors)
+    result = _Normalize.apply(x, rule, equation, *tensors)  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor, Tensor], result)
+
+
+def _composite(x: Tensor, equation: Rule, *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the same in operations that autograd can differentiate."""
+    values = upcast(x)
+    mean = values.mean(2)
+    deviations = values - mean.unsqueeze(2)
+    var = deviations.square().mean(2)
+    scale, shift = equation(mean, var, *tensors)
+    y = deviations * scale.unsqueeze(2) + shift.unsqueeze(2)
+    return y.to(x.dtype), mean.detach(), var.detach()
+
+
+class _Normalize(torch.autograd.Function):
+    """As `normalize_by_rule`."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, rule: Rule, equation: Rule, *tensors: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = instance_moments(x)
+        scale, shift = rule(mean, var, *tensors)
+        return instance_affine(x, mean, scale, shift), mean, var
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, ctx.rule, ctx.equation, *tensors = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        # The moments of single values are as large as the input, and cheap.
+        ctx.save_for_backward(x, *tensors, *(output[1:] if x.shape[2] > 1 else ()))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, *saved = ctx.saved_tensors  # read once: under checkpointing a second read fails
+        tensors, moments = (saved[:-2], saved[-2:]) if x.shape[2] > 1 else (saved, None)
+        if torch.is_grad_enabled():
+            found = vjp(lambda x, *t: _composite(x, ctx.equation, *t)[0], grads[0], x, *tensors)
+        else:
+            found = _gradients(grads[0], x, ctx.rule, moments or instance_moments(x), tensors)
+        grad_x, *of_tensors = found
+        return grad_x, None, None, *of_tensors
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        """Map the composite form: the rule may mix channels, so that they cannot hold the mapped dimension."""
+        x, _, equation, *tensors = args
+        mapped = torch.func.vmap(
+            lambda x, *t: _composite(x, equation, *t), in_dims=(in_dims[0], *in_dims[3:])
+        )
+        return mapped(x, *tensors), (0, 0, 0)
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, rule: Rule, moments: tuple[Tensor, Tensor], tensors: list[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of x and of the tensors.
+
+    Scale and shift have the gradients sum(grad * (x - mean)) and sum(grad). The rule's backward pass gives
+    those of the moments, and with g_mean, g_var per instance of L values
+
+        grad_x = scale * grad + (g_mean - scale * sum(grad)) / L + 2 * g_var / L * (x - mean)
+    """
+    mean, var = moments
+    grad, values = upcast(grad), upcast(x)
+    sums = torch.stack(instance_sums(grad, values, mean))
+    grad_mean, grad_var, *of_tensors = vjp(rule, sums, mean, var, *tensors)
+    assert grad_mean is not None
+    assert grad_var is not None
+    scale = rule(mean, var, *tensors)[0]
+    slope, constant = 2 / x.shape[2] * grad_var, (grad_mean - scale * sums[1]) / x.shape[2]
+    grad_x = instance_affine(values, mean, slope, constant)
+    grad_x.addcmul_(grad, scale.unsqueeze(2))
+    return grad_x.to(x.dtype), *of_tensors

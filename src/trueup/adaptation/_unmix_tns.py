@@ -1,0 +1,402 @@
+"""Normalization of each instance by its own mixture with K components that follow the test stream.
+
+Problem: in a stream whose batches hold one class (video, sorted data), batch statistics describe the class
+and not the domain, so that test-batch normalization fails. Idea: keep K means M_k and variances V_k per
+channel, scattered around the source statistics at conversion. Each sample b has means mu and variances s2
+over its positions. It resembles component k by p_bk, and is normalized by all mixtures of the two,
+
+    p_b = softmax_k(cos(mu_b, M_k) / temperature)
+    m_bk = (1 - p_bk) M_k + p_bk mu_b           v_bk = (1 - p_bk) V_k + p_bk s2_b
+    y_b = weight (x_b - mean_k m_bk) / sqrt(mean_k v_bk + var_k m_bk + eps) + bias
+
+Then the components drift towards the samples that resemble them:
+
+    M_k <- M_k + lambda mean_b[p_bk (mu_b - M_k)]           V_k <- V_k + lambda mean_b[p_bk (s2_b - V_k)]
+
+The gradient flows through mu and s2, not through p, M and V. There is nothing to train, and a batch of one
+sample is legal.
+
+Tomar, Vray, Thiran, Bozorgtabar: Un-Mixing Test-Time Normalization Statistics: Combatting Label Temporal
+Correlation, ICLR 2024, arXiv 2401.08328. As in the official code `(N, C)` inputs, which have no positions, are
+normalized by the source statistics. Unlike there the components are changed in place, can be frozen and reset.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from trueup._numerics.per_channel import per_channel_view, restore_shape
+from trueup._numerics.recomputation import is_recomputing, snapshot
+from trueup._numerics.upcasting import upcast, upcast_dtype, upcast_parameters
+from trueup.adaptation._moment_normalization import affine_map, normalize_by_rule
+from trueup.adaptation._source_batch_norm import Group, SourceBatchNorm
+from trueup.nn._validation import (
+    check_eps,
+    check_input,
+    check_int,
+    check_rank,
+    check_unit_interval,
+    empty_result,
+)
+
+__all__ = ["UnMixTNS", "UnMixTNS1d", "UnMixTNS2d", "UnMixTNS3d", "unmix_tns"]
+
+
+# ---- the equation ----
+
+
+def unmix_statistics(
+    mean: Tensor, var: Tensor, means: Tensor, vars: Tensor, assignment: Tensor, exact_variance: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the mean and variance `(N, C)` to normalize each instance by.
+
+    Args:
+        mean, var: of the instances, `(N, C)`.
+        means, vars: of the components, `(K, C)`.
+        assignment: p, `(N, K)`.
+        exact_variance: add the spread p (1-p) (mean - means)^2 within each mixture, which the paper leaves out.
+    """
+    p = assignment.unsqueeze(2)
+    mean, var = mean.unsqueeze(1), var.unsqueeze(1)
+    mixed_mean = (1 - p) * means + p * mean  # (N, K, C)
+    mixed_var = (1 - p) * vars + p * var
+    if exact_variance:
+        mixed_var = mixed_var + p * (1 - p) * (mean - means).square()
+    return mixed_mean.mean(1), mixed_var.mean(1) + mixed_mean.var(1, correction=0)
+
+
+def assign(mean: Tensor, means: Tensor, temperature: float) -> Tensor:
+    """Return how much each sample resembles each component, p `(N, K)`, as a constant."""
+    similarity = F.normalize(mean.detach(), dim=1) @ F.normalize(means.detach(), dim=1).t()
+    return F.softmax(similarity / temperature, dim=1)
+
+
+def initial_components(
+    running_mean: Tensor, running_var: Tensor, noise: Tensor, init_coeff: float
+) -> tuple[Tensor, Tensor]:
+    """Return K components `(K, C)` around the source statistics, whose moments they have in expectation."""
+    num_components = len(noise)
+    if num_components == 1:
+        return running_mean.expand_as(noise), running_var.expand_as(noise)
+    scale = (init_coeff * num_components / (num_components - 1)) ** 0.5
+    means = running_mean + scale * running_var.sqrt() * noise
+    return means, ((1 - init_coeff) * running_var).expand_as(noise)
+
+
+# ---- the fused form ----
+
+
+def unmix_statistics_by_matmul(
+    mean: Tensor, var: Tensor, means: Tensor, vars: Tensor, assignment: Tensor, exact_variance: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Do the same without a tensor of shape `(N, K, C)`.
+
+    Means are taken relative to that of the components: the spread is a difference of squares.
+    """
+    p, q = assignment, 1 - assignment
+    components, center = len(means), means.mean(0)
+    mean, means = mean - center, means - center
+    mixed_mean = (q @ means + mean) / components
+    squares = means.square()
+    if exact_variance:
+        mean_square = q @ squares + mean.square()
+    else:
+        cross, own = 2 * mean * ((p * q) @ means), mean.square() * p.square().sum(1, keepdim=True)
+        mean_square = q.square() @ squares + cross + own
+    spread = (mean_square / components - mixed_mean.square()).clamp(min=0)
+    return mixed_mean + center, (q @ vars + var) / components + spread
+
+
+def unmix_tns(
+    input: Float[Tensor, "batch channels *spatial"],
+    means: Float[Tensor, "components channels"],
+    vars: Float[Tensor, "components channels"],
+    weight: Float[Tensor, " channels"] | None = None,
+    bias: Float[Tensor, " channels"] | None = None,
+    eps: float = 1e-5,
+    *,
+    momentum: float = 0.1,
+    temperature: float = 0.07,
+    exact_variance: bool = False,
+    frozen: bool = False,
+    process_group: dist.ProcessGroup | None = None,
+) -> Float[Tensor, "batch channels *spatial"]:
+    """Normalize each instance by its mixture with the components, and move these.
+
+    Args:
+        input: floating point, `(N, C, ...)`. Without positions, `(N, C)`, an instance has variance 0.
+        means, vars: of the components, `(K, C)`; changed in place unless frozen, after the batch was
+            normalized by what they were.
+        weight, bias: `(C,)` or None.
+        eps: added to the variance under the root.
+        momentum: lambda in [0, 1], how far a batch moves the components.
+        temperature: > 0, of the softmax over the components.
+        exact_variance: add the spread p (1-p) (mu - M_k)^2 within each mixture, which the paper leaves out.
+        frozen: leave the components where they are.
+        process_group: the processes whose batches move the components together; None: this process only.
+
+    The gradient flows through the instances' means and variances alone. An empty batch moves nothing.
+
+    Raises:
+        TypeError: the input is not floating point.
+        ValueError: a shape or an option that does not fit.
+        RuntimeError: the forward pass is recomputed, by activation checkpointing, and not frozen.
+
+    Source: Tomar et al. 2024 (arXiv 2401.08328), section 3; the equations above.
+
+    >>> means, vars = torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1)
+    >>> unmix_tns(torch.tensor([[[1.0, 3.0]]]), means, vars)
+    tensor([[[0.2773, 1.3867]]])
+    >>> means  # the first, which it resembles, has moved towards its mean 2
+    tensor([[ 1.1000],
+            [-1.0000]])
+    """
+    check_input("unmix_tns", input, {"weight": weight, "bias": bias})
+    for name, value in (("means", means), ("vars", vars)):
+        if value.dim() != 2 or value.shape[1] != input.shape[1] or value.shape != means.shape:
+            raise ValueError(
+                f"unmix_tns needs means and vars of shape (K, C); got {name} of shape {tuple(value.shape)} for "
+                f"an input with {input.shape[1]} channels: pass the statistics of K components for each channel"
+            )
+    check_eps(eps)
+    check_unit_interval("momentum", momentum)
+    check_eps(temperature, "temperature", zero=False)
+    # A process without samples still takes part in the sums of its group.
+    if input.numel() == 0 and (process_group is None or frozen):
+        return empty_result(input, weight, bias)
+    if not frozen and is_recomputing():
+        raise RuntimeError(
+            "unmix_tns has moved its components since the first forward pass, which cannot be recomputed: set "
+            "frozen=True, or leave the layer out of activation checkpointing"
+        )
+    # Copies: the components move before the backward pass has read them.
+    means_now, vars_now, weight, bias = upcast_parameters(input, means, vars, weight, bias)
+    means_now, vars_now = snapshot(means_now.clone()), snapshot(vars_now.clone())
+    rule, equation = (
+        partial(_rule, statistics, temperature, exact_variance, eps)
+        for statistics in (unmix_statistics_by_matmul, unmix_statistics)
+    )
+    x = per_channel_view(input)
+    output, mean, var = normalize_by_rule(x, rule, equation, means_now, vars_now, weight, bias)
+    if not frozen:
+        _move(means, vars, mean, var, temperature, momentum, process_group)
+    return restore_shape(input, output)
+
+
+def _rule(
+    statistics: Any,
+    temperature: float,
+    exact_variance: bool,
+    eps: float,
+    instance_mean: Tensor,
+    instance_var: Tensor,
+    means: Tensor,
+    vars: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """Return scale and shift of each instance, given its mean and variance `(N, C)`."""
+    means, vars = means.detach(), vars.detach()
+    p = assign(instance_mean, means, temperature)
+    mean, var = statistics(instance_mean, instance_var, means, vars, p, exact_variance)
+    return affine_map(instance_mean, mean, var, weight, bias, eps)
+
+
+@torch.no_grad()
+def _move(
+    means: Tensor,
+    vars: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    temperature: float,
+    momentum: float,
+    group: dist.ProcessGroup | None,
+) -> None:
+    """Move the components towards the instances of mean and variance `(N, C)` that resemble them."""
+    old_means, old_vars = (upcast(t).to(mean.dtype) for t in (means, vars))
+    p = assign(mean, old_means, temperature)
+    pull, towards_mean, towards_var = p.sum(0).unsqueeze(1), p.t() @ mean, p.t() @ var
+    samples: Any = mean.shape[0]
+    if group is not None:
+        sums = torch.cat((pull, towards_mean, towards_var), 1)
+        dist.all_reduce(sums, group=group)
+        pull, towards_mean, towards_var = sums.split((1, mean.shape[1], mean.shape[1]), 1)
+        samples = pull.sum().clamp(min=1)  # each sample's p sums to one
+    means.copy_(old_means + momentum / samples * (towards_mean - pull * old_means))
+    vars.copy_(old_vars + momentum / samples * (towards_var - pull * old_vars))
+
+
+# ---- layers ----
+
+
+class UnMixTNS(SourceBatchNorm):
+    """The layer for inputs of any rank, which takes the place of `SyncBatchNorm`."""
+
+    means: Tensor
+    vars: Tensor
+    noise: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_components: int = 16,
+        batch_size: int = 64,
+        max_batch_size: int = 64,
+        temperature: float = 0.07,
+        init_coeff: float = 0.5,
+        exact_variance: bool = False,
+        generator: torch.Generator | None = None,
+        process_group: Group = None,
+    ) -> None:
+        name = type(self).__name__
+        check_int("num_components", num_components, 1)
+        check_int("batch_size", batch_size, 1)
+        check_int("max_batch_size", max_batch_size, 1)
+        check_eps(temperature, "temperature", zero=False)
+        check_unit_interval("init_coeff", init_coeff)
+        if init_coeff == 1:
+            raise ValueError(
+                "init_coeff=1 leaves the components no variance of their own: pass a value in [0, 1)"
+            )
+        if momentum is None:
+            raise ValueError(
+                f"{name} moves its components at a fixed speed, and the batch norm's momentum is None, the plain "
+                "average: pass a momentum, say momentum=0.1"
+            )
+        if not track_running_stats:
+            raise ValueError(
+                f"{name} starts from running statistics, and the batch norm has none "
+                "(track_running_stats=False): take convert_test_batch_norm, which needs none"
+            )
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, process_group
+        )
+        self.num_components = num_components
+        self.batch_size = batch_size
+        self.max_batch_size = max_batch_size
+        self.temperature = temperature
+        self.init_coeff = init_coeff
+        self.exact_variance = exact_variance
+        self.frozen = False
+        statistics = self._running()[0]
+        size = num_components, num_features
+        for buffer in ("means", "vars", "noise"):
+            self.register_buffer(buffer, statistics.new_empty(size))
+        if not statistics.is_meta:
+            where = statistics.device if generator is None else generator.device
+            noise = torch.randn(size, generator=generator, device=where, dtype=upcast_dtype(statistics.dtype))
+            self.noise.copy_(noise)
+        self.reset()
+
+    @property
+    def effective_momentum(self) -> float:
+        """Lambda, the momentum corrected for the batch size: 1 - (1 - momentum)^(batch_size / max_batch_size)."""
+        assert self.momentum is not None  # checked in the constructor
+        return 1 - (1 - self.momentum) ** (self.batch_size / self.max_batch_size)
+
+    def reset(self) -> None:
+        """Forget the stream: restore the components as they were at conversion. The affine part stays."""
+        means, vars = initial_components(*self._running(), self.noise, self._coefficient())
+        self.means.copy_(means)
+        self.vars.copy_(vars)
+
+    def forward(
+        self, input: Float[Tensor, "batch channels *spatial"]
+    ) -> Float[Tensor, "batch channels *spatial"]:
+        """Normalize, and move the components unless `frozen`, in training and evaluation alike."""
+        check_rank(type(self).__name__, input, self._ranks, self._shape)
+        if input.dim() == 2:
+            source = upcast_parameters(input, *self._running(), self.weight, self.bias)
+            check_input(
+                type(self).__name__,
+                input,
+                {"running_mean": self.running_mean, "running_var": self.running_var},
+            )
+            return F.batch_norm(input, *source, False, 0.0, self.eps)
+        return unmix_tns(
+            input,
+            self.means,
+            self.vars,
+            self.weight,
+            self.bias,
+            self.eps,
+            momentum=self.effective_momentum,
+            temperature=self.temperature,
+            exact_variance=self.exact_variance,
+            frozen=self.frozen,
+            process_group=self._group(),
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"num_components={self.num_components}, batch_size={self.batch_size}, "
+            f"max_batch_size={self.max_batch_size}"
+        )
+
+    def _running(self) -> tuple[Tensor, Tensor]:
+        assert self.running_mean is not None  # checked in the constructor
+        assert self.running_var is not None
+        return self.running_mean, self.running_var
+
+    def _coefficient(self) -> float:
+        return self.init_coeff if self.num_components > 1 else 0.0
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The state dict of a batch norm: start from its statistics, with this layer's noise.
+        running = [state_dict.get(f"{prefix}running_{name}") for name in ("mean", "var")]
+        components = {f"{prefix}{name}" for name in ("means", "vars", "noise")}
+        if None not in running and components.isdisjoint(state_dict) and not self.noise.is_meta:
+            means, vars = initial_components(*running, self.noise, self._coefficient())
+            state_dict |= dict(zip(sorted(components), (means, self.noise, vars), strict=True))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class UnMixTNS1d(UnMixTNS):
+    """TODO.
+
+    >>> UnMixTNS1d(3)(torch.randn(2, 3, 5)).shape
+    torch.Size([2, 3, 5])
+    """
+
+    _ranks = (2, 3)
+    _shape = "(N, C) or (N, C, L)"
+    _source = nn.BatchNorm1d
+
+
+class UnMixTNS2d(UnMixTNS):
+    """TODO.
+
+    >>> UnMixTNS2d(3)(torch.randn(2, 3, 5, 5)).shape
+    torch.Size([2, 3, 5, 5])
+    """
+
+    _ranks = (4,)
+    _shape = "(N, C, H, W)"
+    _source = nn.BatchNorm2d
+
+
+class UnMixTNS3d(UnMixTNS):
+    """TODO.
+
+    >>> UnMixTNS3d(3)(torch.randn(2, 3, 4, 5, 5)).shape
+    torch.Size([2, 3, 4, 5, 5])
+    """
+
+    _ranks = (5,)
+    _shape = "(N, C, D, H, W)"
+    _source = nn.BatchNorm3d
