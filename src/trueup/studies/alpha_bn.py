@@ -1,5 +1,5 @@
-"""Test whether mixing source and test-batch statistics in batch norm is more accurate than either, on shuffled
-and on class-sorted streams of corrupted images. You, Li, Zhao 2021, arXiv 2110.04065."""
+"""Test whether mixing source and test-batch statistics in batch norm is more accurate than either, on
+shuffled and class-sorted streams of corrupted images. You, Li, Zhao 2021, arXiv 2110.04065."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def adapt(net: nn.Module, run: Run) -> nn.Module:
         case "prior":
             return convert_alpha_bn(net, prior_strength=run["prior_strength"])
         case "core":
-            return core(net, partial(Adam, lr=run["lr"]), source_weight=run["source_weight"])
+            return core(net, run["source_weight"], optimizer=partial(Adam, lr=run["lr"]))
         case "tent":
-            return tent(net, partial(Adam, lr=run["lr"]))
+            return tent(net, optimizer=partial(Adam, lr=run["lr"]))
     return net
 
 
@@ -52,7 +52,7 @@ def beats_both(at: Mapping[str, Any]) -> Contrast:
 
 
 NET = {"widths": (16, 32, 32), "severity": 5, "enlarged": 1}
-DESK = {"data": "fashion-mnist", "n_train": 4000, "n_test": 1280, "epochs": 8} | NET
+DESK = {"data": "fashion-mnist", "n_train": 4000, "n_test": 1280, "epochs": 5} | NET
 SMOKE = {"data": "digits", "n_train": 600, "n_test": 128, "epochs": 4, "enlarged": 4}
 WEIGHT = Axis("source_weight", (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0), low=0.0, high=1.0)
 RATE = Axis("lr", (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2))

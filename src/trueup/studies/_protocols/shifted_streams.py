@@ -7,7 +7,7 @@ the same batches, adapts as it likes, and is judged on the prediction of each im
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -30,18 +30,14 @@ REPORTED = ("gaussian_noise", "motion_blur", "fog", "contrast")
 TUNED_ON = ("shot_noise", "defocus_blur", "brightness", "pixelate")
 """Another corruption of each family, for tuning trials."""
 
-ORDERS: Mapping[str, Callable[..., Int[Tensor, " n"]]] = {
-    "iid": iid_order,
-    "sorted": sorted_order,
-    "correlated": dirichlet_order,
-}
+ORDERS = {"iid": iid_order, "sorted": sorted_order, "correlated": dirichlet_order}
 
 Adapt: TypeAlias = Callable[[nn.Module], nn.Module]
 """``adapt(source_net)`` returns the model that meets the stream."""
 
 
 def _rows(run: Run) -> tuple[Float[Tensor, "n 1 side side"], Int[Tensor, " n"], int]:
-    """Return images in [0, 1] and labels: the rows to train on, then the held-out ones; and how many are first."""
+    """Return images in [0, 1], labels, and how many rows are to train on; the others are held out."""
     table = data.load(run["data"])
     fit, held_out = run.split(table.y, train=run["n_train"], test=run["n_test"], validation=run["n_test"])
     rows = [*fit, *held_out]
@@ -56,12 +52,22 @@ def _pooled(images: Float[Tensor, "n 1 side side"]) -> Float[Tensor, "n 1 half h
     return functional.avg_pool2d(images, 2)
 
 
+def _net(run: Run) -> nn.Sequential:
+    """Build a convolutional net that keeps 2 x 2 positions for its linear layer.
+
+    Over a mean of all positions, instance normalization would leave no class to tell from another.
+    """
+    widths = run["widths"]
+    *features, _, _, _ = convnet(1, widths, 10)
+    return nn.Sequential(*features, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * widths[-1], 10))
+
+
 def _train_source(run: Run) -> dict[str, Tensor]:
     """Train a net with batch norm on clean images."""
     images, target, n = _rows(run)
     X, y = _pooled(images[:n]), target[:n]
     torch.manual_seed(run.torch_seed("init"))
-    net = convnet(1, run["widths"], 10)
+    net = _net(run)
     order = list(minibatches(n, 50, run["epochs"], run.generator("batches")))
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(order))
@@ -85,7 +91,7 @@ STAGES = (Stage("source", _train_source), Stage("shifted", _corrupt_held_out))
 
 def source_net(run: Run) -> nn.Sequential:
     """Return the net that was trained on clean images, in evaluation mode."""
-    net = convnet(1, run["widths"], 10)
+    net = _net(run)
     net.load_state_dict({name: torch.tensor(value) for name, value in run.inputs["source"].items()})
     return net.eval().to(run.device)
 
@@ -94,8 +100,8 @@ def follow_streams(run: Run, adapt: Adapt) -> dict[str, Any]:
     """Send each corruption's stream through a source net that is adapted anew; average over corruptions.
 
     Args:
-        run: read for `stream`, the name of an order, for `batch`, the images in a batch, and for `images`: how
-            many images a stream has at which batch size (default: all).
+        run: read for `stream`, the name of an order, for `batch`, the images in a batch, and for `images`,
+            how many images a stream has at which batch size (default: all).
 
     Returns:
         Online accuracy and negative log likelihood, in nats, of every image at its first sight, and the
@@ -108,7 +114,8 @@ def follow_streams(run: Run, adapt: Adapt) -> dict[str, Any]:
         order = ORDERS[run["stream"]](target, generator=generator)
         model = adapt(source_net(run))
         batches = images[order].to(run.device).split(run["batch"])
-        logits = torch.cat([model(batch).detach() for batch in batches]).float().cpu()
+        with torch.no_grad():  # adapters that take steps override it
+            logits = torch.cat([model(batch) for batch in batches]).cpu()
         found[f"accuracy_{name}"] = float((logits.argmax(1) == target[order]).float().mean())
         losses.append(float(functional.cross_entropy(logits, target[order])))
     n = len(losses)
