@@ -7,9 +7,10 @@ the same batches, adapts as it likes, and is judged on the prediction of each im
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from trueup import data
 from trueup.adaptation import corrupt, dirichlet_order, iid_order, sorted_order
-from trueup.lab import Metric, Run, Stage
+from trueup.lab import Contrast, Metric, Run, SeedCells, Stage, custom, difference
 from trueup.models import convnet
 from trueup.training import minibatches, train
 
@@ -31,6 +32,20 @@ TUNED_ON = ("shot_noise", "defocus_blur", "brightness", "pixelate")
 """Another corruption of each family, for tuning trials."""
 
 ORDERS = {"iid": iid_order, "sorted": sorted_order, "correlated": dirichlet_order}
+
+DESK = {
+    "data": "fashion-mnist",
+    "enlarged": 1,
+    "severity": 5,
+    "widths": (16, 32, 32),
+    "n_train": 4000,
+    "n_test": 1280,
+    "epochs": 5,
+}
+SCALES = {
+    "smoke": DESK | {"data": "digits", "enlarged": 4, "n_train": 600, "n_test": 128, "epochs": 4},
+    "desk": DESK,
+}
 
 Adapt: TypeAlias = Callable[[nn.Module], nn.Module]
 """``adapt(source_net)`` returns the model that meets the stream."""
@@ -120,3 +135,50 @@ def follow_streams(run: Run, adapt: Adapt) -> dict[str, Any]:
         losses.append(float(functional.cross_entropy(logits, target[order])))
     n = len(losses)
     return {"accuracy": sum(found.values()) / n, "nll": sum(losses) / n} | found
+
+
+def beats_all(method: str, others: Sequence[str], at: Mapping[str, Any]) -> Contrast:
+    """Compare a method's accuracy with the best of the others' in each condition; average over conditions.
+
+    A method that only chooses one of the others in each condition gains nothing.
+    """
+
+    def gain(cells: SeedCells) -> float:
+        conditions = [condition for condition, _, _ in cells.select(method, at)]
+        return float(
+            np.mean(
+                [
+                    cells.mean(method, "accuracy", c) - max(cells.mean(arm, "accuracy", c) for arm in others)
+                    for c in conditions
+                ]
+            )
+        )
+
+    return custom(
+        gain,
+        (method, *others),
+        metrics=("accuracy",),
+        at=at,
+        against=lambda control: difference(method, control, "accuracy", at),
+        text=f"{method} - the best of {', '.join(others)} in each condition, accuracy",
+    )
+
+
+def drop(
+    arm: str,
+    stream: str,
+    at: Mapping[str, Any],
+    test: Literal["superiority", "equivalence"] = "superiority",
+) -> Contrast:
+    """Compare an arm's accuracy on iid streams with that on streams of another order."""
+    return custom(
+        lambda cells: (
+            cells.mean(arm, "accuracy", {**at, "stream": "iid"})
+            - cells.mean(arm, "accuracy", {**at, "stream": stream})
+        ),
+        (arm,),
+        metrics=("accuracy",),
+        test=test,
+        at=at,
+        text=f"{arm} on iid - {arm} on {stream} streams, accuracy",
+    )
