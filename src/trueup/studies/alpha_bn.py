@@ -42,13 +42,13 @@ def cell(run: Run) -> dict[str, Any]:
     """Follow the streams of all corruptions with the adapted net; in a report at fixed weights too."""
     found = follow_streams(run, partial(adapt, run=run))
     if run["adapt"] == "mixed" and not run.tuning:
-        fixed = (partial(convert_alpha_bn, source_weight=weight) for weight in WEIGHT.values)
-        found |= {"fixed": [follow_streams(run, to)["accuracy"] for to in fixed], "weight": WEIGHT.values}
+        fixed = (partial(convert_alpha_bn, source_weight=weight) for weight in WEIGHTS)
+        found |= {"fixed": [follow_streams(run, to)["accuracy"] for to in fixed], "weight": WEIGHTS}
     return found
 
 
 ENDS = ("source", "batch")
-WEIGHT = Axis("source_weight", (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0), low=0.0, high=1.0)
+WEIGHTS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 RATE = Axis("lr", (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2))
 
 study = Study(
@@ -70,7 +70,7 @@ study = Study(
         ),
     ),
     conditions=(Condition("stream", ("iid", "sorted")), Condition("batch", (16, 64))),
-    tune=(WEIGHT,),  # no use to arms without a weight: their trials are all equal
+    tune=(Axis("source_weight", WEIGHTS, low=0.0, high=1.0),),  # no use to arms without a weight: their trials are all equal
     stages=STAGES,
     scales=SCALES,
     claims=(

@@ -54,12 +54,13 @@ Adapt: TypeAlias = Callable[[nn.Module], nn.Module]
 def _rows(run: Run) -> tuple[Float[Tensor, "n 1 side side"], Int[Tensor, " n"], int]:
     """Return images in [0, 1], labels, and how many rows are to train on; the others are held out."""
     table = data.load(run["data"])
-    fit, held_out = run.split(table.y, train=run["n_train"], test=run["n_test"], validation=run["n_test"])
-    rows = [*fit, *held_out]
+    target, n_test = np.asarray(table.y), run["n_test"]
+    fit, held_out = run.split(target, train=run["n_train"], test=n_test, validation=n_test)
+    rows = np.concatenate([fit, held_out])
     X, side = table.X[rows], math.isqrt(table.X[0].size)
     images = torch.tensor(X / table.X.max(), dtype=torch.float32).view(len(X), 1, side, side)
     images = functional.interpolate(images, scale_factor=run["enlarged"])  # corruptions need 28 pixels
-    return images, torch.tensor(table.y[rows], dtype=torch.long), len(fit)
+    return images, torch.tensor(target[rows], dtype=torch.long), len(fit)
 
 
 def _pooled(images: Float[Tensor, "n 1 side side"]) -> Float[Tensor, "n 1 half half"]:
