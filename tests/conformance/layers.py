@@ -17,6 +17,14 @@ from functools import cached_property, partial
 import torch
 from torch import nn
 
+from trueup.adaptation import (
+    AlphaBatchNorm1d,
+    AlphaBatchNorm2d,
+    AlphaBatchNorm3d,
+    UnMixTNS1d,
+    UnMixTNS2d,
+    UnMixTNS3d,
+)
 from trueup.nn import (
     BatchChannelNorm1d,
     BatchChannelNorm2d,
@@ -65,6 +73,7 @@ class Case:
         bounded: why an infinite input gives a finite output.
         keeps_output: why an output may not be changed in place (the backward pass must then raise).
         stateful: what a training forward changes. If empty, nothing may change.
+        adapts: evaluation does what training does: it uses the batch, and changes the state if training does.
     """
 
     layer: Callable[..., nn.Module]
@@ -78,6 +87,7 @@ class Case:
     bounded: str = ""
     keeps_output: str = ""
     stateful: str = ""
+    adapts: bool = False
 
     @cached_property
     def kind(self) -> type[nn.Module]:
@@ -105,6 +115,8 @@ ONCE = "the approximation is not the gradient of a function"
 RUNNING_VAR = "the running variance moves with every training batch"
 RUNNING = "running statistics and their counter move with every training batch"
 ALONE = "more than one value per channel"
+COMPONENTS = "components move with every batch"
+MIXTURE = "the assignment to the components is constant for the gradient"
 ESTIMATES = "the estimates are constants for the gradient, though the batch moves them"
 
 
@@ -239,5 +251,33 @@ CASES = [
         stateful=RUNNING,
         inductor=True,
         approximate_backward=ESTIMATES,
+    ),
+    Case(partial(AlphaBatchNorm1d, 3), (4, 3), adapts=True),
+    Case(partial(AlphaBatchNorm1d, 3, source_weight=0.9, unbiased=True), (3, 3, 4), adapts=True),
+    Case(partial(AlphaBatchNorm2d, 3, prior_strength=4), (3, 3, 3, 2), inductor=True, adapts=True),
+    # With a small eps the suite's sum of squares hardly depends on an input that is normalized by itself.
+    Case(
+        partial(AlphaBatchNorm2d, 3, 1.0, affine=False, track_running_stats=False, source_weight=0.0),
+        (3, 3, 2, 2),
+        adapts=True,
+    ),
+    Case(partial(AlphaBatchNorm3d, 2), (2, 2, 2, 1, 3), adapts=True),
+    # Inputs without positions are normalized by the source statistics.
+    Case(partial(UnMixTNS1d, 3, num_components=4), (3, 3)),
+    *(
+        Case(
+            partial(layer, 3, num_components=components, **options),
+            shape,
+            inductor=len(shape) == 4,
+            approximate_backward=MIXTURE,
+            stateful=COMPONENTS,
+            adapts=True,
+        )
+        for layer, components, shape, options in (
+            (UnMixTNS1d, 4, (3, 3, 4), {"temperature": 1.0}),
+            (UnMixTNS2d, 4, (3, 3, 3, 2), {}),
+            (UnMixTNS2d, 2, (2, 3, 2, 2), {"affine": False, "exact_variance": True}),
+            (UnMixTNS3d, 1, (2, 3, 2, 1, 2), {"eps": 1.0, "batch_size": 2}),
+        )
     ),
 ]

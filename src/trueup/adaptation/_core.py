@@ -11,21 +11,26 @@ the same samples for class i and for class j. Core minimizes the part off the di
 Since the rows of P sum to 1, sum_j A_ij = sum_b p_bi, and both are means of p (1-p): no matrix is needed.
 
 You, Li, Zhao: Test-time Batch Statistics Calibration for Covariate Shift, 2021, arXiv 2110.04065.
-RECONSTRUCTED: there is no official code, and the paper's normalization of A could not be confirmed. `row` is our reading of
-"pairwise class correlation"; it is minimum class confusion (Jin et al. 2020) without weights and temperature.
+RECONSTRUCTED: there is no official code, and the paper's normalization of A could not be confirmed. `row` is
+our reading of "pairwise class correlation": minimum class confusion (Jin et al. 2020) without its weights and
+temperature. Training and layers are those of TENT and of `convert_alpha_bn`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from trueup._numerics.upcasting import upcast
+from trueup.adaptation._online_adapter import OnlineAdapter, has_batch_norm
+from trueup.adaptation._prediction_rows import prediction_rows
+from trueup.adaptation._restore import convert_alpha_bn
 
-__all__ = ["Normalization", "core_loss"]
+__all__ = ["Normalization", "core", "core_loss"]
 
 Normalization = Literal["row", "sum"]
 
@@ -94,13 +99,44 @@ def core_loss(
     return (impurity.sum(0) / probs.sum(0).clamp(min=SMALLEST_ROW_SUM)).mean()
 
 
-def prediction_rows(loss: str, logits: Tensor) -> Float[Tensor, "rows classes"]:
-    """Check predictions `(N, C, *positions)` and return them as `(N * positions, C)`, in float32 or better."""
-    if not logits.is_floating_point():
-        raise TypeError(f"{loss} needs floating point logits; got {logits.dtype}: convert with .float()")
-    if logits.dim() < 2 or logits.shape[1] < 2 or logits.numel() == 0:
+def core(
+    model: nn.Module,
+    source_weight: float = 0.5,
+    *,
+    normalization: Normalization = "row",
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] = partial(torch.optim.Adam, lr=1e-3),
+    steps: int = 1,
+    episodic: bool = False,
+) -> OnlineAdapter:
+    """Return an adapter of a copy of the model: mixed statistics, and steps on the Core loss.
+
+    Args:
+        model: a trained classifier with batch norms.
+        source_weight: in [0, 1], of the running statistics; see `convert_alpha_bn`.
+        normalization: see `core_loss`.
+        optimizer: takes a list of parameters and returns an optimizer. In a long stream of correlated labels
+            the loss drives predictions to one class: use a small learning rate, or `reset()`.
+        steps, episodic: see `OnlineAdapter`.
+
+    Returns:
+        `OnlineAdapter(convert_alpha_bn(model, source_weight), core_loss, optimizer)`, whose scales and shifts
+        are trained. `restore(adapter.model)` is the source model.
+
+    Raises:
+        ValueError: the model has no batch norm, or none with affine parameters; an option out of range.
+
+    Source: You et al. 2021 (arXiv 2110.04065), reconstructed.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    >>> adapter = core(model, 0.7)
+    >>> adapter(torch.randn(16, 4)).shape
+    torch.Size([16, 3])
+    """
+    if not has_batch_norm(model):
         raise ValueError(
-            f"{loss} needs logits (N, C) or (N, C, *positions) with at least one sample and two classes; got "
-            f"shape {tuple(logits.shape)}: for a single logit z per sample pass stack((zeros_like(z), z), 1)"
+            "core mixes the statistics of batch norms, but the model has none: to train the affine "
+            "parameters of other norms by this loss use OnlineAdapter(model, core_loss, optimizer)"
         )
-    return upcast(logits).movedim(1, -1).flatten(0, -2)
+    loss = partial(core_loss, normalization=normalization)
+    converted = convert_alpha_bn(model, source_weight)
+    return OnlineAdapter(converted, loss, optimizer, steps=steps, episodic=episodic)

@@ -193,7 +193,7 @@ def corrupt(
     function, cifar, tiny_imagenet = _TABLE[corruption]
     constants = (cifar if max(images.shape[2:]) <= LARGEST_CIFAR_SIDE else tiny_imagenet)[severity - 1]
     arguments = constants if isinstance(constants, tuple) else (constants,)
-    result: Tensor = function(upcast(images.detach()), *arguments, generator)
+    result: Tensor = function(upcast(images.detach()).contiguous(), *arguments, generator)
     return result.clamp(0, 1).to(images.dtype)
 
 

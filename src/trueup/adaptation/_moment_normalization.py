@@ -11,7 +11,7 @@ gradient of the rule itself is left to autograd. Saved for backward: the input a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -56,12 +56,13 @@ def normalize_by_rule(
         *tensors: further arguments of both.
     """
     if must_use_composite_ops() or torch.compiler.is_compiling():
-        return _composite(x, equation, *tensors)
-    result = _Normalize.apply(x, rule, equation, *tensors)  # type: ignore[no-untyped-call]
-    return cast(tuple[Tensor, Tensor, Tensor], result)
+        y, mean, var, _ = _composite(x, equation, *tensors)
+    else:
+        y, mean, var, _ = _Normalize.apply(x, rule, equation, *tensors)  # type: ignore[no-untyped-call]
+    return y, mean, var
 
 
-def _composite(x: Tensor, equation: Rule, *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _composite(x: Tensor, equation: Rule, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """Do the same in operations that autograd can differentiate."""
     values = upcast(x)
     mean = values.mean(2)
@@ -69,50 +70,51 @@ def _composite(x: Tensor, equation: Rule, *tensors: Tensor | None) -> tuple[Tens
     var = deviations.square().mean(2)
     scale, shift = equation(mean, var, *tensors)
     y = deviations * scale.unsqueeze(2) + shift.unsqueeze(2)
-    return y.to(x.dtype), mean.detach(), var.detach()
+    return y.to(x.dtype), mean.detach(), var.detach(), scale.detach()
 
 
 class _Normalize(torch.autograd.Function):
-    """As `normalize_by_rule`."""
+    """As `normalize_by_rule`; returns the scale too."""
 
     @staticmethod
-    def forward(
-        x: Tensor, rule: Rule, equation: Rule, *tensors: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(x: Tensor, rule: Rule, equation: Rule, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         mean, var = instance_moments(x)
         scale, shift = rule(mean, var, *tensors)
-        return instance_affine(x, mean, scale, shift), mean, var
+        return instance_affine(x, mean, scale, shift), mean, var, scale
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, ctx.rule, ctx.equation, *tensors = inputs
         ctx.mark_non_differentiable(*output[1:])
-        # The moments of single values are as large as the input, and cheap.
+        # For instances of one value these are as large as the input, and cheap.
         ctx.save_for_backward(x, *tensors, *(output[1:] if x.shape[2] > 1 else ()))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x, *saved = ctx.saved_tensors  # read once: under checkpointing a second read fails
-        tensors, moments = (saved[:-2], saved[-2:]) if x.shape[2] > 1 else (saved, None)
+        tensors, of_instances = (saved[:-3], saved[-3:]) if x.shape[2] > 1 else (saved, None)
         if torch.is_grad_enabled():
             found = vjp(lambda x, *t: _composite(x, ctx.equation, *t)[0], grads[0], x, *tensors)
         else:
-            found = _gradients(grads[0], x, ctx.rule, moments or instance_moments(x), tensors)
+            if of_instances is None:
+                moments = instance_moments(x)
+                of_instances = [*moments, ctx.rule(*moments, *tensors)[0]]
+            found = _gradients(grads[0], x, ctx.rule, of_instances, tensors)
         grad_x, *of_tensors = found
         return grad_x, None, None, *of_tensors
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        """Map the composite form: the rule may mix channels, so that they cannot hold the mapped dimension."""
+        """Map the composite form. A rule may mix channels, which then cannot hold the mapped dimension."""
         x, _, equation, *tensors = args
         mapped = torch.func.vmap(
             lambda x, *t: _composite(x, equation, *t), in_dims=(in_dims[0], *in_dims[3:])
         )
-        return mapped(x, *tensors), (0, 0, 0)
+        return mapped(x, *tensors), (0, 0, 0, 0)
 
 
 def _gradients(
-    grad: Tensor, x: Tensor, rule: Rule, moments: tuple[Tensor, Tensor], tensors: list[Tensor | None]
+    grad: Tensor, x: Tensor, rule: Rule, of_instances: list[Tensor], tensors: list[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of x and of the tensors.
 
@@ -121,13 +123,12 @@ def _gradients(
 
         grad_x = scale * grad + (g_mean - scale * sum(grad)) / L + 2 * g_var / L * (x - mean)
     """
-    mean, var = moments
+    mean, var, scale = of_instances
     grad, values = upcast(grad), upcast(x)
     sums = torch.stack(instance_sums(grad, values, mean))
     grad_mean, grad_var, *of_tensors = vjp(rule, sums, mean, var, *tensors)
     assert grad_mean is not None
     assert grad_var is not None
-    scale = rule(mean, var, *tensors)[0]
     slope, constant = 2 / x.shape[2] * grad_var, (grad_mean - scale * sums[1]) / x.shape[2]
     grad_x = instance_affine(values, mean, slope, constant)
     grad_x.addcmul_(grad, scale.unsqueeze(2))

@@ -8,9 +8,9 @@ predictions, and then one step on a loss of these predictions, with few paramete
 `OnlineAdapter` is this loop for any model, loss and optimizer; `tent` and `core` are methods made of it.
 
 Wang, Shelhamer, Liu, Olshausen, Darrell: Tent: Fully Test-Time Adaptation by Entropy Minimization, ICLR 2021,
-arXiv 2006.10726. As in the official code the predictions are those of the forward pass that the (last) step is
-computed from. Unlike there the model stays in evaluation mode, so that dropout is off and no running statistics
-change. Statistics of the test batch are the business of the layers: see `convert_test_batch_norm`.
+arXiv 2006.10726. As in the official code the predictions are those of the forward pass that the last step is
+computed from. Unlike there the model stays in evaluation mode: dropout is off, and running statistics do not
+change. To normalize by the test batch convert the layers first, by `convert_test_batch_norm` for example.
 """
 
 from __future__ import annotations
@@ -18,15 +18,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from trueup.adaptation._source_batch_norm import SourceBatchNorm
+from trueup.adaptation._unmix_tns import UnMixTNS
 from trueup.nn._bn_only import NORM_LAYERS
 from trueup.nn._validation import check_int
 
-__all__ = ["OnlineAdapter", "Parameters"]
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["OnlineAdapter", "Parameters", "has_batch_norm"]
 
 Parameters = Literal["norm-affine"] | Callable[[str, nn.Parameter], bool] | Iterable[nn.Parameter]
 
@@ -44,10 +50,11 @@ class OnlineAdapter(nn.Module):
         optimizer: takes a list of parameters and returns an optimizer, such as
             `functools.partial(torch.optim.Adam, lr=1e-3)`.
         parameters: the ones to train. `"norm-affine"`: weight and bias of all norm layers, those of
-            `LayerNorm` and `GroupNorm` too; a function of name and parameter that returns whether to train it;
-            or the parameters themselves. Outside the steps, no `requires_grad` changes.
+            `LayerNorm` and `GroupNorm` too; a function of name and parameter that returns True for those to
+            train; or the parameters themselves. `requires_grad` changes during the steps only.
         steps: per batch. Each is a forward and a backward pass.
-        episodic: reset before every batch, so that each is adapted to on its own.
+        episodic: reset before every batch, so that each is adapted to on its own. Then only the second and
+            later steps change predictions.
 
     Attributes:
         frozen: if True, predictions only: no steps, and layers such as `UnMixTNS` stay as they are too.
@@ -61,7 +68,7 @@ class OnlineAdapter(nn.Module):
             there are no gradients (use `torch.no_grad`, which the adapter overrides).
 
     The state dict holds the model, the optimizer's state and the values that `reset` goes back to. Nothing is
-    read from the device, so that NaN raises nothing: a loss of NaN makes the parameters NaN, and `reset()` is
+    read from the device, so that NaN raises no error: a loss of NaN makes the parameters NaN, and `reset()` is
     the way back. An empty batch is predicted without a step.
 
     Source: Wang et al. 2021 (arXiv 2006.10726), section 3.
@@ -90,7 +97,7 @@ class OnlineAdapter(nn.Module):
         super().__init__()
         check_int("steps", steps, 1)
         if not callable(loss):
-            raise TypeError(f"loss must be a function of the logits; got {loss!r}: pass one such as core_loss")
+            raise TypeError(f"loss must be a function of the logits; got {loss!r}: pass core_loss, say")
         chosen = _choose(model, parameters)
         self.model = model
         self.loss = loss
@@ -100,8 +107,20 @@ class OnlineAdapter(nn.Module):
         self.optimizer = _build(optimizer, list(chosen.values()))
         self._source = {name: tensor.detach().clone() for name, tensor in self._changing()}
         self._initial_optimizer = copy.deepcopy(self.optimizer.state_dict())
-        self.frozen = False
+        self._frozen = False
         self.eval()
+
+    @property
+    def frozen(self) -> bool:
+        """If True, predict only: take no steps, and move no components of `UnMixTNS`."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, frozen: bool) -> None:
+        self._frozen = frozen
+        for layer in self.model.modules():
+            if isinstance(layer, UnMixTNS):
+                layer.frozen = frozen
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the logits, detached, of the forward pass that the last step is computed from."""
@@ -152,11 +171,16 @@ class OnlineAdapter(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what the state dict holds beyond the model."""
-        return {"optimizer": self.optimizer.state_dict(), "source": self._source}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "initial_optimizer": self._initial_optimizer,
+            "source": self._source,
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over what `get_extra_state` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
+        self._initial_optimizer = copy.deepcopy(state["initial_optimizer"])
         self._source = {name: tensor.clone() for name, tensor in state["source"].items()}
 
     def extra_repr(self) -> str:
@@ -190,8 +214,12 @@ def _choose(model: nn.Module, parameters: Parameters) -> dict[str, nn.Parameter]
     named = dict(model.named_parameters())
     if isinstance(parameters, str):
         if parameters != "norm-affine":
-            raise ValueError(f"parameters must be 'norm-affine', a function or parameters; got {parameters!r}")
-        layers = [module for module in model.modules() if isinstance(module, NORM_LAYERS)]
+            raise ValueError(
+                f"parameters must be 'norm-affine', a function or parameters; got {parameters!r}: pass "
+                "one of these"
+            )
+        kinds = (*NORM_LAYERS, SourceBatchNorm)
+        layers = [module for module in model.modules() if isinstance(module, kinds)]
         wanted = {parameter for layer in layers for parameter in layer.parameters(recurse=False)}
         if not wanted:
             raise ValueError(
@@ -227,3 +255,8 @@ def _logits(output: Any) -> Tensor:
             f"{type(output).__name__}: wrap the model in a module that returns the logits alone"
         )
     return logits
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Return if a layer is a batch norm, or was one before its conversion."""
+    return any(isinstance(module, (_BatchNorm, SourceBatchNorm)) for module in model.modules())

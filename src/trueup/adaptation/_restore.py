@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from trueup.adaptation._alpha_batch_norm import (
     AlphaBatchNorm,
@@ -20,7 +19,7 @@ from trueup.adaptation._alpha_batch_norm import (
     AlphaBatchNorm2d,
     AlphaBatchNorm3d,
 )
-from trueup.adaptation._source_batch_norm import Group, SourceBatchNorm
+from trueup.adaptation._source_batch_norm import SourceBatchNorm
 from trueup.adaptation._unmix_tns import UnMixTNS, UnMixTNS1d, UnMixTNS2d, UnMixTNS3d
 from trueup.nn import convert
 from trueup.nn._module_references import find_references, updates
@@ -177,12 +176,14 @@ def restore(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         model = copy.deepcopy(model)
     references = find_references(model)
     parents = [*model.modules()]
-    replaced = {layer: layer.source() for layer in parents if isinstance(layer, SourceBatchNorm)}
+    replaced: dict[nn.Module, nn.Module] = {
+        layer: layer.source() for layer in parents if isinstance(layer, SourceBatchNorm)
+    }
     for update in updates(replaced, references):
         update()
     for parent in parents:
         for name, child in parent._modules.items():
-            if isinstance(child, SourceBatchNorm):
+            if child in replaced:
                 parent._modules[name] = replaced[child]
     return replaced.get(model, model)
 

@@ -63,9 +63,7 @@ class SourceBatchNorm(BatchPart):
         self.affine = affine
         self.track_running_stats = track_running_stats
         self.process_group = process_group
-        for name in _AFFINE:
-            parameter = getattr(self, name)
-            self.register_buffer(f"initial_{name}", None if parameter is None else parameter.detach().clone())
+        self._keep_affine()
         names = ("num_features", "eps", "momentum", "affine", "track_running_stats")
         self._record = _Record(self._source, {name: getattr(self, name) for name in names})
 
@@ -107,9 +105,9 @@ class SourceBatchNorm(BatchPart):
                     getattr(layer, name).copy_(value)
                     if name in _AFFINE:
                         getattr(layer, name).requires_grad_(value.requires_grad)
-                        getattr(layer, f"initial_{name}").copy_(value)
-                elif name == "bias" and layer.bias is not None:  # BatchNorm2d(..., bias=False)
-                    layer.bias = layer.initial_bias = None
+                elif name == "bias":  # BatchNorm2d(..., bias=False)
+                    layer.bias = None
+        layer._keep_affine()
         layer._record = _Record(
             type(module),
             {name: value for name, value in vars(module).items() if name not in MODULE_ATTRIBUTES},
@@ -139,6 +137,17 @@ class SourceBatchNorm(BatchPart):
             module.register_buffer(name, getattr(self, name), persistent)
         vars(module).update({name: vars(self)[name] for name in MODULE_ATTRIBUTES if "_hook" in name})
         return module.train(self.training)
+
+    def _keep_affine(self) -> None:
+        """Remember the affine part as it is now."""
+        for name in _AFFINE:
+            parameter = getattr(self, name)
+            if parameter is None:
+                # An attribute: torch.export miscounts buffers after one that is None.
+                self._buffers.pop(f"initial_{name}", None)
+                vars(self)[f"initial_{name}"] = None
+            else:
+                self._buffers[f"initial_{name}"] = parameter.detach().clone()
 
     def _group(self) -> dist.ProcessGroup | None:
         if isinstance(self.process_group, str):

@@ -18,8 +18,7 @@ uses concentrations of 0.1 for 10 classes and 0.01 for 100 and more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -40,12 +39,7 @@ __all__ = [
 
 Domains = Mapping[str, tuple[Tensor, Tensor]]
 Batch = tuple[Tensor, Tensor, tuple[str, ...]]
-
-
-class Order(Protocol):
-    """A function from labels to a permutation, such as `iid_order`."""
-
-    def __call__(self, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor: ...
+Order = Callable[..., Tensor]  # from labels and a keyword argument `generator` to a permutation
 
 
 def iid_order(

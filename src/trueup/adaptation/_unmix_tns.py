@@ -17,8 +17,9 @@ The gradient flows through mu and s2, not through p, M and V. There is nothing t
 sample is legal.
 
 Tomar, Vray, Thiran, Bozorgtabar: Un-Mixing Test-Time Normalization Statistics: Combatting Label Temporal
-Correlation, ICLR 2024, arXiv 2401.08328. As in the official code `(N, C)` inputs, which have no positions, are
-normalized by the source statistics. Unlike there the components are changed in place, can be frozen and reset.
+Correlation, ICLR 2024, arXiv 2401.08328. As in the official code `(N, C)` inputs, which have no positions,
+are normalized by the source statistics. Unlike there, the components are changed in place, and can be frozen
+and reset.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from trueup._numerics.recomputation import is_recomputing, snapshot
 from trueup._numerics.upcasting import upcast, upcast_dtype, upcast_parameters
 from trueup.adaptation._moment_normalization import affine_map, normalize_by_rule
 from trueup.adaptation._source_batch_norm import Group, SourceBatchNorm
+from trueup.nn import estimated_batch_norm
 from trueup.nn._validation import (
     check_eps,
     check_input,
@@ -61,7 +63,8 @@ def unmix_statistics(
         mean, var: of the instances, `(N, C)`.
         means, vars: of the components, `(K, C)`.
         assignment: p, `(N, K)`.
-        exact_variance: add the spread p (1-p) (mean - means)^2 within each mixture, which the paper leaves out.
+        exact_variance: add p (1-p) (mean - means)^2, the spread within each mixture, which the paper leaves
+            out.
     """
     p = assignment.unsqueeze(2)
     mean, var = mean.unsqueeze(1), var.unsqueeze(1)
@@ -138,7 +141,7 @@ def unmix_tns(
         eps: added to the variance under the root.
         momentum: lambda in [0, 1], how far a batch moves the components.
         temperature: > 0, of the softmax over the components.
-        exact_variance: add the spread p (1-p) (mu - M_k)^2 within each mixture, which the paper leaves out.
+        exact_variance: add p (1-p) (mu - M_k)^2, the spread within each mixture, which the paper leaves out.
         frozen: leave the components where they are.
         process_group: the processes whose batches move the components together; None: this process only.
 
@@ -162,8 +165,9 @@ def unmix_tns(
     for name, value in (("means", means), ("vars", vars)):
         if value.dim() != 2 or value.shape[1] != input.shape[1] or value.shape != means.shape:
             raise ValueError(
-                f"unmix_tns needs means and vars of shape (K, C); got {name} of shape {tuple(value.shape)} for "
-                f"an input with {input.shape[1]} channels: pass the statistics of K components for each channel"
+                f"unmix_tns needs means and vars of shape (K, C), with the {input.shape[1]} channels of the "
+                f"input; got {name} of shape {tuple(value.shape)}: build the layer with "
+                f"num_features={input.shape[1]}, or move the channels to dimension 1"
             )
     check_eps(eps)
     check_unit_interval("momentum", momentum)
@@ -173,8 +177,8 @@ def unmix_tns(
         return empty_result(input, weight, bias)
     if not frozen and is_recomputing():
         raise RuntimeError(
-            "unmix_tns has moved its components since the first forward pass, which cannot be recomputed: set "
-            "frozen=True, or leave the layer out of activation checkpointing"
+            "unmix_tns has moved its components since the first forward pass, which cannot be recomputed: "
+            "set frozen=True, or leave the layer out of activation checkpointing"
         )
     # Copies: the components move before the backward pass has read them.
     means_now, vars_now, weight, bias = upcast_parameters(input, means, vars, weight, bias)
@@ -274,13 +278,13 @@ class UnMixTNS(SourceBatchNorm):
             )
         if momentum is None:
             raise ValueError(
-                f"{name} moves its components at a fixed speed, and the batch norm's momentum is None, the plain "
-                "average: pass a momentum, say momentum=0.1"
+                f"{name} moves its components at a fixed speed; got momentum=None, the plain average: pass a "
+                "momentum, say momentum=0.1"
             )
         if not track_running_stats:
             raise ValueError(
-                f"{name} starts from running statistics, and the batch norm has none "
-                "(track_running_stats=False): take convert_test_batch_norm, which needs none"
+                f"{name} starts from running statistics; got track_running_stats=False, a batch norm without "
+                "them: use convert_test_batch_norm, which needs none"
             )
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, process_group
@@ -304,9 +308,10 @@ class UnMixTNS(SourceBatchNorm):
 
     @property
     def effective_momentum(self) -> float:
-        """Lambda, the momentum corrected for the batch size: 1 - (1 - momentum)^(batch_size / max_batch_size)."""
+        """Lambda = 1 - (1 - momentum)^(batch_size / max_batch_size): small batches move less."""
         assert self.momentum is not None  # checked in the constructor
-        return 1 - (1 - self.momentum) ** (self.batch_size / self.max_batch_size)
+        kept: float = (1 - self.momentum) ** (self.batch_size / self.max_batch_size)
+        return 1 - kept
 
     def reset(self) -> None:
         """Forget the stream: restore the components as they were at conversion. The affine part stays."""
@@ -320,13 +325,8 @@ class UnMixTNS(SourceBatchNorm):
         """Normalize, and move the components unless `frozen`, in training and evaluation alike."""
         check_rank(type(self).__name__, input, self._ranks, self._shape)
         if input.dim() == 2:
-            source = upcast_parameters(input, *self._running(), self.weight, self.bias)
-            check_input(
-                type(self).__name__,
-                input,
-                {"running_mean": self.running_mean, "running_var": self.running_var},
-            )
-            return F.batch_norm(input, *source, False, 0.0, self.eps)
+            running = self._running()
+            return estimated_batch_norm(input, *running, self.weight, self.bias, eps=self.eps)
         return unmix_tns(
             input,
             self.means,
@@ -358,19 +358,58 @@ class UnMixTNS(SourceBatchNorm):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The state dict of a batch norm: start from its statistics, with this layer's noise.
-        running = [state_dict.get(f"{prefix}running_{name}") for name in ("mean", "var")]
-        components = {f"{prefix}{name}" for name in ("means", "vars", "noise")}
-        if None not in running and components.isdisjoint(state_dict) and not self.noise.is_meta:
-            means, vars = initial_components(*running, self.noise, self._coefficient())
-            state_dict |= dict(zip(sorted(components), (means, self.noise, vars), strict=True))
+        mean, var = (state_dict.get(f"{prefix}running_{name}") for name in ("mean", "var"))
+        components = [f"{prefix}{name}" for name in ("means", "vars", "noise")]
+        from_batch_norm = not any(name in state_dict for name in components)
+        if from_batch_norm and mean is not None and var is not None and not self.noise.is_meta:
+            values = *initial_components(mean, var, self.noise, self._coefficient()), self.noise
+            state_dict.update(zip(components, values, strict=True))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class UnMixTNS1d(UnMixTNS):
-    """TODO.
+    """Normalization of each sample of `(N, C, L)` by its mixture with components of the test stream.
 
-    >>> UnMixTNS1d(3)(torch.randn(2, 3, 5)).shape
+    The positional arguments are those of `torch.nn.BatchNorm1d`, in torch's order. The layer is usually made
+    from a trained one, by `trueup.adaptation.convert_unmix_tns`. Inputs `(N, C)` have no statistics per
+    sample; they are normalized by the source statistics, and move nothing.
+
+    Args:
+        num_features: channels C.
+        eps: added to the variance under the root.
+        momentum: in [0, 1], how far a batch of `max_batch_size` samples moves the components.
+        affine: have a weight and a bias per channel, which may be trained.
+        track_running_stats: must be True; the components start from the running statistics.
+        device, dtype: of the parameters and buffers.
+        num_components: K; 16 for one domain at a time, 128 for mixed ones in the official runs. With one,
+            each sample is normalized by itself.
+        batch_size, max_batch_size: correct the momentum for the batch size b of the stream, nominally:
+            lambda = 1 - (1 - momentum)^(b / max). The official runs have 64 and 64; 16 and 16 for ImageNet.
+        temperature: > 0, of the softmax over the components.
+        init_coeff: c in [0, 1), the part of the source variance that becomes noise between the means of the
+            components; each keeps 1 - c as its own.
+        exact_variance: add p (1-p) (mu - M_k)^2, the spread within each mixture, which the paper leaves out.
+        generator: for that noise.
+        process_group: the processes whose batches move the components together; `"world"`: all of them if
+            `torch.distributed` is initialized, as for a `SyncBatchNorm`. None: this process only.
+
+    Attributes:
+        frozen: set to True, it keeps the components from moving, say to evaluate on clean data. They move
+            with every forward pass otherwise, in training and evaluation alike.
+        means, vars, noise: buffers `(K, C)`; with `running_mean` and `running_var` they are what `reset()`
+            starts from. A state dict of a batch norm can be loaded: the layer starts from it, with its noise.
+
+    A batch that activation checkpointing computes again is an error unless the layer is frozen.
+
+    Raises:
+        ValueError, TypeError: a setting out of range; an input of another rank or number of channels.
+
+    Source: Tomar et al. 2024 (arXiv 2401.08328), section 3.
+
+    >>> layer = UnMixTNS1d.from_module(torch.nn.BatchNorm1d(3), num_components=4)
+    >>> layer(torch.randn(2, 3, 5)).shape
     torch.Size([2, 3, 5])
+    >>> layer.reset()
     """
 
     _ranks = (2, 3)
@@ -379,10 +418,14 @@ class UnMixTNS1d(UnMixTNS):
 
 
 class UnMixTNS2d(UnMixTNS):
-    """TODO.
+    """Normalization of each sample of `(N, C, H, W)` by its mixture with components; see `UnMixTNS1d`.
 
-    >>> UnMixTNS2d(3)(torch.randn(2, 3, 5, 5)).shape
-    torch.Size([2, 3, 5, 5])
+    >>> layer = UnMixTNS2d(3, num_components=4).eval()
+    >>> before = layer.means.clone()
+    >>> layer.frozen = True
+    >>> y = layer(torch.randn(2, 3, 5, 5))
+    >>> torch.equal(layer.means, before)
+    True
     """
 
     _ranks = (4,)
@@ -391,7 +434,7 @@ class UnMixTNS2d(UnMixTNS):
 
 
 class UnMixTNS3d(UnMixTNS):
-    """TODO.
+    """Normalization of each sample of `(N, C, D, H, W)` by its mixture with components; see `UnMixTNS1d`.
 
     >>> UnMixTNS3d(3)(torch.randn(2, 3, 4, 5, 5)).shape
     torch.Size([2, 3, 4, 5, 5])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from golden.adapters.core_loss import core_loss
 from golden.reference import Case
 from trueup.adaptation import AlphaBatchNorm1d, AlphaBatchNorm2d, AlphaBatchNorm3d
 from trueup.adaptation._alpha_batch_norm import mix_statistics
@@ -39,4 +40,4 @@ def alpha_bn(case: Case) -> dict[str, object]:
     return returned
 
 
-KINDS = {"alpha_bn": alpha_bn}
+KINDS = {"alpha_bn": alpha_bn, "core_loss": core_loss}
