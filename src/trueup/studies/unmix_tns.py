@@ -45,7 +45,7 @@ def cell(run: Run) -> dict[str, Any]:
 
 
 CORRELATED = {"stream": "correlated"}
-IMAGES = {"smoke": {1: 32}, "desk": {1: 256}}  # a stream of single images takes long
+IMAGES = {"smoke": {1: 32}, "desk": {1: 128}}  # a stream of single images takes long
 
 study = Study(
     slug="unmix-tns",
@@ -76,7 +76,7 @@ study = Study(
             "On correlated streams UnMix-TNS is more accurate than test-batch statistics.",
             difference("unmix", "batch", "accuracy", CORRELATED),
             min_effect=0.02,
-            why="2 points are 50 of 2,560 images",
+            why="2 points are 41 of 2,048 images",
             primary=True,
             requires=("batch-drops",),
         ),
@@ -94,7 +94,7 @@ study = Study(
             "On correlated streams it is more accurate than no adaptation and every other normalization.",
             beats_all("unmix", ("source", "batch", "alpha"), CORRELATED),
             min_effect=0.01,
-            why="1 point is 25 of 2,560 images",
+            why="1 point is 20 of 2,048 images",
             primary=True,
             requires=("batch-drops",),
         ),

@@ -39,7 +39,7 @@ DESK = {
     "severity": 5,
     "widths": (16, 32, 32),
     "n_train": 4000,
-    "n_test": 1280,
+    "n_test": 512,
     "epochs": 5,
 }
 SCALES = {
