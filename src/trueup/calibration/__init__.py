@@ -1,19 +1,12 @@
 """Measures of calibration, calibrators for trained models, and training losses that calibrate."""
 
-from trueup.calibration._affine_scaling import MatrixScaler, VectorScaler
-from trueup.calibration._beta_calibration import BetaCalibrator
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from trueup.calibration._affine_scaling import (
-    MatrixScaler,
-    VectorScaler,
-)
-from trueup.calibration._beta_calibration import (
-    BetaCalibrator,
-)
+from trueup.calibration._affine_scaling import MatrixScaler, VectorScaler
+from trueup.calibration._beta_calibration import BetaCalibrator
 from trueup.calibration._binned_measures import (
     ReliabilityCurve,
     adaptive_calibration_error,
@@ -33,11 +26,13 @@ from trueup.calibration._binned_measures import (
 )
 from trueup.calibration._bins import DEFAULT_BINS
 from trueup.calibration._calibrated_model import CalibratedModel
+from trueup.calibration._correctness_aware import (
+    CorrectnessAwareCalibrator,
+    correctness_aware_loss,
+    view_features,
+)
 from trueup.calibration._histogram_calibration import HistogramCalibrator
 from trueup.calibration._isotonic_calibration import IsotonicCalibrator
-from trueup.calibration._platt_scaling import PlattCalibrator
-from trueup.calibration._reliability_diagram import reliability_diagram
-from trueup.calibration._report import CalibrationReport
 from trueup.calibration._mixup import MixupLoss, mixup, mixup_batch
 from trueup.calibration._overlapping_distributions import (
     OverlappingClusters,
@@ -45,26 +40,8 @@ from trueup.calibration._overlapping_distributions import (
     paired_label_noise,
 )
 from trueup.calibration._platt_scaling import PlattCalibrator
-from trueup.calibration._bins import (
-    DEFAULT_BINS,
-)
-from trueup.calibration._calibrated_model import (
-    CalibratedModel,
-)
-from trueup.calibration._correctness_aware import (
-    CorrectnessAwareCalibrator,
-    correctness_aware_loss,
-    view_features,
-)
-from trueup.calibration._histogram_calibration import (
-    HistogramCalibrator,
-)
-from trueup.calibration._isotonic_calibration import (
-    IsotonicCalibrator,
-)
-from trueup.calibration._platt_scaling import (
-    PlattCalibrator,
-)
+from trueup.calibration._reliability_diagram import reliability_diagram
+from trueup.calibration._report import CalibrationReport
 from trueup.calibration._selective_prediction import (
     SelectiveCurve,
     aurc,
@@ -74,10 +51,6 @@ from trueup.calibration._selective_prediction import (
     selective_prediction_curve,
 )
 from trueup.calibration._temperature_scaling import TemperatureScaler, optimal_temperature
-from trueup.calibration._temperature_scaling import (
-    TemperatureScaler,
-    optimal_temperature,
-)
 from trueup.calibration._unbinned_measures import (
     brier_score,
     kde_calibration_error,
@@ -112,49 +85,43 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "DEFAULT_BINS",
-    "BetaCalibrator",
-    "CalibratedModel",
-    "CalibrationReport",
-    "CorrectnessAwareCalibrator",
-    "HistogramCalibrator",
-    "IsotonicCalibrator",
-    "MatrixScaler",
-    "PlattCalibrator",
     "AURC",
     "DEFAULT_BINS",
     "MMCE",
     "AdaptiveCalibrationError",
     "AverageCalibrationError",
+    "BetaCalibrator",
     "BrierScore",
+    "CalibratedModel",
     "CalibrationReport",
     "ClasswiseAdaptiveCalibrationError",
     "ClasswiseCalibrationError",
     "ConfidenceGap",
     "CorrectnessAUROC",
+    "CorrectnessAwareCalibrator",
     "DebiasedCalibrationError",
     "ExcessAURC",
     "ExpectedCalibrationError",
-    "KDECalibrationError",
-    "KSError",
-    "MaximumCalibrationError",
-    "NegativeLogLikelihood",
-    "OverconfidenceError",
     "HistogramCalibrator",
     "IsotonicCalibrator",
+    "KDECalibrationError",
+    "KSError",
     "MatrixScaler",
+    "MaximumCalibrationError",
     "MixupLoss",
+    "NegativeLogLikelihood",
+    "OverconfidenceError",
     "OverlappingClusters",
     "OverlappingGaussians",
     "PlattCalibrator",
     "ReliabilityCurve",
     "RootMeanSquaredCalibrationError",
     "SelectiveCurve",
-    "TemperatureScaler",
-    "VectorScaler",
     "SweepCalibrationError",
+    "TemperatureScaler",
     "ThresholdedAdaptiveCalibrationError",
     "UnderconfidenceError",
+    "VectorScaler",
     "adaptive_calibration_error",
     "aurc",
     "average_calibration_error",

@@ -70,7 +70,9 @@ study = Study(
         ),
     ),
     conditions=(Condition("stream", ("iid", "sorted")), Condition("batch", (16, 64))),
-    tune=(Axis("source_weight", WEIGHTS, low=0.0, high=1.0),),  # no use to arms without a weight: their trials are all equal
+    tune=(
+        Axis("source_weight", WEIGHTS, low=0.0, high=1.0),
+    ),  # no use to arms without a weight: their trials are all equal
     stages=STAGES,
     scales=SCALES,
     claims=(
