@@ -125,6 +125,7 @@ def test_segmentation_maps_are_rows() -> None:
     assert report.to_dict() == pytest.approx(CalibrationReport(probs, target, n_bins=BINS).to_dict())
 
 
+@pytest.mark.bad_input
 def test_levels_choose_the_columns() -> None:
     logits, target = predictions()
     top = CalibrationReport(logits, target, n_bins=BINS, levels=("top",)).to_dict()
@@ -334,6 +335,7 @@ def test_a_figure_without_plotly_names_the_extra() -> None:
     assert "trueup[plot]" in run.stdout
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("n_bins", [(), (0,), (5, -1), (2.5,)])
 def test_bins_must_be_positive(n_bins: tuple[int, ...]) -> None:
     logits, target = predictions(10)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trueup.calibration._binned_measures import ReliabilityCurve, reliability_curve
@@ -92,7 +93,7 @@ class CalibrationReport:
         from_logits: bool | None = None,
         n_bins: Sequence[int] = DEFAULT_BINS,
         levels: Sequence[Level] | None = None,
-        groups: Sequence[object] | ArrayLike | None = None,
+        groups: Sequence[Any] | Tensor | NDArray[Any] | None = None,
         n_bootstrap: int = 0,
         confidence_level: float = 0.95,
         seed: int = 0,
