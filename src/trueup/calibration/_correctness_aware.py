@@ -34,8 +34,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from trueup._numerics.chunking import sample_chunks
 from trueup._numerics.upcasting import upcast
-from trueup.calibration._calibrator import Array, Calibrator, _from_numpy, check_labels, check_weight, to_rows
+from trueup.calibration._calibrator import Array, Calibrator, from_numpy, check_labels, check_weight, to_rows
 from trueup.calibration._validation import ArrayLike, check_logits
 from trueup.training import minibatches
 
@@ -76,8 +77,8 @@ def view_features(
         topk: number of classes, in descending order of the original's logits.
 
     Returns:
-        View by view, `views * topk` features in [0, 1]; float32 for half types. Nothing larger than the
-        probabilities of one view is stored on the way.
+        View by view, `views * topk` features in [0, 1]; float32 for half types. No other probabilities are
+        stored on the way.
 
     Raises:
         TypeError: logits are not floating point.
@@ -101,8 +102,13 @@ def view_features(
             f"topk={min(4, logits.shape[1])}"
         )
     answers = logits.topk(topk).indices
-    views = [upcast(view) for view in view_logits]
-    return torch.cat([(v.gather(1, answers) - v.logsumexp(1, keepdim=True)).exp() for v in views], 1)
+    return torch.cat([_probabilities(view, answers) for view in view_logits], 1)
+
+
+def _probabilities(logits: Tensor, classes: Tensor) -> Tensor:
+    """Compute the probabilities of some classes per row, a few rows at a time."""
+    chunks = ((upcast(z), index) for z, index in sample_chunks(logits, classes))
+    return torch.cat([(z.gather(1, index) - z.logsumexp(1, keepdim=True)).exp() for z, index in chunks])
 
 
 def correctness_aware_loss(
@@ -336,7 +342,7 @@ class CorrectnessAwareCalibrator(Calibrator):
             NotFittedError: before `fit`.
             TypeError, ValueError: see the class.
         """
-        temperature = _from_numpy(self.temperature(logits, view_logits=view_logits))
+        temperature = from_numpy(self.temperature(logits, view_logits=view_logits))
         tensor = upcast(self._tensor(logits, reset=False))
         return _like(tensor / (temperature if tensor.dim() == 1 else temperature.unsqueeze(1)), logits)
 
@@ -347,7 +353,7 @@ class CorrectnessAwareCalibrator(Calibrator):
             NotFittedError: before `fit`.
             TypeError, ValueError: see the class.
         """
-        calibrated = _from_numpy(self.transform(logits, view_logits=view_logits))
+        calibrated = from_numpy(self.transform(logits, view_logits=view_logits))
         return _like(calibrated.sigmoid() if calibrated.dim() == 1 else calibrated.softmax(1), logits)
 
     def _map(self, rows: Tensor) -> Tensor:
@@ -369,7 +375,7 @@ class CorrectnessAwareCalibrator(Calibrator):
     def _features(self, rows: Tensor, logits: ArrayLike, view_logits: ArrayLike | None) -> Tensor:
         if view_logits is None:
             return view_features(rows, rows[None], self.topk)
-        views = _from_numpy(view_logits)
+        views = from_numpy(view_logits)
         if views.dim() == 0 or views.shape[1:] != np.shape(logits) or len(views) == 0:
             raise ValueError(
                 f"view_logits must be (views, *logits.shape), with one view or more; got "
@@ -441,7 +447,7 @@ def train_network(
     if len(features) > batch_size:
         epochs = math.ceil(max_iter / (len(features) // batch_size))
         rows = islice(minibatches(len(features), batch_size, epochs, generator), max_iter)
-    optimizer = torch.optim.Adam(network.parameters(), lr)
+    optimizer = torch.optim.Adam(network.parameters(), lr, fused=True)
     losses = []
     for batch in rows:
         scaled = margins[batch] / temperatures(network, features[batch], t_bounds)[:, None]
