@@ -499,7 +499,7 @@ NAN = float("nan")
         ([[0.5, 0.3, 0.2]], [0], {"level": "positive"}, ValueError, "binary"),
     ],
 )
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.bad_input
 def test_bad_input_is_refused(
     probs: Any, target: Any, options: dict[str, Any], error: type[Exception], match: str
 ) -> None:
@@ -507,6 +507,7 @@ def test_bad_input_is_refused(
         calibration.calibration_error(torch.tensor(probs), torch.tensor(target), **options)
 
 
+@pytest.mark.bad_input
 def test_bad_options_of_other_measures_are_refused() -> None:
     probs, target = torch.tensor([[0.5, 0.5]]), torch.tensor([0])
     nothing: Any = "none"

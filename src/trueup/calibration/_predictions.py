@@ -77,7 +77,7 @@ class Predictions:
     @cached_property
     def correct(self) -> Tensor:
         """Whether the label is the top class, the first of tied ones; `(N,)`."""
-        correct = self._at_label == self._largest
+        correct = torch.eq(self._at_label, self._largest)
         # Ties are found among few rows, which is cheaper than argmax of all.
         tied = (correct & (self._confidence <= 0.5)).nonzero().squeeze(1)
         correct[tied] = self.values.index_select(0, tied).argmax(1) == self.target[tied]
