@@ -67,9 +67,10 @@ class OnlineAdapter(nn.Module):
         RuntimeError: in a forward pass: the loss does not depend on the parameters; inference mode, in which
             there are no gradients (use `torch.no_grad`, which the adapter overrides).
 
+
     The state dict holds the model, the optimizer's state and the values that `reset` goes back to. Nothing is
-    read from the device, so that NaN raises no error: a loss of NaN makes the parameters NaN, and `reset()` is
-    the way back. An empty batch is predicted without a step.
+    read from the device, so that NaN raises no error: a loss of NaN makes the parameters NaN, and `reset()`
+    is the way back. An empty batch is predicted without a step.
 
     Source: Wang et al. 2021 (arXiv 2006.10726), section 3.
 
