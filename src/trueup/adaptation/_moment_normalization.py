@@ -123,7 +123,7 @@ class _Normalize(torch.autograd.Function):
             lambda x, *t: _composite(x, equation, *t), in_dims=(in_dims[0], *in_dims[5:])
         )
         # Nothing reads the scale: under a transformation the backward pass takes the composite form too.
-        return (mapped(x, *tensors), mean), (0, in_dims[1])
+        return (mapped(x, *tensors), mean.clone()), (0, in_dims[1])
 
 
 def _gradients(
