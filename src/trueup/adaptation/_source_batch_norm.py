@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trueup.nn._estimated_batch_norm import BatchPart
 from trueup.nn._module_references import MODULE_ATTRIBUTES
 from trueup.nn._validation import check_eps, check_momentum
+
+if TYPE_CHECKING:
+    from typing import Self
 
 __all__ = ["Group", "SourceBatchNorm"]
 

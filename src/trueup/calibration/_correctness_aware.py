@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from trueup._numerics.chunking import sample_chunks
 from trueup._numerics.upcasting import upcast
-from trueup.calibration._calibrator import Array, Calibrator, from_numpy, check_labels, check_weight, to_rows
+from trueup.calibration._calibrator import Array, Calibrator, check_labels, check_weight, from_numpy, to_rows
 from trueup.calibration._validation import ArrayLike, check_logits
 from trueup.training import minibatches
 

@@ -1,4 +1,4 @@
-"""`trueup calibrate`: measure a model's calibration, fit calibrators on one split and judge them on another."""
+"""`trueup calibrate`: measure calibration, fit calibrators on one split and judge them on another."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def calibrate(
     noisy = [name for name, report in reports.items() if f"ece_{bins}" in report.dominated_by_noise]
     if noisy:
         notes.append(
-            f"the ECE of {', '.join(noisy)} is less than twice what chance gives a calibrated model on {len(test):,} "
-            f"rows and {bins} bins: it says little about the model; take more rows or fewer bins"
+            f"the ECE of {', '.join(noisy)} is less than twice what chance gives a calibrated model "
+            f"on {len(test):,} rows and {bins} bins, and says little about the model: take more rows or fewer bins"
         )
 
     _print(reports, best, bins, len(rows), len(test))

@@ -70,9 +70,8 @@ study = Study(
         ),
     ),
     conditions=(Condition("stream", ("iid", "sorted")), Condition("batch", (16, 64))),
-    tune=(
-        Axis("source_weight", WEIGHTS, low=0.0, high=1.0),
-    ),  # no use to arms without a weight: their trials are all equal
+    # No use to arms without a weight: their trials are all equal.
+    tune=(Axis("source_weight", WEIGHTS, low=0.0, high=1.0),),
     stages=STAGES,
     scales=SCALES,
     claims=(
@@ -82,7 +81,7 @@ study = Study(
             "the test batch's statistics.",
             beats_all("alpha", ENDS, {}),
             min_effect=0.005,
-            why="half a point is 10 of the 2,048 images of a seed's four corruptions",
+            why="half a point is 9 of the 1,792 images of a seed's four corruptions",
             primary=True,
         ),
         Claim(
@@ -99,7 +98,7 @@ study = Study(
             "On class-sorted streams alpha-BN is more accurate than both.",
             beats_all("alpha", ENDS, {"stream": "sorted"}),
             min_effect=0.015,
-            why="a short trial saw 2 to 3 points; 1.5 are 31 of 2,048 images",
+            why="a short trial saw 2 to 3 points; 1.5 are 27 of 1,792 images",
             origin="interpretation",
             primary=True,
             requires=("sorted-hurts",),
@@ -109,7 +108,7 @@ study = Study(
             "On shuffled streams alpha-BN is more accurate than both.",
             beats_all("alpha", ENDS, {"stream": "iid"}),
             min_effect=0.005,
-            why="half a point is 10 of 2,048 images",
+            why="half a point is 9 of 1,792 images",
             primary=True,
         ),
         Claim(
@@ -117,7 +116,7 @@ study = Study(
             "Steps on the Core loss make alpha-BN more accurate.",
             difference("core", "alpha", "accuracy"),
             min_effect=0.005,
-            why="half a point is 10 of 2,048 images",
+            why="half a point is 9 of 1,792 images",
             controls=(),
         ),
     ),

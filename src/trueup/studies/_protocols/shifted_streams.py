@@ -38,8 +38,8 @@ DESK = {
     "enlarged": 1,
     "severity": 5,
     "widths": (16, 32, 32),
-    "n_train": 4000,
-    "n_test": 512,
+    "n_train": 3000,
+    "n_test": 448,
     "epochs": 5,
 }
 SCALES = {

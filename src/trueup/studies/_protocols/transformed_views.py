@@ -30,11 +30,12 @@ SHIFTS = ("rotation", "gaussian_noise", "motion_blur", "fog", "contrast")
 def images(run: Run, part: str) -> tuple[Float[Tensor, "rows 1 28 28"], Int[Tensor, " rows"]]:
     """Load the seed's images for training, calibration or testing, in [0, 1]."""
     table, n = data.load(run["data"]), run["n_train"]
-    fit, test = run.split(table.y, train=n + run["n_calibration"], test=run["n_test"])
+    target = np.asarray(table.y)
+    fit, test = run.split(target, train=n + run["n_calibration"], test=run["n_test"])
     rows = {"train": fit[:n], "calibration": fit[n:], "test": test}[part]
     X = torch.tensor(table.X[rows] / table.X.max(), dtype=torch.float32)
     side = math.isqrt(table.X[0].size)
-    return functional.interpolate(X.view(-1, 1, side, side), 28), torch.tensor(table.y[rows]).long()
+    return functional.interpolate(X.view(-1, 1, side, side), 28), torch.tensor(target[rows]).long()
 
 
 def rotate(x: Tensor, degrees: float) -> Tensor:
@@ -115,7 +116,7 @@ def under_shift(better: str, worse: str, metric: str) -> Contrast:
 
     def value(cells: SeedCells) -> float:
         means = [[cells.mean(arm, metric, {"shift": shift}) for shift in SHIFTS] for arm in (better, worse)]
-        return cells.sign(metric) * float(np.subtract(*means).mean())
+        return cells.sign(metric) * float(np.mean(np.subtract(means[0], means[1])))
 
     return custom(
         value,
