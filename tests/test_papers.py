@@ -95,6 +95,9 @@ def test_usage_is_three_lines_that_run(paper: papers.Paper) -> None:
         "loss": nn.CrossEntropyLoss(),
         "inputs": torch.randn(64, 4),
         "targets": torch.randint(3, (64,)),
+        "logits": torch.randn(64, 5),
+        "view_logits": torch.randn(3, 64, 5),
+        "target": torch.randint(5, (64,)),
         "parts": torch.rand(40, 5, dtype=torch.float64).numpy() + 0.1,
     }
     exec(paper.usage, scope)

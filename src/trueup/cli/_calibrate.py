@@ -129,7 +129,8 @@ def calibrate(
     if noisy:
         notes.append(
             f"the ECE of {', '.join(noisy)} is less than twice what chance gives a calibrated model "
-            f"on {len(test):,} rows and {bins} bins, and says little about the model: take more rows or fewer bins"
+            f"on {len(test):,} rows and {bins} bins, and says little about the model: "
+            "take more rows or fewer bins"
         )
 
     _print(reports, best, bins, len(rows), len(test))
