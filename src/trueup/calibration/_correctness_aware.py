@@ -34,6 +34,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from trueup._numerics.chunking import sample_chunks
 from trueup._numerics.upcasting import upcast
 from trueup.calibration._calibrator import Array, Calibrator, _from_numpy, check_labels, check_weight, to_rows
 from trueup.calibration._validation import ArrayLike, check_logits
@@ -76,8 +77,8 @@ def view_features(
         topk: number of classes, in descending order of the original's logits.
 
     Returns:
-        View by view, `views * topk` features in [0, 1]; float32 for half types. Nothing larger than the
-        probabilities of one view is stored on the way.
+        View by view, `views * topk` features in [0, 1]; float32 for half types. No other probabilities are
+        stored on the way.
 
     Raises:
         TypeError: logits are not floating point.
@@ -101,8 +102,13 @@ def view_features(
             f"topk={min(4, logits.shape[1])}"
         )
     answers = logits.topk(topk).indices
-    views = [upcast(view) for view in view_logits]
-    return torch.cat([(v.gather(1, answers) - v.logsumexp(1, keepdim=True)).exp() for v in views], 1)
+    return torch.cat([_probabilities(view, answers) for view in view_logits], 1)
+
+
+def _probabilities(logits: Tensor, classes: Tensor) -> Tensor:
+    """Compute the probabilities of some classes per row, a few rows at a time."""
+    chunks = ((upcast(z), index) for z, index in sample_chunks(logits, classes))
+    return torch.cat([(z.gather(1, index) - z.logsumexp(1, keepdim=True)).exp() for z, index in chunks])
 
 
 def correctness_aware_loss(
@@ -441,7 +447,7 @@ def train_network(
     if len(features) > batch_size:
         epochs = math.ceil(max_iter / (len(features) // batch_size))
         rows = islice(minibatches(len(features), batch_size, epochs, generator), max_iter)
-    optimizer = torch.optim.Adam(network.parameters(), lr)
+    optimizer = torch.optim.Adam(network.parameters(), lr, fused=True)
     losses = []
     for batch in rows:
         scaled = margins[batch] / temperatures(network, features[batch], t_bounds)[:, None]
