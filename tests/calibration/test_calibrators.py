@@ -19,6 +19,7 @@ CALIBRATORS = {
     "beta": calibration.BetaCalibrator,
     "isotonic": calibration.IsotonicCalibrator,
     "Platt": calibration.PlattCalibrator,
+    "correctness-aware": lambda: calibration.CorrectnessAwareCalibrator(topk=2, max_iter=20, random_state=0),
 }
 
 

@@ -348,6 +348,7 @@ def test_not_fitted():
             getattr(CorrectnessAwareCalibrator(), call)(logits, view_logits=views)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -408,6 +409,7 @@ def test_transform_needs_the_views_of_fit():
         calibrator.transform(logits[:, :4], view_logits=views[..., :4])
 
 
+@pytest.mark.bad_input
 def test_bad_arguments_of_the_functions():
     logits, _, views = problem(rows=4)
     with pytest.raises(ValueError, match="stack the views"):
