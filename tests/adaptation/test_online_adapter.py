@@ -457,3 +457,34 @@ def test_inference_mode_is_refused() -> None:
     adapter = tent(network())
     with torch.inference_mode(), pytest.raises(RuntimeError, match=r"needs gradients.*use torch.no_grad"):
         adapter(batches()[0])
+
+
+def test_loading_a_state_dict_shares_nothing_with_it() -> None:
+    x = torch.randn(6, 1, 8, 8, dtype=torch.float64)
+    first = tent(network())
+    first(x)
+    state = copy.deepcopy(first.state_dict())
+    second = tent(network())
+    runs = []
+    for _ in range(2):  # a step changes an optimizer's state in place
+        second.load_state_dict(state)
+        runs.append([second(x) for _ in range(3)])
+    torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=0)
+
+
+def test_restore_of_an_adapter_gives_back_other_norms_too() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LayerNorm(144), nn.Linear(144, 3)
+    ).eval()
+    x = torch.randn(6, 1, 8, 8)
+    for adapter in (tent(model), core(model)):
+        for _ in range(2):
+            adapter(x)
+        assert not torch.equal(adapter.model[3].weight, model[3].weight)
+        source = restore(adapter)
+        assert type(source) is nn.Sequential
+        assert type(source[1]) is nn.BatchNorm2d
+        torch.testing.assert_close(source.state_dict(), model.state_dict(), rtol=0, atol=0)
+        with pytest.raises(TypeError, match=r"pass adapter\.model"):
+            OnlineAdapter(adapter, entropy_loss, ADAM)
+        assert isinstance(restore(adapter, inplace=True), nn.Sequential)

@@ -193,3 +193,10 @@ def test_the_order_of_a_mixed_stream() -> None:
 def test_bad_input(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_mixed_domains_need_one_dtype() -> None:
+    y = torch.arange(4)
+    domains = {"a": (torch.rand(4, 1), y), "b": (torch.rand(4, 1, dtype=torch.float64), y)}
+    with pytest.raises(TypeError, match=r"float32, torch\.float64"):
+        list(mixed_stream(domains, 2))

@@ -256,3 +256,10 @@ def test_inputs_that_do_not_fit(
 ) -> None:
     with pytest.raises(error, match=message):
         call(torch.ones(2, 3, 2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_components_of_half_layers_do_not_round_small_moves_away(dtype: torch.dtype) -> None:
+    layer = UnMixTNS2d(3, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    assert layer.means.dtype == layer.vars.dtype == torch.float32
+    assert layer(torch.randn(4, 3, 5, 5, dtype=dtype)).dtype == dtype

@@ -120,7 +120,7 @@ def core(
 
     Returns:
         `OnlineAdapter(convert_alpha_bn(model, source_weight), core_loss, optimizer)`, whose scales and shifts
-        are trained. `restore(adapter.model)` is the source model.
+        are trained. `restore(adapter)` is the source model.
 
     Raises:
         ValueError: the model has no batch norm, or none with affine parameters; an option out of range.

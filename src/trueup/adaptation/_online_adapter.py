@@ -41,7 +41,8 @@ class OnlineAdapter(nn.Module):
     """Predict test batches, and take steps on a loss of the predictions.
 
     The adapter changes the model it is given: its chosen parameters, and nothing else, unless the layers
-    themselves follow the stream, as `UnMixTNS` does. `reset()` gives back what they were.
+    themselves follow the stream, as `UnMixTNS` does. `reset()` gives back what they were, and
+    `restore(adapter)` the source model.
 
     Args:
         model: returns logits, or an object with an attribute `logits`, as Hugging Face models do. It is put
@@ -61,12 +62,12 @@ class OnlineAdapter(nn.Module):
         optimizer: the optimizer; its learning rate may be changed.
 
     Raises:
-        TypeError: `optimizer` is not a function of parameters; `loss` is not callable.
+        TypeError: `optimizer` is not a function of parameters; `loss` is not callable; the model is an
+            adapter itself.
         ValueError: there is nothing to train; a parameter is not the model's; `steps` is less than 1; in a
             forward pass: the loss is not a scalar.
         RuntimeError: in a forward pass: the loss does not depend on the parameters; inference mode, in which
             there are no gradients (use `torch.no_grad`, which the adapter overrides).
-
 
     The state dict holds the model, the optimizer's state and the values that `reset` goes back to. Nothing is
     read from the device, so that NaN raises no error: a loss of NaN makes the parameters NaN, and `reset()`
@@ -99,6 +100,8 @@ class OnlineAdapter(nn.Module):
         check_int("steps", steps, 1)
         if not callable(loss):
             raise TypeError(f"loss must be a function of the logits; got {loss!r}: pass core_loss, say")
+        if any(isinstance(module, OnlineAdapter) for module in model.modules()):
+            raise TypeError("the model is an OnlineAdapter already, or holds one: pass adapter.model")
         chosen = _choose(model, parameters)
         self.model = model
         self.loss = loss
@@ -180,7 +183,8 @@ class OnlineAdapter(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over what `get_extra_state` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        # Copied, because an optimizer keeps the tensors that it loads, and changes them in place.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._initial_optimizer = copy.deepcopy(state["initial_optimizer"])
         self._source = {name: tensor.clone() for name, tensor in state["source"].items()}
 

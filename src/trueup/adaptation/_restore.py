@@ -19,6 +19,7 @@ from trueup.adaptation._alpha_batch_norm import (
     AlphaBatchNorm2d,
     AlphaBatchNorm3d,
 )
+from trueup.adaptation._online_adapter import OnlineAdapter
 from trueup.adaptation._source_batch_norm import SourceBatchNorm
 from trueup.adaptation._unmix_tns import UnMixTNS, UnMixTNS1d, UnMixTNS2d, UnMixTNS3d
 from trueup.nn import convert
@@ -162,7 +163,9 @@ def restore(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     layer. Other parts of the model stay as they are.
 
     Args:
-        model: a model that one of the `convert_` functions returned; any other is returned as it is.
+        model: a model that one of the `convert_` functions returned, or an `OnlineAdapter`, whose other
+            trained parameters, such as those of layer norms, are given back too. Any other is returned as it
+            is.
         inplace: change `model` rather than a copy. The parameters are then the same objects.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
@@ -174,6 +177,9 @@ def restore(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """
     if not inplace:
         model = copy.deepcopy(model)
+    if isinstance(model, OnlineAdapter):
+        model.reset()
+        model = model.model
     references = find_references(model)
     parents = [*model.modules()]
     replaced: dict[nn.Module, nn.Module] = {

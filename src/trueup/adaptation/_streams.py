@@ -177,6 +177,7 @@ def mixed_stream(
         (x, y, names), with the name of each sample's domain.
 
     Raises:
+        TypeError: samples of different dtypes.
         ValueError: as `continual_stream`; samples of different shapes.
 
     >>> domains = {"clean": (torch.zeros(3, 1), torch.arange(3)), "fog": (torch.ones(3, 1), torch.arange(3))}
@@ -191,6 +192,9 @@ def mixed_stream(
             f"mixed domains need samples of one shape; got {sorted(map(tuple, shapes))}: resize them, or use "
             "continual_stream"
         )
+    dtypes = sorted({str(x.dtype) for x, _ in domains.values()})
+    if len(dtypes) > 1:
+        raise TypeError(f"mixed domains need samples of one dtype; got {', '.join(dtypes)}: convert them")
     target = torch.cat([y for _, y in domains.values()])
     return _mixed(domains, target, order(target, generator=generator), batch_size)
 

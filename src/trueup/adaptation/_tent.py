@@ -75,7 +75,7 @@ def tent(
     Returns:
         `OnlineAdapter(convert_test_batch_norm(model), entropy_loss, optimizer)`. Other layers combine with
         the loss in the same way, such as those of `convert_unmix_tns(model)`. `adapter.reset()` gives back
-        the values of the source, and then `restore(adapter.model)` its layers.
+        the values of the source, and `restore(adapter)` the source model.
 
     Raises:
         ValueError: the model has no norm layer with affine parameters; `steps` is less than 1.

@@ -166,7 +166,8 @@ def unmix_tns(
         frozen: leave the components where they are.
         process_group: the processes whose batches move the components together; None: this process only.
 
-    The gradient flows through the instances' means and variances alone. An empty batch moves nothing.
+    The gradient flows through the instances' means and variances alone. An empty batch moves nothing, and NaN
+    in a batch spreads to the components, as in torch's batch norm.
 
     Raises:
         TypeError: the input is not floating point.
@@ -301,7 +302,8 @@ class UnMixTNS(SourceBatchNorm):
         statistics = self._running()[0]
         size = num_components, num_features
         for buffer in ("means", "vars", "noise"):
-            self.register_buffer(buffer, statistics.new_empty(size))
+            # In float32 at least, since a half type would round small moves away.
+            self.register_buffer(buffer, statistics.new_empty(size, dtype=upcast_dtype(statistics.dtype)))
         if not statistics.is_meta:
             where = statistics.device if generator is None else generator.device
             noise = torch.randn(size, generator=generator, device=where, dtype=upcast_dtype(statistics.dtype))
@@ -374,7 +376,8 @@ class UnMixTNS1d(UnMixTNS):
 
     The positional arguments are those of `torch.nn.BatchNorm1d`, in torch's order. The layer is usually made
     from a trained one, by `trueup.adaptation.convert_unmix_tns`. Inputs `(N, C)` have no statistics per
-    sample; they are normalized by the source statistics, and move nothing.
+    sample; they are normalized by the source statistics, and move nothing. NaN in a batch spreads to the
+    components; `reset()` is the way back.
 
     Args:
         num_features: channels C.
