@@ -76,7 +76,7 @@ def test_list_shows_all_fifty_and_filters(trueup, monkeypatch):
     assert "adamp" in out
     assert "reconstructed: the paper's equations could not be confirmed" in out  # weight-compander's
     assert "reconstructed" not in trueup("list", "--area", "optim")[1]
-    assert "reconstructed" not in trueup("list", "--area", "adaptation")[1]  # alpha-bn: no method yet
+    assert "reconstructed" not in trueup("list", "--area", "audio")[1]  # soundscape: no method yet
     assert "tleg" not in out
 
 
