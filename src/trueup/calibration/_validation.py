@@ -54,7 +54,8 @@ def check_probs(probs: ArrayLike) -> Tensor:
             "if these are logits, pass from_logits=True"
         )
     if values.dim() == 2:
-        error = float((values.sum(1) - 1).abs().max())
+        ones = values.new_ones(values.shape[1])
+        error = float((values @ ones - 1).abs().max())  # faster than sum(1)
         if error > SUM_TOLERANCE:
             raise ValueError(
                 f"every row of probabilities must sum to 1; one is off by {error:.4g}: if these are logits, "
