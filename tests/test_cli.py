@@ -608,11 +608,11 @@ def test_calibrate_reads_the_same_from_every_format(trueup, overconfident):
     for arguments in (["table.csv"], ["table.parquet"], ["arrays.npz"], ["probs.npy", "--labels", "y.npy"]):
         code, out, err = trueup("calibrate", *arguments, "--method", "temperature")
         assert (code, err) == (0, "")
-        tables.append(out.split("page:")[0])
+        tables.append(out[out.index("fitted on") :].split("page:")[0])
     assert len(set(tables)) == 1
     code, out, _ = trueup("calibrate", "table.csv", "--kind", "logits", "--method", "temperature")
     assert code == 0
-    assert out.split("page:")[0] != tables[0]
+    assert out[out.index("fitted on") :].split("page:")[0] != tables[0]
 
 
 def test_calibrate_a_binary_score(trueup, overconfident):
@@ -664,3 +664,39 @@ def test_calibrate_names_the_columns_of_a_table(trueup):
     code, _, err = trueup("calibrate", "model.pkl")
     assert code == 2
     assert "predictions are read from .npz, .npy, .csv, .parquet" in " ".join(err.split())
+
+
+def test_calibrate_takes_numbered_columns_in_their_order(trueup, overconfident):
+    logits, y = overconfident
+    table = pd.DataFrame(logits, columns=["logit_9", "logit_10", "logit_11"]).assign(label=y)
+    table.to_csv("ordered.csv", index=False)
+    table[["logit_10", "label", "logit_11", "logit_9"]].to_csv("shuffled.csv")  # with pandas' index
+    outputs = [
+        trueup("calibrate", name, "--method", "temperature")[1].split("page:")[0]
+        for name in ("ordered.csv", "shuffled.csv")
+    ]
+    assert outputs[0] == outputs[1]
+    assert "classes: logit_9, logit_10, logit_11" in outputs[0]
+
+
+def test_calibrate_does_not_take_an_index_for_a_class(trueup, overconfident):
+    logits, y = overconfident
+    table = pd.DataFrame(logits, columns=["0", "1", "2"]).assign(label=y)
+    table.to_csv("index.csv")
+    code, out, _ = trueup("calibrate", "index.csv", "--method", "temperature")
+    assert code == 0
+    assert "classes: 0, 1, 2\n" in out
+    table.assign(id=range(len(y))).to_csv("id.csv", index=False)
+    code, _, err = trueup("calibrate", "id.csv")
+    assert code == 2
+    assert "not numbered one after the other" in " ".join(err.split())
+
+
+def test_calibrate_refuses_maps_and_a_file_as_folder_at_once(trueup):
+    np.savez("maps.npz", probs=np.full((4, 2, 3, 3), 0.5), labels=np.zeros((4, 3, 3), int))
+    code, _, err = trueup("calibrate", "maps.npz")
+    assert code == 2
+    assert "flatten the positions" in " ".join(err.split())
+    code, _, err = trueup("calibrate", "maps.npz", "--output", "maps.npz")
+    assert code == 2
+    assert "is a file: name a folder" in " ".join(err.split())

@@ -84,3 +84,10 @@ def test_bad_parameters():
             VectorScaler(max_iter=max_iter).fit(logits, target)
     with pytest.raises(ValueError, match="finite logits; got -inf"):
         VectorScaler().fit(logits.where(torch.arange(3) > 0, -torch.inf), target)
+
+
+@pytest.mark.parametrize("scaler", [VectorScaler, MatrixScaler])
+def test_logits_too_large_to_square_are_refused(scaler):
+    logits = torch.tensor([[1e200, 0.0], [0.0, 1e200], [1e200, 0.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="divide them by a constant"):
+        scaler().fit(logits, torch.tensor([0, 1, 1]))

@@ -385,7 +385,7 @@ def test_bad_data():
         (logits, target, spoilt, "NaN"),
         (logits * torch.inf, target, views, "NaN|inf"),
         (logits, target + 1, views, r"target must be in \[0, 5\)"),
-        (logits, target[:7], views, "same number of rows"),
+        (logits, target[:7], views, "must have shape"),
         (logits[:0], target[:0], views[:, :0], "at least one row"),
         (logits[:, :1], target, views[..., :1], "two classes"),
         (logits[:, :3], target.clamp(max=2), views[..., :3], "pass topk=3"),

@@ -481,7 +481,7 @@ NAN = float("nan")
         ([[-float("inf")] * 2], [0], {"from_logits": True}, ValueError, "clamp them"),
         ([[0.5, 0.5]], [2], {}, ValueError, r"target must be in \[0, 2\)"),
         ([[0.5, 0.5]], [-100], {}, ValueError, "drop ignored rows"),
-        ([[0.5, 0.5]], [0, 1], {}, ValueError, "same number of rows"),
+        ([[0.5, 0.5]], [0, 1], {}, ValueError, "must have shape"),
         ([[0.5, 0.5]], [0.0], {}, TypeError, "class indices"),
         ([[1, 0]], [0], {}, TypeError, "floating point"),
         ([], [], {}, ValueError, "at least one row"),
@@ -534,3 +534,64 @@ def test_a_logit_of_minus_infinity_is_a_probability_of_zero() -> None:
     for measure in (calibration.classwise_calibration_error, calibration.brier_score):
         want = measure(logits.softmax(1), target).item()
         assert measure(logits, target, from_logits=True).item() == pytest.approx(want)
+
+
+# ---- shapes and types ----
+
+
+def test_labels_of_transposed_positions_are_refused() -> None:
+    maps = torch.full((2, 3, 4, 5), 1 / 3)
+    calibration.expected_calibration_error(maps, torch.zeros(2, 4, 5, dtype=torch.long))
+    for wrong in ((2, 5, 4), (40,), (4, 2, 5)):
+        with pytest.raises(ValueError, match=r"target must have shape \(2, 4, 5\)"):
+            calibration.expected_calibration_error(maps, torch.zeros(wrong, dtype=torch.long))
+    column = calibration.expected_calibration_error(*table(20)).item()
+    probs, target = table(20)
+    assert calibration.expected_calibration_error(probs, target[:, None]).item() == column
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_probabilities_are_probabilities(dtype: torch.dtype) -> None:
+    probs, target = table(500, 10)
+    half = probs.to(dtype)
+    assert (half.float().sum(1) - 1).abs().max() > (1e-3 if dtype == torch.bfloat16 else 0)
+    want = calibration.brier_score(half.float() / half.float().sum(1, keepdim=True), target).item()
+    assert calibration.brier_score(half, target).item() == pytest.approx(want, abs=2e-3)
+    assert not calibration.CalibrationReport(half, target).from_logits
+
+
+def test_ties_just_above_one_half_take_the_first_class() -> None:
+    probs = torch.tensor([[0.5004, 0.5004], [0.9, 0.1]])
+    report = calibration.CalibrationReport(probs, torch.tensor([1, 0]), n_bins=5)
+    assert report.to_dict()["accuracy"] == 0.5
+
+
+def test_arrays_that_torch_cannot_share() -> None:
+    probs, target = (t.numpy() for t in table(50))
+    want = calibration.ks_error(probs, target).item()
+    reversed_ = probs[::-1].copy()[::-1], target[::-1].copy()[::-1]
+    foreign = probs.astype(probs.dtype.newbyteorder()), target.astype(target.dtype.newbyteorder())
+    locked = probs.copy(), target.copy()
+    for array in locked:
+        array.flags.writeable = False
+    for pair in (reversed_, foreign, locked):
+        assert calibration.ks_error(*pair).item() == want
+        assert calibration.TemperatureScaler().fit(*pair).temperature_ > 0
+
+
+def test_logits_of_one_class_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"as \(N,\)"):
+        calibration.expected_calibration_error(torch.zeros(3, 1), torch.zeros(3).long(), from_logits=True)
+
+
+def test_classwise_bins_of_many_classes_match_the_sorted_route() -> None:
+    probs, target = table(400, 40)
+    for norm in ("l1", "l2", "max", "mean"):
+        histogram = calibration.calibration_error(probs, target, level="classwise", norm=norm).item()
+        rows = [
+            calibration.calibration_error(
+                probs[:, k], (target == k).long(), level="positive", norm=norm
+            ).item()
+            for k in range(40)
+        ]
+        assert histogram == pytest.approx(np.mean(rows), abs=1e-12)

@@ -351,3 +351,12 @@ def test_bad_hyperparameters_are_refused() -> None:
         CalibrationReport(logits, target, confidence_level=95)
     with pytest.raises(ValueError, match="target must be in"):
         CalibrationReport(logits, target + 3)
+
+
+def test_one_number_of_bins_needs_no_tuple() -> None:
+    probs, target = torch.tensor([[0.9, 0.1], [0.3, 0.7]]), torch.tensor([0, 0])
+    assert CalibrationReport(probs, target, n_bins=5).to_dict().keys() == (
+        CalibrationReport(probs, target, n_bins=(5,)).to_dict().keys()
+    )
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        CalibrationReport(probs, target, n_bins=0)

@@ -1,4 +1,4 @@
-"""What the layers that take the place of a trained batch norm share: its values, kept, and the way back."""
+"""The base of layers that take the place of a trained batch norm: they keep its values and can restore it."""
 
 from __future__ import annotations
 

@@ -94,6 +94,11 @@ class _AffineScaler(Calibrator):
         bias = np.zeros(rows.shape[1])
         # Steps in units of the logits' size make L-BFGS converge in a few steps.
         size = max(float(rows.double().square().mean().sqrt()), 1e-12)
+        if not math.isfinite(size):
+            raise ValueError(
+                f"{type(self).__name__} cannot square logits of up to {float(rows.abs().max()):.2g}: "
+                "divide them by a constant"
+            )
 
         def loss(theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             W, b = theta[: identity.size].reshape(identity.shape) / size, theta[identity.size :]

@@ -1,4 +1,4 @@
-"""What all calibrators share: the scikit-learn interface, checks, and conversion of shapes and types."""
+"""The base of all calibrators: scikit-learn's interface, checks, and conversion of shapes and types."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from sklearn.utils.validation import _check_feature_names, check_array, check_is
 from torch import Tensor
 
 from trueup._numerics.upcasting import upcast
-from trueup.calibration._validation import ArrayLike, check_logits, check_target
+from trueup.calibration._validation import (
+    ArrayLike,
+    check_label_shape,
+    check_logits,
+    check_target,
+    from_numpy,
+)
 
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["Array", "Calibrator", "check_labels", "check_weight", "from_numpy", "to_rows"]
+__all__ = ["Array", "Calibrator", "check_labels", "check_weight", "to_rows"]
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
 
@@ -50,8 +56,8 @@ class Calibrator(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             )
         tensor = self._tensor(logits, reset=True)
         rows = to_rows(tensor)
-        labels = check_labels(y, rows)
-        self._fit(rows.detach(), labels, check_weight(sample_weight, labels))
+        labels = check_labels(y, tensor)
+        self._fit(rows.detach(), labels, check_weight(sample_weight, tensor))
         return self
 
     def transform(self, logits: Array) -> Array:
@@ -96,11 +102,12 @@ class Calibrator(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             NotFittedError: before `fit`.
         """
         check_is_fitted(self)
-        rows = self._map(to_rows(self._tensor(logits, reset=False))).detach().double()
-        labels = check_labels(y, rows)
+        tensor = self._tensor(logits, reset=False)
+        rows = self._map(to_rows(tensor)).detach().double()
+        labels = check_labels(y, tensor)
         likelihood = rows.log_softmax(1).gather(1, labels[:, None])[:, 0]
         likelihood = likelihood.clamp_min(float(np.log(np.finfo(np.float64).eps)))
-        weight = check_weight(sample_weight, labels)
+        weight = check_weight(sample_weight, tensor)
         return float(likelihood.mean() if weight is None else weight @ likelihood / weight.sum())
 
     def _fit(self, rows: Tensor, labels: Tensor, weight: Tensor | None) -> None:
@@ -161,17 +168,8 @@ def to_rows(tensor: Tensor) -> Tensor:
     return values.movedim(1, -1).flatten(0, -2)
 
 
-def from_numpy(values: Any) -> Tensor:
-    """Return an array as a tensor that shares its memory; a tensor as it is."""
-    if isinstance(values, Tensor):
-        return values
-    array = np.asarray(values)
-    # torch warns about read-only memory, although nothing here writes to it.
-    return torch.as_tensor(array if array.flags.writeable else array.copy())
-
-
-def check_labels(y: ArrayLike, rows: Tensor) -> Tensor:
-    """Return one class index per row; arrays may hold them as floats, as in scikit-learn."""
+def check_labels(y: ArrayLike, logits: Tensor) -> Tensor:
+    """Return one class index per row of logits; arrays may hold them as floats, as in scikit-learn."""
     if not isinstance(y, Tensor):
         array = np.asarray(y)
         if array.dtype == object:
@@ -184,19 +182,17 @@ def check_labels(y: ArrayLike, rows: Tensor) -> Tensor:
         if array.dtype.kind == "f" and (array == np.rint(array)).all():
             array = array.astype(np.int64)
         y = from_numpy(array)
-    return check_target(y, len(rows), rows.shape[1]).to(rows.device)
+    classes = logits.shape[1] if logits.dim() > 1 else 2
+    return check_target(y, tuple(logits.shape), classes).to(logits.device)
 
 
-def check_weight(sample_weight: ArrayLike | None, labels: Tensor) -> Tensor | None:
-    """Return one float64 weight per label, or None."""
+def check_weight(sample_weight: ArrayLike | None, logits: Tensor) -> Tensor | None:
+    """Return one float64 weight per row of logits, or None."""
     if sample_weight is None:
         return None
-    weight = from_numpy(sample_weight).to(labels.device, torch.float64)
+    weight = from_numpy(sample_weight).to(logits.device, torch.float64)
+    check_label_shape("sample_weight", weight, tuple(logits.shape))
     weight = weight.flatten()
-    if len(weight) != len(labels):
-        raise ValueError(
-            f"sample_weight must have one weight per label; got {len(weight)} for {len(labels)} labels"
-        )
     if not (weight.isfinite() & (weight >= 0)).all():
         raise ValueError(
             "Negative values in data passed as `sample_weight`, or NaN or infinity: "

@@ -90,7 +90,8 @@ class ClasswiseHistogram:
         for chunk, target in self.chunks():
             values, place = self._place(chunk)
             probs.index_add_(0, place.flatten(), values.flatten())
-            hits += torch.bincount(place.gather(1, target[:, None]).flatten(), minlength=len(hits))
+            at_label = place.gather(1, target[:, None]).flatten()
+            hits.index_add_(0, at_label, torch.ones_like(at_label, dtype=hits.dtype))
             if chunk.dtype == torch.float64:
                 row, label = (place == self._size).nonzero(as_tuple=True)
                 aside.append((label, values[row, label], (target[row] == label).double()))
@@ -100,10 +101,11 @@ class ClasswiseHistogram:
 
     @cached_property
     def _counts(self) -> NDArray[np.float64]:
-        count = np.zeros(self._size + 1)
+        count = torch.zeros(self._size + 1, dtype=torch.float64)
         for chunk, _ in self.chunks():
-            count += np.bincount(self._place(chunk)[1].flatten(), minlength=len(count))
-        return count[:-1]
+            place = self._place(chunk)[1].flatten()
+            count.index_add_(0, place, torch.ones_like(place, dtype=count.dtype))
+        return count[:-1].numpy()
 
     @property
     def _size(self) -> int:

@@ -36,8 +36,8 @@ from torch import Tensor, nn
 
 from trueup._numerics.chunking import sample_chunks
 from trueup._numerics.upcasting import upcast
-from trueup.calibration._calibrator import Array, Calibrator, check_labels, check_weight, from_numpy, to_rows
-from trueup.calibration._validation import ArrayLike, check_logits
+from trueup.calibration._calibrator import Array, Calibrator, check_labels, check_weight, to_rows
+from trueup.calibration._validation import ArrayLike, check_logits, from_numpy
 from trueup.training import minibatches
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class CorrectnessAwareCalibrator(Calibrator):
 
     Where all answers in `fit` are right, or all wrong, correctness holds no information, and the loss
     would drive every temperature to a bound: `fit` warns and sets all temperatures to 1. It also warns if
-    most temperatures have reached a bound, which happens when few answers are wrong, or the views tell which.
+    most temperatures have reached a bound, which happens when few answers are wrong, or the views show which.
 
     Views are converted to the type of the logits. `fit` and `transform` raise TypeError for tensors that are
     not floating point, and ValueError for NaN, +inf, shapes that do not fit, labels out of range, too few
@@ -275,9 +275,10 @@ class CorrectnessAwareCalibrator(Calibrator):
             raise ValueError(
                 "CorrectnessAwareCalibrator requires y to be passed, but the target y is None: pass labels"
             )
-        rows = to_rows(self._tensor(logits, reset=True).detach())
-        labels = check_labels(y, rows)
-        weight = check_weight(sample_weight, labels)
+        tensor = self._tensor(logits, reset=True)
+        rows = to_rows(tensor.detach())
+        labels = check_labels(y, tensor)
+        weight = check_weight(sample_weight, tensor)
         weight = torch.ones_like(labels) if weight is None else weight
         self.n_views_: int = 0 if view_logits is None else len(view_logits)
         data = self._features(rows, logits, view_logits), rows, labels, weight.to(rows.dtype)

@@ -74,7 +74,7 @@ class _CalibrationMetric(Metric):
         super().__init__(**kwargs)
         self.from_logits = from_logits
         # A MetricCollection updates metrics as one if their states have equal names and, after one batch,
-        # values. This name tells apart those that are equal by chance, as two losses that are still 0.
+        # values. This name distinguishes those that are equal by chance, as two losses that are still 0.
         self.add_state(f"kept_{kept}_{from_logits}", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:

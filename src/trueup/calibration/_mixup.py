@@ -121,7 +121,7 @@ def mixup_batch(
     check_int("num_classes", num_classes, 1)
     _check_hyperparameters(alpha, mix_size)
     _check_batch(x, y)
-    check_target(y, y.numel(), num_classes)
+    check_target(y, (len(y), num_classes, *y.shape[1:]), num_classes)
     weights, perms = _draw(x, alpha, mix_size, per_sample, generator)
     return mixup(x, _one_hot(y, num_classes, x.dtype), weights, perms)
 

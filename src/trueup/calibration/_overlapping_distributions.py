@@ -201,7 +201,7 @@ def paired_label_noise(
     """
     check_int("num_classes", num_classes, 2)
     check_unit_interval("rate", rate)
-    labels = check_target(target, len(target), num_classes)
+    labels = check_target(target, (len(target), num_classes), num_classes)
     shift = torch.randint(1, num_classes, (num_classes,), generator=generator)
     partner = ((torch.arange(num_classes) + shift) % num_classes).to(labels.device)
     replaced = (torch.rand(len(labels), generator=generator) < rate).to(labels.device)

@@ -19,7 +19,15 @@ from trueup._numerics.chunking import chunk_size
 from trueup.calibration._bins import Binning, Convention, Norm, Variant
 from trueup.calibration._classwise import ClasswiseHistogram
 from trueup.calibration._top_label import TopLabel
-from trueup.calibration._validation import ArrayLike, as_rows, check_logits, check_probs, check_target
+from trueup.calibration._validation import (
+    ArrayLike,
+    as_rows,
+    check_logits,
+    check_probs,
+    check_target,
+    from_numpy,
+    sum_tolerance,
+)
 
 __all__ = ["Level", "Predictions", "Reduction"]
 
@@ -46,7 +54,13 @@ class Predictions:
     """
 
     def __init__(self, predictions: ArrayLike, target: ArrayLike, *, from_logits: bool = False) -> None:
-        rows = as_rows(predictions, "logits" if from_logits else "probabilities")
+        given = from_numpy(predictions)
+        rows = as_rows(given, "logits" if from_logits else "probabilities")
+        if from_logits and rows.dim() == 2 and rows.shape[1] == 1:
+            raise ValueError(
+                f"logits of one class say nothing; got shape {tuple(given.shape)}: pass those of class 1 "
+                "of a binary problem as (N,)"
+            )
         if rows.dim() == 1:
             if not from_logits:
                 check_probs(rows)
@@ -55,7 +69,9 @@ class Predictions:
         self.from_logits = from_logits
         self.n_classes = rows.shape[1]
         self._rows = chunk_size(rows, self.n_classes, len(rows))
-        self.target: Int[Tensor, " samples"] = check_target(target, len(rows), self.n_classes).to(rows.device)
+        self._tolerance = sum_tolerance(given.dtype)
+        labels = check_target(target, tuple(given.shape), self.n_classes)
+        self.target: Int[Tensor, " samples"] = labels.to(rows.device)
         self._largest, self._confidence, self._at_label = self.values.new_empty(3, len(rows))
         for start in range(0, len(rows), self._rows):
             self._find_top(slice(start, start + self._rows))
@@ -69,17 +85,19 @@ class Predictions:
 
     def _find_top(self, rows: slice) -> None:
         chunk = self.values[rows]
-        largest = torch.amax(chunk if self.from_logits else check_probs(chunk), 1, out=self._largest[rows])
+        if not self.from_logits:
+            check_probs(chunk, self._tolerance)
+        largest = torch.amax(chunk, 1, out=self._largest[rows])
         torch.gather(chunk, 1, self.target[rows, None], out=self._at_label[rows, None])
         if self.from_logits:
             torch.sum((chunk - largest[:, None]).exp_(), 1, out=self._confidence[rows])
 
     @cached_property
     def correct(self) -> Tensor:
-        """Whether the label is the top class, the first of tied ones; `(N,)`."""
+        """Flags `(N,)`: the label is the top class, the first of tied ones."""
         correct = torch.eq(self._at_label, self._largest)
         # Ties are looked for among few rows, which is cheaper than argmax of all; numpy finds these faster.
-        maybe = np.flatnonzero((correct & (self._confidence <= 0.5)).cpu().numpy())
+        maybe = np.flatnonzero((correct & (self._confidence <= (1 + self._tolerance) / 2)).cpu().numpy())
         tied = torch.from_numpy(maybe).to(correct.device)
         rows = self.values.index_select(0, tied)
         if (rows == self._largest[tied, None]).count_nonzero() > len(tied):

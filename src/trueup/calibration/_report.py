@@ -27,7 +27,7 @@ from trueup.calibration._bins import DEFAULT_BINS, Binning, check_bins, check_op
 from trueup.calibration._columns import measure, observed, resamples
 from trueup.calibration._predictions import Level, Predictions
 from trueup.calibration._reliability_diagram import draw
-from trueup.calibration._validation import ArrayLike, as_rows
+from trueup.calibration._validation import ArrayLike, as_rows, from_numpy, sum_tolerance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ class CalibrationReport:
         target: class labels `(N,)` or `(N, *positions)`.
         from_logits: the predictions are logits. None decides by the values: those in [0, 1] are
             probabilities, and so are rows that sum to one. The report says which, and invalid ones raise.
-        n_bins: the numbers of bins.
+        n_bins: one number of bins, or several.
         levels: `"top"` for the predicted class, `"classwise"` for the mean over classes, `"positive"` for
             class 1 of a binary problem. None takes all that apply.
         groups: one value per sample, as in a column of a table, for a report per group in `by_group`.
@@ -91,14 +91,14 @@ class CalibrationReport:
         target: ArrayLike,
         *,
         from_logits: bool | None = None,
-        n_bins: Sequence[int] = DEFAULT_BINS,
+        n_bins: int | Sequence[int] = DEFAULT_BINS,
         levels: Sequence[Level] | None = None,
         groups: Sequence[Any] | Tensor | NDArray[Any] | None = None,
         n_bootstrap: int = 0,
         confidence_level: float = 0.95,
         seed: int = 0,
     ) -> None:
-        self.n_bins = tuple(n_bins)
+        self.n_bins = (n_bins,) if isinstance(n_bins, int) else tuple(n_bins)
         if not self.n_bins:
             raise ValueError("n_bins is empty: pass the numbers of bins, as in n_bins=(10, 15)")
         for bins in self.n_bins:
@@ -340,8 +340,9 @@ class CalibrationReport:
 
 def _are_logits(values: ArrayLike) -> bool:
     """Tell logits from probabilities; what could be either counts as probabilities, which are checked."""
-    rows = as_rows(values, "predictions")
+    given = from_numpy(values)
+    rows = as_rows(given, "predictions")
     low, high = (float(v) for v in torch.aminmax(rows))
     in_range = low >= 0 and high <= 1
-    sum_to_one = rows.dim() == 2 and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
+    sum_to_one = rows.dim() == 2 and bool(((rows.sum(1) - 1).abs() < sum_tolerance(given.dtype)).all())
     return not in_range and not sum_to_one

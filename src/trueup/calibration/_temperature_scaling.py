@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trueup._numerics.chunking import chunk_size
-from trueup.calibration._calibrator import Calibrator, check_labels, check_weight, from_numpy, to_rows
-from trueup.calibration._validation import ArrayLike, check_logits
+from trueup.calibration._calibrator import Calibrator, check_labels, check_weight, to_rows
+from trueup.calibration._validation import ArrayLike, check_logits, from_numpy
 
 __all__ = ["TemperatureScaler", "optimal_temperature"]
 
@@ -92,8 +92,8 @@ def optimal_temperature(
     tensor = from_numpy(logits).detach()
     check_logits(tensor)
     rows = to_rows(tensor)
-    labels = check_labels(target, rows)
-    weight = check_weight(sample_weight, labels)
+    labels = check_labels(target, tensor)
+    weight = check_weight(sample_weight, tensor)
     temperature, warning = _optimal_temperature(rows, labels, weight, t_bounds)
     if warning:
         warnings.warn(warning, UserWarning, stacklevel=2)

@@ -166,9 +166,8 @@ def sort_pairs(confidence: Values, correct: Flags) -> tuple[Values, Flags]:
     # Bits of float32 in [0, 1] ascend with the value: one integer sort orders by (confidence, position).
     bits = np.ascontiguousarray(confidence).view(np.int32) & 0x7FFFFFFF  # -0.0 is 0
     packed = bits.astype(np.int64)
-    packed <<= 32
-    packed += np.arange(len(packed))
-    packed <<= 1
+    packed <<= 33
+    packed += np.arange(0, 2 * len(packed), 2)
     packed += correct
     packed.sort()
     return (packed >> 33).astype(np.int32).view(np.float32), (packed & 1).astype(np.bool_)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,12 +11,26 @@ from torch import Tensor
 
 from trueup._numerics.upcasting import upcast
 
-__all__ = ["ArrayLike", "as_rows", "check_logits", "check_probs", "check_target"]
+__all__ = [
+    "ArrayLike",
+    "as_rows",
+    "check_label_shape",
+    "check_logits",
+    "check_probs",
+    "check_target",
+    "from_numpy",
+    "sum_tolerance",
+]
 
 ArrayLike = Tensor | NDArray[np.floating] | NDArray[np.integer]
 
-# Rows of float32 probabilities sum to 1 up to about 1e-6; rounded tables from files up to about 1e-3.
-SUM_TOLERANCE = 1e-3
+
+def sum_tolerance(dtype: torch.dtype) -> float:
+    """Return how far from 1 a row of probabilities may sum.
+
+    Float32 rows sum to 1 up to about 1e-6, rounded tables from files up to about 1e-3, bfloat16 up to 4e-3.
+    """
+    return max(1e-3, torch.finfo(dtype).eps)
 
 
 def check_logits(logits: ArrayLike) -> Tensor:
@@ -35,16 +51,12 @@ def check_logits(logits: ArrayLike) -> Tensor:
     return values
 
 
-def check_probs(probs: ArrayLike) -> Tensor:
-    """Return probabilities `(N,)` or `(N, C, *positions)` as `(N,)` or `(N * positions, C)`.
-
-    `(N,)` is the probability of class 1 in a binary problem. The result is in float32 or better.
+def check_probs(values: Tensor, tolerance: float = 1e-3) -> Tensor:
+    """Return probabilities `(N,)`, of class 1 in a binary problem, or `(N, C)`, as they are.
 
     Raises:
-        TypeError: not floating point.
-        ValueError: empty, NaN, outside [0, 1], or a row does not sum to 1 within 1e-3.
+        ValueError: NaN, outside [0, 1], or a row does not sum to 1 within the tolerance.
     """
-    values = as_rows(probs, "probabilities")
     low, high = (float(v) for v in torch.aminmax(values))
     if not (low >= 0 and high <= 1):  # NaN fails here too
         if values.isnan().any():
@@ -56,7 +68,7 @@ def check_probs(probs: ArrayLike) -> Tensor:
     if values.dim() == 2:
         ones = values.new_ones(values.shape[1])
         error = float((values @ ones - 1).abs().max())  # faster than sum(1)
-        if error > SUM_TOLERANCE:
+        if error > tolerance:
             raise ValueError(
                 f"every row of probabilities must sum to 1; one is off by {error:.4g}: if these are logits, "
                 "pass from_logits=True; independent labels are measured one by one, as (N,) each"
@@ -64,21 +76,23 @@ def check_probs(probs: ArrayLike) -> Tensor:
     return values
 
 
-def check_target(target: ArrayLike, rows: int, classes: int) -> Tensor:
-    """Return class labels `(N, *positions)` as `(rows,)` in int64.
+def check_target(target: ArrayLike, predictions: tuple[int, ...], classes: int) -> Tensor:
+    """Return class labels `(N, *positions)` as `(N * positions,)` in int64.
+
+    Args:
+        target: the labels; `(N, 1)` counts as `(N,)`.
+        predictions: shape of the predictions that they belong to, `(N,)` or `(N, C, *positions)`.
+        classes: C.
 
     Raises:
         TypeError: not integers.
-        ValueError: another number of labels than rows, or a label outside `[0, classes)`.
+        ValueError: another shape than the predictions', or a label outside `[0, classes)`.
     """
-    labels = torch.as_tensor(target)
+    labels = from_numpy(target)
     if labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"target must be class indices; got {labels.dtype}: convert with .long()")
+        raise TypeError(f"target must be class indices; got {labels.dtype}: convert them to integers")
+    check_label_shape("target", labels, predictions)
     labels = labels.flatten().long()
-    if len(labels) != rows:
-        raise ValueError(
-            f"predictions and target must have the same number of rows; got {rows} and {len(labels)}"
-        )
     low, high = (int(v) for v in torch.aminmax(labels))
     if low < 0 or high >= classes:
         raise ValueError(
@@ -86,6 +100,29 @@ def check_target(target: ArrayLike, rows: int, classes: int) -> Tensor:
             f"{high}: drop ignored rows, or renumber the classes from 0"
         )
     return labels
+
+
+def check_label_shape(name: str, labels: Tensor, predictions: tuple[int, ...]) -> None:
+    """Raise ValueError unless there is one value per prediction, in the same order of positions."""
+    shape = predictions[:1] + predictions[2:]
+    if tuple(labels.shape) not in (shape, (*shape, 1)):
+        raise ValueError(
+            f"{name} must have shape {shape}, one value per prediction of shape {predictions}; got "
+            f"{tuple(labels.shape)}: bring rows and positions into the same order"
+        )
+
+
+def from_numpy(values: Any) -> Tensor:
+    """Return an array as a tensor that shares its memory where torch can; a tensor as it is."""
+    if isinstance(values, Tensor):
+        return values
+    array = np.asarray(values)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    # torch warns about read-only memory, although nothing here writes to it, and has no negative strides.
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    return torch.as_tensor(array)
 
 
 def as_rows(values: ArrayLike, name: str) -> Tensor:
@@ -97,9 +134,7 @@ def as_rows(values: ArrayLike, name: str) -> Tensor:
         TypeError: not floating point.
         ValueError: empty.
     """
-    if isinstance(values, np.ndarray) and not values.flags.writeable:
-        values = values.copy()  # torch warns about read-only memory, although nothing here writes to it
-    tensor = torch.as_tensor(values).detach()
+    tensor = from_numpy(values).detach()
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be floating point; got {tensor.dtype}: convert with .float()")
     if tensor.dim() == 0 or tensor.numel() == 0:

@@ -30,7 +30,7 @@ COLUMNS = {
 
 
 class Kind(StrEnum):
-    """What the predictions are."""
+    """The kinds of predictions."""
 
     logits = "logits"
     probs = "probs"
@@ -92,7 +92,11 @@ def calibrate(
     from trueup.cli._predictions import read_predictions
     from trueup.lab.report import write_calibration
 
-    values, kind_, target = read_predictions(predictions, labels, kind.value if kind else None)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file: name a folder")
+    values, kind_, target, columns = read_predictions(predictions, labels, kind.value if kind else None)
+    if columns:
+        console.print(f"columns, in the order of the classes: {escape(', '.join(columns))}", style="dim")
     # Checks values and labels before anything is fitted.
     CalibrationReport(values, target, from_logits=kind_ == "logits", n_bins=(bins,))
     logits = values if kind_ == "logits" else _log(values)

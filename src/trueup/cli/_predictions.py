@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,11 +20,15 @@ FORMATS = (".npz", ".npy", ".csv", ".parquet")
 
 
 class Predictions(NamedTuple):
-    """Values `(N, C)`, or `(N,)` for a binary problem, with their kind, and labels `(N,)`."""
+    """Values `(N, C)`, or `(N,)` for a binary problem, with their kind, and labels `(N,)`.
+
+    A table's columns are in the order of the classes.
+    """
 
     values: NDArray[np.floating[Any]]
     kind: Kind
     target: NDArray[np.integer[Any]]
+    columns: tuple[str, ...] = ()
 
 
 def read_predictions(path: Path, labels: Path | None = None, kind: Kind | None = None) -> Predictions:
@@ -31,7 +37,7 @@ def read_predictions(path: Path, labels: Path | None = None, kind: Kind | None =
     Args:
         path: a `.npz` with `logits` or `probs` and `labels`; a `.npy` of shape (N, C) or (N,); or a `.csv` or
             `.parquet` table with a column `label` and one column per class. If names of columns start with
-            "logit" or "prob", only these are read.
+            "logit" or "prob", only these are read. Columns that end in a number are taken in its order.
         labels: a file with the labels alone, where `path` has none.
         kind: the kind of values; by default it follows from the names, or, without names, from the values:
             rows within [0, 1] that sum to 1 are probabilities.
@@ -40,7 +46,12 @@ def read_predictions(path: Path, labels: Path | None = None, kind: Kind | None =
         FileNotFoundError: there is no such file.
         ValueError: another kind of file, a missing or non-numeric column, or labels that are no integers.
     """
-    values, named, found = _read(path)
+    values, named, found, columns = _read(path)
+    if values.ndim not in (1, 2):
+        raise ValueError(
+            f"{path}: predictions must be (N, C) or (N,); got shape {values.shape}: flatten the positions "
+            "into rows, as values.transpose(0, 2, 3, 1).reshape(-1, C) does for (N, C, H, W)"
+        )
     if labels is not None:
         found = _read_labels(labels)
     if found is None:
@@ -56,17 +67,17 @@ def read_predictions(path: Path, labels: Path | None = None, kind: Kind | None =
         raise ValueError(f"{path} has {len(values)} predictions, but there are {len(target)} labels")
     if len(values) == 0:
         raise ValueError(f"{path} has no predictions: give one row per sample")
-    return Predictions(values, kind or named or _kind_of(values), target.astype(np.int64))
+    return Predictions(values, kind or named or _kind_of(values), target.astype(np.int64), columns)
 
 
-def _read(path: Path) -> tuple[NDArray[Any], Kind | None, NDArray[Any] | None]:
-    """Return values, the kind that their name says, and labels, as far as the file has them."""
+def _read(path: Path) -> tuple[NDArray[Any], Kind | None, NDArray[Any] | None, tuple[str, ...]]:
+    """Return values, the kind that their name says, labels and columns, as far as the file has them."""
     if path.suffix not in FORMATS:
         raise ValueError(f"{path}: predictions are read from {', '.join(FORMATS)}; got {path.suffix!r}")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     if path.suffix == ".npy":
-        return _numeric(path, _load(path)), None, None
+        return _numeric(path, _load(path)), None, None, ()
     if path.suffix == ".npz":
         with _load(path) as file:
             names = list(file.files)
@@ -74,10 +85,11 @@ def _read(path: Path) -> tuple[NDArray[Any], Kind | None, NDArray[Any] | None]:
             if name is None:
                 raise ValueError(f"{path} must hold an array `logits` or `probs`; got {_listed(names)}")
             label = next((label for label in LABELS if label in names), None)
-            return _numeric(path, file[name]), KINDS[name], None if label is None else file[label]
+            return _numeric(path, file[name]), KINDS[name], None if label is None else file[label], ()
     frame = _read_table(path)
     label = next((label for label in LABELS if label in frame.columns), None)
-    rest = [str(column) for column in frame.columns if column != label]
+    # pandas writes an index as a column without a name, and reads it as "Unnamed: 0".
+    rest = [str(name) for name in frame.columns if name != label and not str(name).startswith("Unnamed: ")]
     named = {
         kind: [column for column in rest if column.lower().startswith(prefix)]
         for kind, prefix in (("logits", "logit"), ("probs", "prob"))
@@ -91,9 +103,25 @@ def _read(path: Path) -> tuple[NDArray[Any], Kind | None, NDArray[Any] | None]:
             f"{path}: column {text[0]!r} is not numeric: name the columns of predictions logit_0, logit_1, "
             "... or prob_0, prob_1, ..., and other columns are ignored"
         )
+    columns = _in_order_of_classes(path, columns)
     values = frame[columns].to_numpy(np.float64)
     values = values[:, 0] if len(columns) == 1 else values
-    return values, KINDS.get(kind), None if label is None else frame[label].to_numpy()
+    return values, KINDS.get(kind), None if label is None else frame[label].to_numpy(), tuple(columns)
+
+
+def _in_order_of_classes(path: Path, columns: list[str]) -> list[str]:
+    """Return the columns sorted by the numbers at their ends, or as they are if they have none."""
+    numbers = {column: int(found[0]) for column in columns if (found := re.search(r"\d+$", column))}
+    if not numbers or len(columns) == 1:
+        return columns
+    first = min(numbers.values())
+    if sorted(numbers.values()) != list(range(first, first + len(columns))):
+        raise ValueError(
+            f"{path}: the columns {_listed(columns)} are not numbered one after the other, so that their "
+            "classes are unknown: name the columns of predictions logit_0, logit_1, ... or prob_0, prob_1, "
+            "..., and other columns are ignored"
+        )
+    return sorted(columns, key=numbers.__getitem__)
 
 
 def _read_labels(path: Path) -> NDArray[Any]:
@@ -122,8 +150,10 @@ def _read_labels(path: Path) -> NDArray[Any]:
 def _load(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a NumPy file of numbers: {error}") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+        raise ValueError(
+            f"{path} cannot be read as a NumPy file of numbers: save it with np.savez or np.save"
+        ) from None
 
 
 def _read_table(path: Path) -> Any:

@@ -66,8 +66,8 @@ def cell(run: Run) -> dict[str, Any]:
 
 
 def tau(measured: dict[str, list[float]], x: str, y: str) -> float:
-    """Return Kendall's tau of two measures over the networks."""
-    return float(kendalltau(measured[x], measured[y]).statistic)
+    """Return Kendall's tau of two measures over the networks, 0 if one is constant."""
+    return float(np.nan_to_num(kendalltau(measured[x], measured[y]).statistic))
 
 
 DESK = {"data": "fashion-mnist", "n_train": 500, "n_test": 3000, "n_fit": 1000, "networks": 30, "batch": 100}

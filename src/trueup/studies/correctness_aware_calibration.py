@@ -97,7 +97,7 @@ study = Study(
         ),
         Claim(
             "auroc",
-            "Under shift its confidence tells right from wrong answers better, by AUROC.",
+            "Under shift its confidence separates right from wrong answers better, by AUROC.",
             under_shift("aware", "temperature", "auroc"),
             min_effect=0.01,
             why="1 point of AUROC: one more pair in 100 of a right and a wrong answer in order",
