@@ -345,6 +345,29 @@ def test_auroc_is_the_share_of_ordered_pairs() -> None:
     assert calibration.ood_auroc(c[~a], c[a]).item() == pytest.approx(1 - share)
 
 
+@pytest.mark.parametrize("n_bins", [15, 3000])
+def test_classwise_bins_end_at_their_edges_to_the_last_bit(n_bins: int) -> None:
+    edges = np.linspace(0, 1, n_bins + 1)
+    p = np.concatenate([edges, np.nextafter(edges, 0), np.nextafter(edges, 1)]).clip(0, 1)
+    y = np.random.default_rng(0).integers(0, 2, len(p))
+    bins = Predictions(np.stack([1 - p, p], 1), y).classwise.bins(n_bins)
+    place = np.maximum(np.searchsorted(edges, p) - 1, 0)
+    np.testing.assert_array_equal(bins.count[1], np.bincount(place, minlength=n_bins))
+    np.testing.assert_array_equal(bins.hits[1], np.bincount(place, y, n_bins))
+
+
+def test_netcal_refuses_tied_quantiles_only_inside() -> None:
+    p, y = torch.tensor([0.5, 0.5, 0.6]), torch.tensor([1, 0, 1])  # its first edge is 0 all the same
+    options: dict[str, Any] = {"binning": "quantile", "convention": "netcal", "level": "positive"}
+    got = calibration.calibration_error(p, y, n_bins=2, **options)
+    assert got.item() == pytest.approx(2 / 3 - 1.6 / 3)
+
+
+def test_aurc_of_ties_at_the_top_is_their_mean_risk() -> None:
+    c, y = np.array([0.9, 0.9, 0.7]), np.array([0, 1, 0])
+    assert calibration.aurc(np.stack([c, 1 - c], 1), y).item() == pytest.approx((1 / 2 + 1 / 2 + 1 / 3) / 3)
+
+
 def test_aurc_is_the_mean_over_orders_of_ties() -> None:
     c, a = np.array([0.9, 0.7, 0.7, 0.7, 0.6]), np.array([True, True, False, False, True])
     values, best = [], 1.0

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
+from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from processes import in_processes
 from trueup import calibration
@@ -238,6 +239,24 @@ def test_two_processes_give_the_value_of_all_samples(tmp_path: Path) -> None:
 
 
 # ---- errors ----
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "max"])
+@pytest.mark.parametrize("n_bins", [1, 5, 10, 15, 100])
+def test_the_convention_of_torchmetrics_is_torchmetrics(norm: Any, n_bins: int) -> None:
+    logits, target = predictions(400, torch.float32)
+    probs = logits.softmax(1)
+    options: dict[str, Any] = {"n_bins": n_bins, "norm": norm}
+    got = calibration.calibration_error(probs, target, convention="torchmetrics", **options)
+    want = multiclass_calibration_error(probs, target, num_classes=3, **options)
+    assert got.item() == pytest.approx(want.item(), abs=1e-6)
+    # Probabilities on the edges of 10 and of 15 bins, exact zeros and ones among them.
+    generator = torch.Generator().manual_seed(n_bins)
+    edges = torch.cat([torch.linspace(0, 1, 11), torch.linspace(0, 1, 16), torch.arange(11) / 10])
+    probs = edges[torch.randint(len(edges), (400,), generator=generator)]
+    target = torch.randint(2, (400,), generator=generator)
+    got = calibration.calibration_error(probs, target, level="positive", convention="torchmetrics", **options)
+    assert got.item() == pytest.approx(binary_calibration_error(probs, target, **options).item(), abs=1e-6)
 
 
 @pytest.mark.bad_input

@@ -164,9 +164,8 @@ def sort_pairs(confidence: Values, correct: Flags) -> tuple[Values, Flags]:
         order = np.argsort(confidence, kind="stable")
         return confidence[order], correct[order]
     # Bits of float32 in [0, 1] ascend with the value: one integer sort orders by (confidence, position).
-    bits = np.ascontiguousarray(confidence).view(np.int32) & 0x7FFFFFFF  # -0.0 is 0
-    packed = bits.astype(np.int64)
-    packed <<= 33
+    packed = np.ascontiguousarray(confidence).view(np.int32).astype(np.int64)
+    packed <<= 33  # drops the sign, so that -0.0 is 0
     packed += np.arange(0, 2 * len(packed), 2)
     packed += correct
     packed.sort()
