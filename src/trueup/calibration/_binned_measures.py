@@ -73,9 +73,10 @@ def calibration_error(
             bins of one sample then contribute 0.
         convention: edges of another library. `"torchmetrics"`: [lo, hi), exact ones in a bin of their own,
             all in float32. `"netcal"`: [lo, hi), the last one closed, values clipped to [eps, 1 - eps]; its
-            quantile bins are those of `numpy.quantile`, and ties are an error. Without values on an edge,
-            uniform bins agree up to rounding. The level stays: for binary problems both libraries mean
-            `"positive"`.
+            quantile bins are those of `numpy.quantile`, and ties are an error; it compares in float64, where
+            netcal 1.4 counts a float32 value on an edge in one bin and takes its mean in another. Without
+            values on an edge, uniform bins agree up to rounding. The level stays: for binary problems both
+            libraries mean `"positive"`.
         variant: `"official"`: the published bins, which drop exact zeros or, of quantile bins, the smallest
             probability with its ties, and still divide by N; classwise, over classes up to the largest label.
         from_logits: `probs` are logits.

@@ -144,6 +144,7 @@ study = Study(
         Figure("AUROC of confidence for correctness", "auroc", x="shift"),
     ),
     data={"smoke": ("digits",), "desk": ("fashion-mnist",)},
-    tested_on="Fashion-MNIST (3,000 training images), a 200k-parameter perceptron, five shifts at severity 5",
+    tested_on="Fashion-MNIST (3,000 training images), a 200k-parameter perceptron, 5 shifts at severity 5; "
+    "three of them resemble the views",
     paper_setup="ImageNet with about 10 networks, tested on ImageNet-A/-R/-S, ObjectNet; CIFAR-10; iWildCam",
 )

@@ -110,6 +110,7 @@ study = Study(
     data={"smoke": ("digits",), "desk": ("fashion-mnist",)},
     protocol=2,
     protocols={1: "448 images hold 45 of a class, too few to fill the batches of 64 with one class"},
-    tested_on="Fashion-MNIST, 4 corruptions of severity 5, with a 15k-parameter convolutional net",
+    tested_on="Fashion-MNIST, 4 corruptions of severity 5, with a 15k-parameter convolutional net; in "
+    "batches of 1 test-batch statistics are those of instance normalization",
     paper_setup="CIFAR-10-C, CIFAR-100-C, ImageNet-C, DomainNet-126; Dirichlet-correlated streams",
 )
