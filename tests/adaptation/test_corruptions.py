@@ -45,6 +45,35 @@ def test_the_names() -> None:
     assert set(CORRUPTIONS) == IMAGENET_C
 
 
+# From make_cifar_c.py and make_tinyimagenet_c.py, less what the head of the module says is ours.
+PUBLISHED = {
+    "gaussian_noise": ([0.04, 0.06, 0.08, 0.09, 0.10], [0.04, 0.08, 0.12, 0.15, 0.18]),
+    "shot_noise": ([500, 250, 100, 75, 50], [250, 100, 50, 30, 15]),
+    "impulse_noise": ([0.01, 0.02, 0.03, 0.05, 0.07], [0.01, 0.02, 0.05, 0.08, 0.14]),
+    "defocus_blur": (
+        [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)],
+        [(0.5, 0.6), (1, 0.1), (1.5, 0.1), (2.5, 0.01), (3, 0.1)],
+    ),
+    "fog": (
+        [(0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)],
+        [(0.4, 3), (0.7, 3), (1, 2.5), (1.5, 2), (2, 1.75)],
+    ),
+    "brightness": ([0.05, 0.1, 0.15, 0.2, 0.3], [0.1, 0.2, 0.3, 0.4, 0.5]),
+    "contrast": ([0.75, 0.5, 0.4, 0.3, 0.15], [0.4, 0.3, 0.2, 0.1, 0.05]),
+}
+
+
+@pytest.mark.parametrize("corruption", PUBLISHED)
+@pytest.mark.parametrize(("side", "size"), [(28, 0), (48, 0), (49, 1), (64, 1)])
+def test_severities_have_the_published_constants(corruption: str, side: int, size: int) -> None:
+    x = pictures(1, 3, side)
+    function = getattr(corruptions, corruption)
+    for severity, constants in enumerate(PUBLISHED[corruption][size], 1):
+        constants = constants if isinstance(constants, tuple) else (constants,)
+        expected = function(x, *constants, seeded()).clamp(0, 1)
+        assert torch.equal(corrupt(x, corruption, severity, generator=seeded()), expected)
+
+
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 @pytest.mark.parametrize(("side", "channels"), [(28, 1), (32, 3), (64, 1)])
 def test_each_severity_is_farther_from_the_clean_image(corruption: str, side: int, channels: int) -> None:
@@ -178,6 +207,16 @@ def test_fog_keeps_the_peak_and_veils_the_rest() -> None:
     assert smooth.diff(dim=3).abs().mean() < 0.8 * rough.diff(dim=3).abs().mean()
 
 
+def test_fog_halves_its_scale_at_amplitudes_that_fall_by_the_decay_twice() -> None:
+    # The official map divides the amplitude in the square step and in the diamond step.
+    generator = seeded()
+    coarse, fine = (torch.rand(1, 1, side, side, generator=generator) for side in (2, 4))
+    cloud = F.interpolate(coarse, (4, 4), mode="bilinear", align_corners=True) + fine / 9
+    cloud = (cloud - cloud.min()) / (cloud.max() - cloud.min())
+    result = corruptions.fog(torch.ones(1, 1, 4, 4), 1.0, 3, seeded())
+    np.testing.assert_allclose(result, (1 + cloud) / 2, rtol=1e-6)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.tuples(*3 * [st.floats(0, 1, width=32)]), st.sampled_from([0.05, 0.3]))
 def test_brightness_is_that_of_hsv(pixel: tuple[float, ...], amount: float) -> None:
@@ -204,6 +243,8 @@ def test_pixelate_averages_shared_areas() -> None:
     cells = fine.reshape(9, 12, 9, 12).mean((1, 3))
     expected = np.kron(cells, np.ones((12, 12))).reshape(12, 9, 12, 9).mean((1, 3))
     np.testing.assert_allclose(corruptions.pixelate(x, 0.75, None)[0, 0], expected, atol=1e-12)
+    noise = torch.rand(28, 28, generator=seeded(), dtype=torch.float64)  # 26.6 pixels are 26
+    assert torch.linalg.matrix_rank(corruptions.pixelate(noise[None, None], 0.95, None)[0, 0]) == 26
 
 
 @pytest.mark.parametrize(
