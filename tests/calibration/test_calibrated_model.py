@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from sklearn.exceptions import NotFittedError
@@ -22,6 +24,7 @@ CALIBRATORS = [
     calibration.BetaCalibrator,
     calibration.IsotonicCalibrator,
     calibration.PlattCalibrator,
+    partial(calibration.CorrectnessAwareCalibrator, max_iter=20, random_state=0),
 ]
 
 
@@ -83,3 +86,35 @@ def test_gradients_reach_the_model():
 def test_no_batches():
     with pytest.raises(ValueError, match="at least one batch"):
         CalibratedModel(network(), TemperatureScaler()).fit([])
+
+
+def test_a_reloaded_temperature_has_lost_no_digit():
+    net = network()
+    model = CalibratedModel(net, TemperatureScaler()).fit(batches(net))
+    other = CalibratedModel(network(), TemperatureScaler())
+    other.load_state_dict(model.state_dict())
+    assert other.calibrator.temperature_ == model.calibrator.temperature_
+
+
+@pytest.mark.bad_input  # a table, which scikit-learn takes for an array
+def test_the_state_after_a_fit_to_a_table():
+    pd = pytest.importorskip("pandas")
+    z = torch.randn(50, 3)
+    scaler = TemperatureScaler().fit(pd.DataFrame(z.numpy(), columns=list("abc")), np.arange(50) % 3)
+    other = CalibratedModel(nn.Identity(), TemperatureScaler())
+    other.load_state_dict(CalibratedModel(nn.Identity(), scaler).state_dict())
+    torch.testing.assert_close(other(z), scaler.transform(z))
+
+
+def test_loading_replaces_the_whole_fit():
+    net = network()
+    model = CalibratedModel(net, TemperatureScaler())
+    unfitted = copy.deepcopy(model.state_dict())
+    model.fit(batches(net))
+    with pytest.raises(
+        RuntimeError, match="state is that of a TemperatureScaler, and the model has a Vector"
+    ):
+        CalibratedModel(network(), calibration.VectorScaler()).load_state_dict(model.state_dict())
+    model.load_state_dict(unfitted)
+    with pytest.raises(NotFittedError):
+        model.eval()(torch.randn(2, 6))

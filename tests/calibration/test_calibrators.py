@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 
 from trueup import calibration
 from trueup.calibration._calibrator import Calibrator
@@ -122,9 +125,20 @@ def test_weights_count_samples(calibrator):
 
 def test_a_class_without_labels(calibrator):
     logits, target = data()
-    probs = calibrator.fit(logits, target.clamp_max(2)).predict_proba(logits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        calibrator.fit(logits, target.clamp_max(2))
+    probs = calibrator.predict_proba(logits)
     assert probs.isfinite().all()
     torch.testing.assert_close(probs.sum(1), torch.ones(300).double())
+
+
+@pytest.mark.parametrize("kind", [calibration.VectorScaler, calibration.MatrixScaler])
+def test_affine_scaling_warns_of_a_class_without_labels(kind):
+    logits, target = data()
+    with pytest.warns(ConvergenceWarning, match="no held-out sample of 1 of 4 classes"):
+        kind().fit(logits, target.clamp_max(2))
+    kind(ridge=1e-3).fit(logits, target.clamp_max(2))
 
 
 def test_fit_leaves_its_input_alone(calibrator):
@@ -170,3 +184,23 @@ def test_bad_input(calibrator):
         calibrator.transform(logits[:, :3])
     with pytest.raises(ValueError, match="Reshape your data"):
         calibrator.predict_proba(logits[0])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_quantile_bins_hold_the_same_samples_in_fit_and_after(seed):
+    levels = np.random.default_rng(seed).normal(0, 4, 12)
+    logits = torch.from_numpy(levels.repeat(50))
+    target = torch.from_numpy(np.random.default_rng(seed).integers(0, 2, 600))
+    calibrator = calibration.HistogramCalibrator(n_bins=6, binning="quantile").fit(logits, target)
+    probs = calibrator.predict_proba(logits)
+    assert probs.mean() == pytest.approx(target.double().mean())
+    for level in range(12):
+        alone = calibrator.predict_proba(logits[50 * level, None])
+        torch.testing.assert_close(probs[50 * level : 50 * level + 50], alone.expand(50))
+
+
+@pytest.mark.parametrize("kind", [calibration.HistogramCalibrator, calibration.IsotonicCalibrator])
+def test_step_functions_have_no_gradient(kind):
+    logits, target = data()
+    logits.requires_grad_()
+    assert not kind().fit(logits, target).transform(logits).requires_grad

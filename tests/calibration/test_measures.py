@@ -317,6 +317,19 @@ def test_density_error_is_that_of_kernels_summed_one_by_one() -> None:
     assert density_error(c, a) == pytest.approx(want, rel=2e-3)
 
 
+@pytest.mark.parametrize("spread", [1e-2, 1e-3, 1e-4, 1e-6])
+def test_density_error_of_a_sure_model_is_its_gap(spread: float) -> None:
+    # However narrow the densities are on the grid: 3 % are wrong at a confidence of about 1.
+    c = 1 - spread * np.random.default_rng(0).random(1000)
+    a = np.arange(1000) < 970
+    assert density_error(c, a) == pytest.approx(c.mean() - 0.97, rel=0.2)
+
+
+@pytest.mark.parametrize("value", [0.55, 0.9, 1.0])
+def test_density_error_needs_two_confidences(value: float) -> None:
+    assert np.isnan(density_error(np.full(1000, value), np.arange(1000) > 0))
+
+
 def test_proper_scores_are_those_of_scikit_learn() -> None:
     probs, target = table()
     nll = calibration.negative_log_likelihood(probs, target).item()

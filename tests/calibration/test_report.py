@@ -264,6 +264,37 @@ def test_groups_have_reports_of_their_own() -> None:
     assert list(numbered.by_group) == [0, 1]
 
 
+def test_bfloat16_probabilities_have_groups_and_curves() -> None:
+    probs = (2 * torch.randn(400, 100, generator=torch.Generator().manual_seed(0))).softmax(1).bfloat16()
+    target = torch.arange(400) % 100
+    report = CalibrationReport(probs, target, n_bins=np.int64(10), groups=target % 2)
+    assert report.reliability_curve().count.sum() == 400
+    odd = CalibrationReport(probs[1::2], target[1::2], n_bins=10)
+    assert report.by_group[1].to_dict() == pytest.approx(odd.to_dict(), rel=0, abs=0, nan_ok=True)
+
+
+@pytest.mark.bad_input
+def test_groups_of_maps_keep_their_layout() -> None:
+    probs = torch.tensor([[0.9, 0.1]] * 3)[:, :, None].expand(3, 2, 2)
+    target = torch.tensor([[0, 0], [0, 0], [1, 1]])
+    report = CalibrationReport(probs, target, n_bins=5, groups=target)
+    assert [r.to_dict()["accuracy"] for r in report.by_group.values()] == [1, 0]
+    for groups in (target.T, target.flatten()):
+        with pytest.raises(ValueError, match=r"groups must have shape \(3, 2\)"):
+            CalibrationReport(probs, target, groups=groups)
+    with pytest.raises(TypeError, match="groups must be values of one kind"):
+        CalibrationReport(probs, target, groups=np.array([["a", None]] * 3))
+
+
+@pytest.mark.bad_input
+def test_a_figure_by_group_needs_groups() -> None:
+    probs, target = torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="make the report with groups"):
+        CalibrationReport(probs, target).figure(by_group=True)
+    with pytest.raises(ValueError, match="level='top'"):
+        CalibrationReport(probs, target, groups=["a", "b"]).figure(level="classwise", by_group=True)
+
+
 @pytest.mark.parametrize("groups", [np.arange(399), [["a"] * 400]])
 def test_groups_need_one_value_per_sample(groups: object) -> None:
     logits, target = predictions()

@@ -128,7 +128,15 @@ class _AffineScaler(Calibrator):
         self.weight_: NDArray[np.float64] = found.x[: identity.size].reshape(identity.shape) / size
         self.bias_: NDArray[np.float64] = found.x[identity.size :]
         self.n_iter_ = int(found.nit)
-        if self.ridge == 0 and (self._map(rows).argmax(1) == labels)[share > 0].all():
+        missing = rows.shape[1] - len(labels[share > 0].unique())
+        if self.ridge == 0 and missing:
+            warnings.warn(
+                f"{type(self).__name__} has no held-out sample of {missing} of {rows.shape[1]} classes, so "
+                "that the loss has no minimum and gives them no probability: pass ridge > 0, or more data",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        elif self.ridge == 0 and (self._map(rows).argmax(1) == labels)[share > 0].all():
             warnings.warn(
                 f"{type(self).__name__} separates the classes of the held-out data, so that the loss has no "
                 "minimum and the result is over-confident: pass ridge > 0, or more data",
@@ -158,8 +166,8 @@ class VectorScaler(_AffineScaler):
         n_features_in_: number of classes; 1 for binary logits `(N,)`.
 
     Raises: see `fit`, which also raises ValueError for parameters out of range and for logits of -inf.
-    It warns with ConvergenceWarning if the map separates the classes, since the loss then has no minimum, and
-    if `max_iter` iterations do not suffice.
+    It warns with ConvergenceWarning if the map separates the classes or a class has no sample, since the loss
+    then has no minimum, and if `max_iter` iterations do not suffice.
 
     Source: section 4.2 of Guo et al. (2017).
 

@@ -163,7 +163,7 @@ def floor_to(
     return np.where(rounded > edges, np.nextafter(rounded, dtype.type(-1)), rounded)
 
 
-def check_bins(n_bins: int) -> None:
+def check_bins(n_bins: int | np.integer) -> None:
     """Raise ValueError unless `n_bins` is a positive integer."""
     if isinstance(n_bins, bool) or not isinstance(n_bins, int | np.integer) or n_bins < 1:
         raise ValueError(f"n_bins must be an integer of at least 1; got {n_bins!r}: 15 is usual")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from trueup.calibration._correctness_aware import network_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -25,12 +27,14 @@ class FittedTransform(Protocol):
 class CalibratedModel(nn.Module):
     """Return the calibrated logits of a model.
 
-    The gradient passes through the calibrator to the model. The `state_dict` carries what the calibrator has
-    fitted.
+    The gradient passes through the calibrator to the model, except through `HistogramCalibrator` and
+    `IsotonicCalibrator`. The `state_dict` carries what the calibrator has fitted; it can be loaded into a
+    model with a calibrator of the same class, fitted or not.
 
     Args:
         model: maps inputs to logits `(N, C)`, `(N, C, *positions)` or, for two classes, `(N,)`.
-        calibrator: a calibrator of this package, fitted or not, or anything with its `fit` and `transform`.
+        calibrator: a calibrator of this package, fitted or not, or anything with its `fit` and `transform`
+            that keeps what it has fitted in numbers and arrays whose names end in an underscore.
 
     Example:
         >>> import torch
@@ -79,13 +83,36 @@ class CalibratedModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.calibrator.transform(self.model(x))
 
-    def get_extra_state(self) -> dict[str, Tensor]:
-        return {
-            name: torch.as_tensor(value)
-            for name, value in vars(self.calibrator).items()
-            if name.endswith("_") and isinstance(value, int | float | np.ndarray)
-        }
+    def get_extra_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"calibrator": type(self.calibrator).__name__}
+        for name, value in self._fitted().items():
+            if isinstance(value, nn.Module):
+                state[name] = value.state_dict()
+            elif name != "feature_names_in_":
+                # Numbers stay in double precision, whatever torch's default is.
+                state[name] = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+        return state
 
-    def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        for name, value in state.items():
-            setattr(self.calibrator, name, value.item() if value.dim() == 0 else value.cpu().numpy())
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        name = type(self.calibrator).__name__
+        if state["calibrator"] != name:
+            raise RuntimeError(
+                f"this state is that of a {state['calibrator']}, and the model has a {name}: make the "
+                "CalibratedModel with the calibrator that was fitted"
+            )
+        for attribute in self._fitted():
+            delattr(self.calibrator, attribute)
+        for attribute, value in state.items():
+            if isinstance(value, dict):
+                setattr(self.calibrator, attribute, network_of(value))
+            elif isinstance(value, Tensor):
+                fitted = value.item() if value.dim() == 0 else value.cpu().numpy()
+                setattr(self.calibrator, attribute, fitted)
+
+    def _fitted(self) -> dict[str, Any]:
+        """Return what `fit` has set: attributes whose names end in one underscore, as in scikit-learn."""
+        return {
+            name: value
+            for name, value in vars(self.calibrator).items()
+            if name.endswith("_") and not name.startswith("_")
+        }

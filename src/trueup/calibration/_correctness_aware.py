@@ -423,6 +423,14 @@ def new_network(features: Tensor, hidden: int, generator: torch.Generator) -> nn
     return nn.Sequential(linear[0], nn.ReLU(), linear[1])
 
 
+def network_of(state: dict[str, Tensor]) -> nn.Sequential:
+    """Make a network from its `state_dict`."""
+    weight = state["0.weight"]
+    network = new_network(weight, len(weight), torch.Generator())
+    network.load_state_dict(state)
+    return network
+
+
 def temperatures(network: nn.Module, features: Tensor, t_bounds: tuple[float, float]) -> Tensor:
     temperature: Tensor = network(features).squeeze(1).clamp(*t_bounds)
     return temperature

@@ -50,7 +50,8 @@ def bin_frequencies(
 class HistogramCalibrator(OneVsRestCalibrator):
     """Replace the probability of each class by the frequency of the class in its bin.
 
-    `transform` returns log-probabilities, which are -inf where no sample of the class was in the bin.
+    `transform` returns log-probabilities, which are -inf where no sample of the class was in the bin, and
+    log-odds for binary logits `(N,)`, which are infinite where the frequency is 0 or 1. It has no gradient.
 
     Args:
         n_bins: number of bins, 1 or more.
@@ -98,5 +99,7 @@ class HistogramCalibrator(OneVsRestCalibrator):
 
     def _class_log_odds(self, odds: Tensor) -> Tensor:
         edges, frequencies = on(self.edges_, odds), on(self.frequencies_, odds)
-        bins = torch.searchsorted(edges[:, 1:-1].contiguous(), odds.sigmoid().mT.contiguous())
+        # The function of `fit`: another's last bit could move a sample on an edge into the next bin.
+        probs = on(special.expit(odds.detach().cpu().numpy()), odds)
+        bins = torch.searchsorted(edges[:, 1:-1].contiguous(), probs.mT.contiguous())
         return frequencies.gather(1, bins).logit().mT

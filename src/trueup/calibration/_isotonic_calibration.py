@@ -42,7 +42,8 @@ def interpolate(
 class IsotonicCalibrator(OneVsRestCalibrator):
     """Map the log-odds of each class by an increasing function, fitted by isotonic regression.
 
-    `transform` returns log-probabilities, which are -inf where the function is zero.
+    `transform` returns log-probabilities, which are -inf where the function is zero, and log-odds for binary
+    logits `(N,)`, which are infinite where the function is 0 or 1. It has no gradient.
 
     Attributes:
         knots_: log-odds at which the function of each class bends, of shape `(C, knots)`; one row, for
@@ -77,6 +78,7 @@ class IsotonicCalibrator(OneVsRestCalibrator):
             filled.append(np.concatenate([knots, [last + 1 + np.arange(more), np.full(more, value)]], axis=1))
         self.knots_, self.values_ = np.stack(filled, axis=1)
 
+    @torch.no_grad()  # the slope of the log-odds is infinite at 0 and 1
     def _class_log_odds(self, odds: Tensor) -> Tensor:
         knots, values = on(self.knots_, odds), on(self.values_, odds)
         return interpolate(odds.mT.contiguous(), knots, values).mT.logit()

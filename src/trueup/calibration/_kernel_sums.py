@@ -65,6 +65,7 @@ def laplacian_sum(confidence: Values, residual: Values, width: float) -> float:
 GRID = np.linspace(-0.6, 1.6, 2**14)
 STEP = GRID[1] - GRID[0]
 NEGLIGIBLE = 1e-6
+NARROWEST = STEP  # so that a kernel covers several points of the grid
 
 
 def density_error(confidence: Values, correct: Flags) -> float:
@@ -74,15 +75,13 @@ def density_error(confidence: Values, correct: Flags) -> float:
     """
     confidence = confidence.astype(np.float64)
     right = confidence[correct]
-    bandwidth = right.std() * (2 * len(confidence)) ** -0.2 if len(right) else 0.0
-    if not bandwidth > 0:
+    if len(right) == 0 or right.min() == right.max():
         return float("nan")
+    bandwidth = max(right.std() * (2 * len(confidence)) ** -0.2, NARROWEST)
     f, f1 = mirrored_density(confidence, bandwidth), mirrored_density(right, bandwidth)
     known = np.maximum(f, f1) > NEGLIGIBLE
     accuracy = np.minimum(correct.mean() * f1 / np.where(known, f, 1), 1)
     integrand = np.where(known, np.abs(GRID - accuracy) * f, 0)
-    # Where nobody is, the last value is carried on.
-    integrand = integrand[np.maximum.accumulate(np.where(known, np.arange(len(GRID)), 0))]
     inside = (GRID >= 0) & (GRID <= 1)
     return float(np.trapezoid(integrand[inside], GRID[inside]) / np.trapezoid(f[inside], GRID[inside]))
 

@@ -200,6 +200,10 @@ def _draw(
     x: Tensor, alpha: float, mix_size: int, per_sample: bool, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """Draw weights `(mix_size,)` or `(mix_size, batch)`, and permutations `(mix_size - 1, batch)`."""
+    if mix_size == 1:  # nothing to draw: a rounded weight would change the samples
+        shape = (1, len(x)) if per_sample else (1,)
+        no_perms = torch.empty(0, len(x), dtype=torch.long, device=x.device)
+        return torch.ones(shape, dtype=upcast_dtype(x.dtype), device=x.device), no_perms
     device = x.device if generator is None else generator.device
     concentration = torch.full((mix_size,), alpha, dtype=upcast_dtype(x.dtype), device=device)
     if per_sample:
@@ -207,8 +211,7 @@ def _draw(
     # torch.distributions.Dirichlet takes no generator; this is the function that it calls.
     weights = torch._sample_dirichlet(concentration, generator).movedim(-1, 0)
     perms = [torch.randperm(len(x), generator=generator, device=device) for _ in range(mix_size - 1)]
-    stacked = torch.stack(perms) if perms else torch.empty(0, len(x), dtype=torch.long, device=device)
-    return weights.to(x.device), stacked.to(x.device)
+    return weights.to(x.device), torch.stack(perms).to(x.device)
 
 
 def _one_hot(y: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:

@@ -191,7 +191,7 @@ def paired_label_noise(
 
     Raises:
         TypeError: labels are not integers.
-        ValueError: labels or rate out of range, or fewer than 2 classes.
+        ValueError: no labels, labels or rate out of range, or fewer than 2 classes.
 
     Source: the label noise of the official code, which applies it to the training rows alone.
 
@@ -201,6 +201,8 @@ def paired_label_noise(
     """
     check_int("num_classes", num_classes, 2)
     check_unit_interval("rate", rate)
+    if len(target) == 0:
+        raise ValueError("target is empty: pass at least one label")
     labels = check_target(target, (len(target), num_classes), num_classes)
     shift = torch.randint(1, num_classes, (num_classes,), generator=generator)
     partner = ((torch.arange(num_classes) + shift) % num_classes).to(labels.device)

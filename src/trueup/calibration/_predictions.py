@@ -43,6 +43,7 @@ class Predictions:
         predictions: `(N,)` for class 1 of a binary problem, or `(N, C, *positions)`.
         target: class indices, `(N, *positions)`.
         from_logits: predictions are logits.
+        tolerance: how far from 1 a row of probabilities may sum; by default `sum_tolerance` of their dtype.
 
     Attributes:
         values: predictions `(N, C)` in float32 or better; a binary problem has two columns.
@@ -53,7 +54,14 @@ class Predictions:
         TypeError, ValueError: see `_validation`.
     """
 
-    def __init__(self, predictions: ArrayLike, target: ArrayLike, *, from_logits: bool = False) -> None:
+    def __init__(
+        self,
+        predictions: ArrayLike,
+        target: ArrayLike,
+        *,
+        from_logits: bool = False,
+        tolerance: float | None = None,
+    ) -> None:
         given = from_numpy(predictions)
         rows = as_rows(given, "logits" if from_logits else "probabilities")
         if from_logits and rows.dim() == 2 and rows.shape[1] == 1:
@@ -69,7 +77,7 @@ class Predictions:
         self.from_logits = from_logits
         self.n_classes = rows.shape[1]
         self._rows = chunk_size(rows, self.n_classes, len(rows))
-        self._tolerance = sum_tolerance(given.dtype)
+        self._tolerance = sum_tolerance(given.dtype) if tolerance is None else tolerance
         labels = check_target(target, tuple(given.shape), self.n_classes)
         self.target: Int[Tensor, " samples"] = labels.to(rows.device)
         self._largest, self._confidence, self._at_label = self.values.new_empty(3, len(rows))
@@ -79,6 +87,11 @@ class Predictions:
             self._confidence = self._largest
         elif self._confidence.reciprocal_().isnan().any():  # NaN, +inf, or a row of -inf: this says which
             check_logits(rows)
+
+    def select(self, rows: Int[Tensor, " selected"]) -> Predictions:
+        """Return some of the samples."""
+        values, target = self.values[rows], self.target[rows]
+        return Predictions(values, target, from_logits=self.from_logits, tolerance=self._tolerance)
 
     def __len__(self) -> int:
         return len(self.values)

@@ -11,6 +11,7 @@ value can lie above the value itself.
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,12 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trueup.calibration._binned_measures import ReliabilityCurve, reliability_curve
+from trueup.calibration._binned_measures import ReliabilityCurve, pairs_curve, reliability_curve
 from trueup.calibration._bins import DEFAULT_BINS, Binning, check_bins, check_option
 from trueup.calibration._columns import measure, observed, resamples
 from trueup.calibration._predictions import Level, Predictions
 from trueup.calibration._reliability_diagram import draw
-from trueup.calibration._validation import ArrayLike, as_rows, from_numpy, sum_tolerance
+from trueup.calibration._validation import ArrayLike, as_rows, check_label_shape, from_numpy, sum_tolerance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,18 +92,19 @@ class CalibrationReport:
         target: ArrayLike,
         *,
         from_logits: bool | None = None,
-        n_bins: int | Sequence[int] = DEFAULT_BINS,
+        n_bins: int | np.integer | Sequence[int] = DEFAULT_BINS,
         levels: Sequence[Level] | None = None,
         groups: Sequence[Any] | Tensor | NDArray[Any] | None = None,
         n_bootstrap: int = 0,
         confidence_level: float = 0.95,
         seed: int = 0,
     ) -> None:
-        self.n_bins = (n_bins,) if isinstance(n_bins, int) else tuple(n_bins)
+        numbers = (n_bins,) if isinstance(n_bins, int | np.integer) else n_bins
+        for bins in numbers:
+            check_bins(bins)
+        self.n_bins = tuple(int(bins) for bins in numbers)
         if not self.n_bins:
             raise ValueError("n_bins is empty: pass the numbers of bins, as in n_bins=(10, 15)")
-        for bins in self.n_bins:
-            check_bins(bins)
         if n_bootstrap < 0:
             raise ValueError(f"n_bootstrap must be at least 0; got {n_bootstrap}: 200 to 1000 are usual")
         if not 0 < confidence_level < 1:
@@ -123,12 +125,15 @@ class CalibrationReport:
                     "levels, or pass the probability of one class as (N,), with labels 0 and 1"
                 )
             self.levels = tuple(level for level in LEVELS if level in levels)
+        self._measure()
+        self.by_group: dict[Any, CalibrationReport] = {}
+        if groups is not None:
+            self.by_group = dict(self._split(groups, tuple(np.shape(logits_or_probs))))
+
+    def _measure(self) -> None:
         self._values, self._floors = measure(
             observed(self._predictions, self.levels), self.n_bins, self.levels, with_floors=True
         )
-        self.by_group: dict[Any, CalibrationReport] = {}
-        if groups is not None:
-            self.by_group = dict(self._split(groups))
 
     @property
     def n_samples(self) -> int:
@@ -150,10 +155,11 @@ class CalibrationReport:
 
     @property
     def noise_floor(self) -> dict[str, float]:
-        """The average value of a calibrated model with the same confidences and number of samples.
+        """The typical value of a calibrated model with the same confidences and number of samples.
 
-        For the columns that are positive by chance and have a closed form. That of `mce` is a lower bound:
-        the largest of the expected deviations of the bins.
+        For the columns that are positive by chance and have a closed form. It is the mean, or the root mean
+        square of `rmsce` and `mmce`, and for `mce` the largest of the bins' expected deviations, which is
+        usually less than its mean.
         """
         return dict(self._floors)
 
@@ -210,10 +216,10 @@ class CalibrationReport:
         self, *, n_bins: int = 15, binning: Binning = "uniform", level: Literal["top", "positive"] = "top"
     ) -> ReliabilityCurve:
         """Return the data of the reliability diagram, as the function `reliability_curve`."""
-        p = self._predictions
-        return reliability_curve(
-            p.values, p.target, n_bins=n_bins, binning=binning, level=level, from_logits=self.from_logits
-        )
+        check_bins(n_bins)
+        check_option("binning", binning, Binning)
+        check_option("level", level, Literal["top", "positive"])
+        return pairs_curve(getattr(self._predictions, level), n_bins, binning)
 
     def figure(
         self,
@@ -232,8 +238,14 @@ class CalibrationReport:
             by_group: draw a curve per group.
 
         Raises:
+            ValueError: `by_group` of a report without groups, or together with `"classwise"`.
             ImportError: plotly is missing; it comes with the extra `trueup[plot]`.
         """
+        if by_group and (level == "classwise" or not self.by_group):
+            raise ValueError(
+                "by_group draws one curve per group: make the report with groups, and pass level='top' or "
+                "'positive'"
+            )
         if level == "classwise":
             p = self._predictions
             probs = torch.cat([chunk for chunk, _ in p.chunks()])
@@ -312,30 +324,21 @@ class CalibrationReport:
     def _has_intervals(self) -> bool:
         return self.n_bootstrap > 0 and self.n_samples >= MIN_SAMPLES
 
-    def _split(self, groups: Any) -> Iterator[tuple[Any, CalibrationReport]]:
+    def _split(self, groups: Any, predictions: tuple[int, ...]) -> Iterator[tuple[Any, CalibrationReport]]:
         values = np.asarray(groups.cpu() if isinstance(groups, Tensor) else groups)
-        if values.size != self.n_samples or (values.ndim == 2 and 1 in values.shape):
-            raise ValueError(
-                f"groups must have one value per sample; got shape {values.shape} for {self.n_samples} "
-                "samples: pass them in the target's shape"
-            )
-        p = self._predictions
-        names, member = np.unique(values.ravel(), return_inverse=True)
+        check_label_shape("groups", values, predictions)
+        try:
+            names, member = np.unique(values.ravel(), return_inverse=True)
+        except TypeError:
+            raise TypeError(
+                "groups must be values of one kind, such as strings or integers, and none missing: convert "
+                "or fill them"
+            ) from None
         for i, name in enumerate(names.tolist()):
-            rows = torch.from_numpy(np.flatnonzero(member == i)).to(p.values.device)
-            yield (
-                name,
-                CalibrationReport(
-                    p.values[rows],
-                    p.target[rows],
-                    from_logits=self.from_logits,
-                    n_bins=self.n_bins,
-                    levels=self.levels,
-                    n_bootstrap=self.n_bootstrap,
-                    confidence_level=self.confidence_level,
-                    seed=self.seed,
-                ),
-            )
+            report = copy.copy(self)
+            report._predictions = self._predictions.select(torch.from_numpy(np.flatnonzero(member == i)))
+            report._measure()
+            yield name, report
 
 
 def _are_logits(values: ArrayLike) -> bool:

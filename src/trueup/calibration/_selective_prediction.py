@@ -26,7 +26,7 @@ from torch import Tensor
 
 from trueup.calibration._binned_measures import scalar
 from trueup.calibration._predictions import Predictions
-from trueup.calibration._validation import ArrayLike
+from trueup.calibration._validation import ArrayLike, from_numpy
 
 __all__ = [
     "SelectiveCurve",
@@ -62,16 +62,16 @@ def ood_auroc(in_confidence: ArrayLike, out_confidence: ArrayLike) -> Float[Tens
         The probability that the former is larger, where ties count half.
 
     Raises:
-        ValueError: no value, or NaN.
+        ValueError: no value, NaN or infinity.
 
     Example:
         >>> ood_auroc(torch.tensor([0.9, 0.8]), torch.tensor([0.5, 0.8])).item()
         0.875
     """
-    scores = [torch.as_tensor(s).detach().flatten().double().cpu() for s in (in_confidence, out_confidence)]
+    scores = [from_numpy(s).detach().flatten().double().cpu() for s in (in_confidence, out_confidence)]
     for name, score in zip(("in_confidence", "out_confidence"), scores):
-        if len(score) == 0 or score.isnan().any():
-            fault = "NaN" if len(score) else "no value"
+        if len(score) == 0 or not score.isfinite().all():
+            fault = "NaN or infinity" if len(score) else "no value"
             raise ValueError(f"{name} must be numbers; it has {fault}: pass the top-class confidences")
     origin = np.repeat([True, False], [len(s) for s in scores])
     return scalar(float(roc_auc_score(origin, torch.cat(scores).numpy())))

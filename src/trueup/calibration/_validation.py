@@ -102,7 +102,7 @@ def check_target(target: ArrayLike, predictions: tuple[int, ...], classes: int) 
     return labels
 
 
-def check_label_shape(name: str, labels: Tensor, predictions: tuple[int, ...]) -> None:
+def check_label_shape(name: str, labels: Tensor | NDArray[Any], predictions: tuple[int, ...]) -> None:
     """Raise ValueError unless there is one value per prediction, in the same order of positions."""
     shape = predictions[:1] + predictions[2:]
     if tuple(labels.shape) not in (shape, (*shape, 1)):
