@@ -118,3 +118,10 @@ def test_loading_replaces_the_whole_fit():
     model.load_state_dict(unfitted)
     with pytest.raises(NotFittedError):
         model.eval()(torch.randn(2, 6))
+
+
+def test_a_state_that_cannot_be_saved_is_refused():
+    calibrator = TemperatureScaler()
+    calibrator.temperature_ = torch.tensor(2.0)
+    with pytest.raises(TypeError, match="temperature_ of TemperatureScaler is a Tensor"):
+        CalibratedModel(network(), calibrator).state_dict()

@@ -315,6 +315,7 @@ def test_density_error_is_that_of_kernels_summed_one_by_one() -> None:
     accuracy = np.minimum(a.mean() * f1[known] / f[known], 1)
     want = (np.abs(x[known] - accuracy) * f[known]).sum() / f[known].sum()
     assert density_error(c, a) == pytest.approx(want, rel=2e-3)
+    assert density_error(c, a, "official") == pytest.approx(density_error(c, a), abs=1e-5)
 
 
 @pytest.mark.parametrize("spread", [1e-2, 1e-3, 1e-4, 1e-6])
@@ -323,6 +324,13 @@ def test_density_error_of_a_sure_model_is_its_gap(spread: float) -> None:
     c = 1 - spread * np.random.default_rng(0).random(1000)
     a = np.arange(1000) < 970
     assert density_error(c, a) == pytest.approx(c.mean() - 0.97, rel=0.2)
+
+
+def test_the_published_density_error_of_a_sure_model_is_far_too_large() -> None:
+    rng = np.random.default_rng(0)
+    c = np.concatenate([rng.uniform(0.4, 1, 20), 1 - 5e-4 * rng.random(980)])
+    assert density_error(c, c > 0.99) < 0.02
+    assert density_error(c, c > 0.99, "official") > 1
 
 
 @pytest.mark.parametrize("value", [0.55, 0.9, 1.0])

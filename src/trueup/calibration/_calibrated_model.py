@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trueup.calibration._correctness_aware import network_of
+from trueup.calibration._correctness_aware import CorrectnessAwareCalibrator, network_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -86,11 +86,17 @@ class CalibratedModel(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"calibrator": type(self.calibrator).__name__}
         for name, value in self._fitted().items():
-            if isinstance(value, nn.Module):
+            if isinstance(value, nn.Module) and isinstance(self.calibrator, CorrectnessAwareCalibrator):
                 state[name] = value.state_dict()
-            elif name != "feature_names_in_":
-                # Numbers stay in double precision, whatever torch's default is.
-                state[name] = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+            elif isinstance(value, int | float | list | np.number | np.ndarray):
+                array = np.asarray(value)
+                if array.dtype.kind in "biuf":  # not the names of a table's columns
+                    state[name] = torch.from_numpy(array.copy())  # in double precision
+            else:
+                raise TypeError(
+                    f"{name} of {state['calibrator']} is a {type(value).__name__}, which its state cannot "
+                    "hold: keep what was fitted in numbers or NumPy arrays, or pickle the model"
+                )
         return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:

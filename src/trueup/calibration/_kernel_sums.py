@@ -10,7 +10,9 @@ prefix sums give the double sum in linear time. Chunks of limited range keep the
 
 The density form estimates the density $f$ of $c$ and $f_1$ of $c$ given a correct prediction by a triweight
 kernel; $r(x) = a f_1(x) / f(x)$, with the accuracy $a$, is then the accuracy at confidence $x$, and the error
-is $\\int |x - r(x)| f(x) dx$. Samples are mirrored at the nearer border, where densities end.
+is $\\int |x - r(x)| f(x) dx$. Samples are mirrored at the nearer border, where densities end. Where both
+densities are negligible, the published code (`variant="official"`) repeats the last value of its integrand.
+If nearly all confidences are the same, the densities end abruptly, and this value is large.
 
 A. Kumar, S. Sarawagi, U. Jain, Trainable calibration measures for neural networks from kernel mean embeddings
 (ICML 2018); J. Zhang, B. Kailkhura, T. Han, Mix-n-Match (ICML 2020, arXiv 2003.07329). Published training
@@ -24,6 +26,8 @@ import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from scipy import signal
+
+from trueup.calibration._bins import Variant
 
 __all__ = ["density_error", "laplacian_sum", "mmce_all_pairs"]
 
@@ -68,7 +72,7 @@ NEGLIGIBLE = 1e-6
 NARROWEST = STEP  # so that a kernel covers several points of the grid
 
 
-def density_error(confidence: Values, correct: Flags) -> float:
+def density_error(confidence: Values, correct: Flags, variant: Variant = "paper") -> float:
     """Return the calibration error of kernel density estimates; NaN if they have no bandwidth.
 
     That is so unless correct predictions have at least two different confidences.
@@ -77,11 +81,15 @@ def density_error(confidence: Values, correct: Flags) -> float:
     right = confidence[correct]
     if len(right) == 0 or right.min() == right.max():
         return float("nan")
-    bandwidth = max(right.std() * (2 * len(confidence)) ** -0.2, NARROWEST)
+    bandwidth = right.std() * (2 * len(confidence)) ** -0.2
+    if variant == "paper":
+        bandwidth = max(bandwidth, NARROWEST)
     f, f1 = mirrored_density(confidence, bandwidth), mirrored_density(right, bandwidth)
     known = np.maximum(f, f1) > NEGLIGIBLE
     accuracy = np.minimum(correct.mean() * f1 / np.where(known, f, 1), 1)
     integrand = np.where(known, np.abs(GRID - accuracy) * f, 0)
+    if variant == "official":
+        integrand = integrand[np.maximum.accumulate(np.where(known, np.arange(len(GRID)), 0))]
     inside = (GRID >= 0) & (GRID <= 1)
     return float(np.trapezoid(integrand[inside], GRID[inside]) / np.trapezoid(f[inside], GRID[inside]))
 

@@ -99,10 +99,9 @@ class CalibrationReport:
         confidence_level: float = 0.95,
         seed: int = 0,
     ) -> None:
-        numbers = (n_bins,) if isinstance(n_bins, int | np.integer) else n_bins
-        for bins in numbers:
+        self.n_bins: tuple[int, ...] = tuple(np.atleast_1d(n_bins).tolist())
+        for bins in self.n_bins:
             check_bins(bins)
-        self.n_bins = tuple(int(bins) for bins in numbers)
         if not self.n_bins:
             raise ValueError("n_bins is empty: pass the numbers of bins, as in n_bins=(10, 15)")
         if n_bootstrap < 0:

@@ -107,9 +107,9 @@ class TopLabel:
         """Return the maximum mean calibration error."""
         return float(np.sqrt(max(laplacian_sum(self.confidence, self.residual, width), 0)) / len(self))
 
-    def kde_error(self) -> float:
+    def kde_error(self, variant: Variant = "paper") -> float:
         """Return the calibration error of kernel density estimates; NaN without two correct confidences."""
-        return density_error(self.confidence, self.correct)
+        return density_error(self.confidence, self.correct, variant)
 
     def sweep_n_bins(self) -> int:
         """Return the largest number of quantile bins up to which accuracies never decrease."""

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trueup.calibration._binned_measures import scalar
-from trueup.calibration._bins import check_option
+from trueup.calibration._bins import Variant, check_option
 from trueup.calibration._predictions import Predictions, Reduction
 from trueup.calibration._validation import ArrayLike
 
@@ -44,9 +44,12 @@ def ks_error(probs: ArrayLike, target: ArrayLike, *, from_logits: bool = False) 
 
 
 def kde_calibration_error(
-    probs: ArrayLike, target: ArrayLike, *, from_logits: bool = False
+    probs: ArrayLike, target: ArrayLike, *, variant: Variant = "paper", from_logits: bool = False
 ) -> Float[Tensor, ""]:
     """Return the calibration error of the top class from kernel density estimates.
+
+    `variant="official"` is the published code, whose values are far too large for models that are sure of
+    nearly all samples.
 
     NaN if correct predictions have fewer than two different confidences, since the bandwidth is then 0. This
     is the estimate with triweight kernels of the top confidence, not the one with Dirichlet kernels of all
@@ -60,7 +63,8 @@ def kde_calibration_error(
         >>> round(kde_calibration_error(probs, torch.tensor([0, 1, 1, 1])).item(), 2)
         0.21
     """
-    return scalar(Predictions(probs, target, from_logits=from_logits).top.kde_error())
+    check_option("variant", variant, Variant)
+    return scalar(Predictions(probs, target, from_logits=from_logits).top.kde_error(variant))
 
 
 def mmce(

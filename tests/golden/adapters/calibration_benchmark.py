@@ -57,7 +57,8 @@ def positive_class(case: Case) -> dict[str, object]:
 
 def kde_ece(case: Case) -> dict[str, object]:
     """Compute the error of kernel density estimates."""
-    return {"out.kde_ece": calibration.kde_calibration_error(case.inputs["probs"], case.inputs["labels"])}
+    probs, labels = case.inputs["probs"], case.inputs["labels"]
+    return {"out.kde_ece": calibration.kde_calibration_error(probs, labels, variant="official")}
 
 
 def metrics(case: Case) -> dict[str, object]:
